@@ -1,0 +1,1 @@
+"""On-policy distillation of vision-language models by visual advantage."""

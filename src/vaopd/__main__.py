@@ -1,0 +1,5 @@
+"""``python -m vaopd``."""
+
+from vaopd.cli import main
+
+main()

@@ -1,0 +1,311 @@
+"""The one schema of a run: strict, with the paper's values as defaults.
+
+A recipe is YAML; ``section.key=value`` overrides change single values. Unknown keys, wrong types
+and values out of range are reported together, each with its path, before torch is imported.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vaopd.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, no unknown keys, docstrings are the documentation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class StudentConfig(Section):
+    """The model that is trained."""
+
+    model: str
+    """Hub name, local folder, ``tiny:NAME`` (shipped) or ``tiny:new-NAME`` (random weights)."""
+
+    dtype: Precision = "auto"
+    """Compute precision; master weights stay float32. auto = bfloat16 on a GPU, else float32."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class TeacherConfig(Section):
+    """The frozen model that is imitated."""
+
+    model: str = "Qwen/Qwen3-VL-8B-Instruct"
+    """Hub name, local folder or ``tiny:NAME``; not loaded by ``method.name=sft``."""
+
+    dtype: Precision = "auto"
+    """Precision of the weights. auto = bfloat16 on a GPU, else float32."""
+
+    batch_tokens: PositiveInt = 16384
+    """Padded tokens in one scoring forward."""
+
+
+class DataConfig(Section):
+    """Where problems come from and how images enter the models."""
+
+    train: str
+    """Source of training problems: hub name with ``@split``, parquet, JSONL, folder, ``drawn:``."""
+
+    validation: str | None = None
+    """Source of held-out problems; none = no validation."""
+
+    max_prompt_tokens: PositiveInt = 8192
+    """Longest prompt with its image tokens; a longer one is an error, never cut."""
+
+    min_pixels: PositiveInt = 262_144
+    """Images of smaller area are scaled up to it before the degraded view is made."""
+
+    max_pixels: PositiveInt = 4_194_304
+    """Images of larger area are scaled down to it."""
+
+
+class MethodConfig(Section):
+    """How visual advantage becomes weights (paper, Eq. 3-6)."""
+
+    name: Literal["va_opd", "opd", "rollout_only", "token_only", "sft"] = "va_opd"
+    """``opd`` is the uniform baseline; the two ``_only`` arms are the paper's ablations."""
+
+    high_fraction: Fraction = 0.2
+    """Share of a response's tokens in the high-advantage group (p_v)."""
+
+    high_mass: Fraction = 0.5
+    """Share of the loss that the high group carries (lambda)."""
+
+    rollout_temperature: Positive = 1.0
+    """Temperature of the softmax over siblings (tau)."""
+
+    epsilon: NonNegative = 1e-6
+    """Added to the standard deviation of sibling advantages."""
+
+    minimum_advantage: NonNegative = 0.0
+    """Nats of advantage in a response below which its weights fade to plain OPD; 0 = paper."""
+
+    deviation_floor: NonNegative = 0.0
+    """Nats; smallest standard deviation of the sibling z-score; 0 = paper."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Used by ``sft`` only; a softer teacher conditions the reverse KL better."""
+
+
+class ViewConfig(Section):
+    """The degraded copy of the image that the teacher scores as well."""
+
+    name: Literal["pixelate", "blur", "downscale", "blank", "noise", "shuffle"] = "pixelate"
+    """Kind of degradation."""
+
+    ratio: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Strength; for pixelate the share of each side that is kept."""
+
+    stage: Literal["budget", "native"] = "budget"
+    """Degrade after the pixel budget (the official release) or at the image's own size."""
+
+
+class SamplingConfig(Section):
+    """How the student's rollouts are drawn."""
+
+    num_rollouts: PositiveInt = 4
+    """Siblings for each problem (K)."""
+
+    temperature: Positive = 0.7
+    """Softmax temperature of training rollouts."""
+
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Nucleus mass of training rollouts."""
+
+    max_new_tokens: PositiveInt = 4096
+    """Longest response."""
+
+    engine: Literal["transformers"] = "transformers"
+    """Sampler; the transformers one runs in process."""
+
+    batch_rows: PositiveInt = 256
+    """Rollouts decoded at the same time."""
+
+
+class ValidationConfig(Section):
+    """Protocol of the validation during and after training."""
+
+    num_samples: PositiveInt = 8
+    """Responses for each problem; accuracy is their mean (avg@k)."""
+
+    temperature: NonNegative = 1.0
+    """0 = greedy."""
+
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus mass."""
+
+    pixelated: bool = False
+    """Also answer with the degraded image, and measure the student's own visual advantage."""
+
+
+class TrainingConfig(Section):
+    """Optimizer, schedule, batches and bookkeeping."""
+
+    problems_per_step: PositiveInt = 16
+    """Problems in one optimizer step."""
+
+    epochs: PositiveInt = 5
+    """Passes over the training problems; an incomplete last batch of an epoch is dropped."""
+
+    max_steps: PositiveInt | None = None
+    """Stop after this many steps, whatever the epochs."""
+
+    learning_rate: Positive = 1e-6
+    """Peak learning rate."""
+
+    final_learning_rate_fraction: Fraction = 0.0
+    """Where the cosine ends, as a share of the peak."""
+
+    warmup_fraction: Fraction = 0.05
+    """Share of all steps with a linearly rising learning rate."""
+
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """AdamW decay rates."""
+
+    weight_decay: NonNegative = 0.1
+    """AdamW weight decay."""
+
+    max_gradient_norm: Positive = 1.0
+    """Gradients are scaled down to this norm."""
+
+    micro_batch_tokens: PositiveInt = 16384
+    """Padded tokens in one forward and backward; the update does not depend on it."""
+
+    share_prefix: bool = True
+    """Pack siblings behind one copy of prompt and image; false = one row for each rollout."""
+
+    seed: Annotated[int, Field(ge=0)] = 42
+    """Of sampling, data order and ties."""
+
+    save_every: PositiveInt | None = 50
+    """Steps between checkpoints; null = only at the end."""
+
+    validate_every: PositiveInt | None = 50
+    """Steps between validations; null = only before and after."""
+
+    log_rollouts_every: PositiveInt | None = 10
+    """Steps between rollout records for the report; null = none."""
+
+    device: str = "auto"
+    """``auto`` takes a GPU when there is one."""
+
+    parallel: Literal["none"] = "none"
+    """One process."""
+
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of ``final/``; resumable checkpoints are always float32."""
+
+
+class RunConfig(Section):
+    """Everything that decides a run."""
+
+    student: StudentConfig
+    teacher: TeacherConfig = TeacherConfig()
+    data: DataConfig
+    method: MethodConfig = MethodConfig()
+    view: ViewConfig = ViewConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    validation: ValidationConfig = ValidationConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _check_pixel_budget(self) -> "RunConfig":
+        if self.data.min_pixels > self.data.max_pixels:
+            raise ValueError(
+                f"data.min_pixels is {self.data.min_pixels}, above data.max_pixels "
+                f"{self.data.max_pixels}; lower the first or raise the second"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """Return the resolved configuration as a recipe that gives the same run."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Return the configuration of a recipe file with ``section.key=value`` overrides applied.
+
+    Raises:
+        ConfigError: The file is missing or no YAML mapping, an override is malformed, or values
+            break the schema; all broken values are listed together.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"recipe {path} does not exist; see the recipes/ folder for examples")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {path} is not valid YAML: {_one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"recipe {path} must be a mapping of sections, such as 'student:'")
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values)
+
+
+def parse_config(values: dict[str, Any]) -> RunConfig:
+    """Return the configuration of nested values.
+
+    Raises:
+        ConfigError: Values break the schema; all of them are listed.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(item) for item in error.errors()]
+        raise ConfigError("; ".join(problems)) from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise ConfigError(
+            f"override {override!r} is not KEY=VALUE; write for example training.max_steps=10"
+        )
+    target = values
+    for part in parts[:-1]:
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"override {override!r} goes into {part!r}, which is not a section")
+    try:
+        target[parts[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: {_one_line(error)}") from None
+
+
+def _explain(item: Any) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(path, _all_keys(), n=1, cutoff=0.0)
+        return f"unknown key {path}; did you mean {nearest[0]}?"
+    if item["type"] == "missing":
+        return f"{path} is missing; set it in the recipe or add {path}=VALUE"
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    message = item["msg"][0].lower() + item["msg"][1:]
+    return f"{path} is {item['input']!r}: {message}"
+
+
+def _all_keys() -> list[str]:
+    keys = []
+    for section, field in RunConfig.model_fields.items():
+        keys.append(section)
+        keys += [f"{section}.{key}" for key in field.annotation.model_fields]  # type: ignore[union-attr]
+    return keys
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

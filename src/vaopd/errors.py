@@ -1,0 +1,33 @@
+"""Errors a user can act on: each message holds the value, the rule and the remedy."""
+
+
+class VaopdError(Exception):
+    """Root of all errors that the command line prints as one sentence; exit code 1."""
+
+    exit_code = 1
+
+
+class ConfigError(VaopdError, ValueError):
+    """A recipe, an override or an argument is wrong; exit code 2."""
+
+    exit_code = 2
+
+
+class ProblemError(VaopdError, ValueError):
+    """A row of a data set cannot become a problem (missing image, wrong placeholder count, ...)."""
+
+
+class AlignmentError(VaopdError, ValueError):
+    """Two views, or tokens and image features, do not line up token by token."""
+
+
+class ModelError(VaopdError, ValueError):
+    """A model, tokenizer or processor cannot be loaded or does not fit its partner."""
+
+
+class TrainingError(VaopdError, RuntimeError):
+    """Training cannot go on, for example because the loss is not finite."""
+
+
+class RunFolderError(VaopdError, OSError):
+    """A run folder exists already, is missing, or cannot be resumed."""

@@ -1,0 +1,1 @@
+"""Answers, accuracy and reliance on the image."""

@@ -1,0 +1,1 @@
+"""Models: loading, prompts, packing, families and the tiny ones that ship."""

@@ -1,0 +1,47 @@
+"""Adapters between our batches and the inputs of each model family."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from jaxtyping import Bool, Int
+from PIL import Image
+from torch import Tensor
+
+from vaopd.models.prompts import Batch, EncodedPrompt, Group
+from vaopd.problems.problem import Problem
+
+
+class Family(Protocol):
+    """What a model family must tell us; everything else is the public transformers forward."""
+
+    can_pack: bool
+    """Whether several groups, and siblings behind one prompt, fit in one forward."""
+
+    def encode(self, problem: Problem, images: list[Image.Image]) -> EncodedPrompt:
+        """Return the chat prompt of a problem with these (possibly degraded) images."""
+        ...
+
+    def collate(self, groups: Sequence[Group]) -> Batch:
+        """Return the batch in which each group is one row."""
+        ...
+
+    def prefill_inputs(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
+        """Return left-padded inputs whose last column predicts the first response tokens."""
+        ...
+
+    def decode_inputs(
+        self, ids: Int[Tensor, " B"], mask: Bool[Tensor, "B L"], positions: Int[Tensor, " B"]
+    ) -> dict[str, Tensor]:
+        """Return the inputs of one more token for each cached row, at its rotary position."""
+        ...
+
+
+def chat_messages(problem: Problem) -> list[dict]:
+    """Return the single user turn of a problem, images in the place of their placeholders."""
+    parts: list[dict] = []
+    for index, text in enumerate(problem.prompt.split("<image>")):
+        if index:
+            parts.append({"type": "image"})
+        if text:
+            parts.append({"type": "text", "text": text})
+    return [{"role": "user", "content": parts}]

@@ -1,0 +1,169 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: placeholders, M-RoPE positions, shared prefixes.
+
+Siblings are packed as ``[prompt + image | r1 | .. | rK]`` in one row. A 4-D mask lets every
+response see the prompt and itself, and the rotary positions restart behind the prompt for every
+response, so each sibling gets what it would get in a row of its own. Position ids are always
+passed: these models keep a mutable ``rope_deltas`` from their last call otherwise.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from PIL import Image
+from torch import Tensor
+
+from vaopd.errors import AlignmentError
+from vaopd.models.families import chat_messages
+from vaopd.models.prompts import Batch, EncodedPrompt, Group
+from vaopd.problems.problem import Problem
+
+MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+
+class QwenVLFamily:
+    """Adapter of the Qwen-VL models."""
+
+    can_pack = True
+
+    def __init__(self, model: Any, tokenizer: Any, image_processor: Any) -> None:
+        self.base = model.model
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.image_token_id: int = model.config.image_token_id
+        self.image_token: str = tokenizer.convert_ids_to_tokens(self.image_token_id)
+        pad = tokenizer.pad_token_id
+        self.pad_token_id: int = tokenizer.eos_token_id if pad is None else pad
+
+    def encode(self, problem: Problem, images: list[Image.Image]) -> EncodedPrompt:
+        """Return the chat prompt with one placeholder id for each visual token.
+
+        Raises:
+            AlignmentError: The text itself contains image placeholder tokens, so placeholders and
+                visual tokens cannot match.
+        """
+        pixels = self.image_processor(images=images, return_tensors="pt")
+        grids = pixels["image_grid_thw"]
+        visual_tokens = (grids.prod(-1) // self.image_processor.merge_size**2).tolist()
+        text = self.tokenizer.apply_chat_template(
+            chat_messages(problem), tokenize=False, add_generation_prompt=True
+        )
+        pieces = text.split(self.image_token)
+        if len(pieces) != len(images) + 1:
+            raise AlignmentError(
+                f"problem {problem.id}: the chat prompt holds {len(pieces) - 1} image placeholders "
+                f"for {len(images)} images; remove the literal {self.image_token} from the prompt"
+            )
+        expanded = pieces[0]
+        for count, piece in zip(visual_tokens, pieces[1:], strict=True):
+            expanded += self.image_token * count + piece
+        ids = torch.tensor(self.tokenizer(expanded, add_special_tokens=False)["input_ids"])
+        is_image = ids == self.image_token_id
+        if int(is_image.sum()) != sum(visual_tokens):
+            raise AlignmentError(
+                f"problem {problem.id}: {int(is_image.sum())} placeholder tokens for "
+                f"{sum(visual_tokens)} visual tokens; tokenizer and image processor do not fit"
+            )
+        positions, _ = self.base.get_rope_index(
+            ids[None], mm_token_type_ids=is_image[None].int(), image_grid_thw=grids
+        )
+        return EncodedPrompt(
+            problem_id=problem.id,
+            input_ids=ids,
+            image_inputs={"pixel_values": pixels["pixel_values"], "image_grid_thw": grids},
+            position_ids=positions[:, 0],
+            next_position=int(positions.max()) + 1,
+        )
+
+    def collate(self, groups: Sequence[Group]) -> Batch:
+        """Return right-padded rows, one for each group, with siblings behind their prompt."""
+        length = max(len(group) for group in groups)
+        ids = torch.full((len(groups), length), self.pad_token_id)
+        positions = torch.zeros(3, len(groups), length, dtype=torch.long)
+        # Segment 0 is the prompt, k the k-th response, -1 padding.
+        segments = torch.full((len(groups), length), -1)
+        rows, columns, targets = [], [], []
+        for row, group in enumerate(groups):
+            prompt = group.prompt
+            end = len(prompt)
+            ids[row, :end] = prompt.input_ids
+            positions[:, row, :end] = prompt.position_ids
+            segments[row, :end] = 0
+            for sibling, response in enumerate(group.responses, start=1):
+                start, end = end, end + len(response)
+                ids[row, start:end] = response
+                positions[:, row, start:end] = prompt.next_position + torch.arange(end - start)
+                segments[row, start:end] = sibling
+                predictors = torch.arange(start - 1, end - 1)
+                predictors[:1] = len(prompt) - 1
+                rows.append(torch.full((end - start,), row))
+                columns.append(predictors)
+                targets.append(response)
+        siblings = max(len(group.responses) for group in groups)
+        mask = segments >= 0 if siblings <= 1 else _shared_prefix_mask(segments)
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        return Batch(
+            inputs | self._images([group.prompt for group in groups], ids),
+            _cat(rows),
+            _cat(columns),
+            _cat(targets),
+        )
+
+    def prefill_inputs(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
+        """Return left-padded prompts, so that every row's last column is its last prompt token."""
+        length = max(len(prompt) for prompt in prompts)
+        ids = torch.full((len(prompts), length), self.pad_token_id)
+        mask = torch.zeros(len(prompts), length, dtype=torch.bool)
+        positions = torch.zeros(3, len(prompts), length, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            start = length - len(prompt)
+            ids[row, start:] = prompt.input_ids
+            mask[row, start:] = True
+            positions[:, row, start:] = prompt.position_ids
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        return inputs | self._images(prompts, ids)
+
+    def decode_inputs(
+        self, ids: Int[Tensor, " B"], mask: Bool[Tensor, "B L"], positions: Int[Tensor, " B"]
+    ) -> dict[str, Tensor]:
+        """Return one new column; text positions are equal on all three rotary axes."""
+        return {
+            "input_ids": ids[:, None],
+            "attention_mask": mask,
+            "position_ids": positions[None, :, None].expand(3, -1, -1),
+        }
+
+    def _images(self, prompts: Sequence[EncodedPrompt], ids: Tensor) -> dict[str, Tensor]:
+        inputs = {
+            name: torch.cat([prompt.image_inputs[name] for prompt in prompts])
+            for name in ("pixel_values", "image_grid_thw")
+        }
+        # A sampled placeholder id would claim a visual token that no image has.
+        grids = inputs["image_grid_thw"]
+        visual_tokens = int(grids.prod(-1).sum()) // self.image_processor.merge_size**2
+        placeholders = int((ids == self.image_token_id).sum())
+        if placeholders != visual_tokens:
+            names = ", ".join(prompt.problem_id for prompt in prompts)
+            raise AlignmentError(
+                f"{placeholders} image placeholders for {visual_tokens} visual tokens in a batch "
+                f"of problems {names}; responses must not contain {self.image_token}"
+            )
+        return inputs
+
+
+def _shared_prefix_mask(segments: Int[Tensor, "B L"]) -> Bool[Tensor, "B 1 L L"]:
+    """Return True where a query may look: backwards, at the prompt or its own segment.
+
+    Padding looks at the prompt and at padding before it, because a row of the softmax without any
+    allowed key would be NaN.
+    """
+    length = segments.shape[1]
+    own = segments[:, :, None] == segments[:, None, :]
+    prompt = (segments == 0)[:, None, :]
+    backwards = torch.ones(length, length, dtype=torch.bool).tril()
+    return ((own | prompt) & backwards)[:, None]
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)

@@ -1,0 +1,258 @@
+"""Loading, checking and saving of vision-language models."""
+
+import contextlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
+
+from vaopd import views
+from vaopd.config import DataConfig, ViewConfig
+from vaopd.errors import ModelError, ProblemError
+from vaopd.models import tiny
+from vaopd.models.families import Family, generic, qwen_vl
+from vaopd.models.prompts import EncodedPrompt, check_same_prompt
+from vaopd.problems.problem import Problem
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class VisionLanguageModel:
+    """A transformers model with its tokenizer and the adapter of its family."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        family: Family,
+        *,
+        processors: Sequence[Any] = (),
+        compute_dtype: torch.dtype | None = None,
+        name: str = "",
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.family = family
+        self.processors = list(processors)
+        self.compute_dtype = compute_dtype or model.dtype
+        self.name = name
+
+    @property
+    def base(self) -> Any:
+        """The model without its language-model head: ids and images to last hidden states."""
+        return self.model.model
+
+    @property
+    def head(self) -> Float[Tensor, "V H"]:
+        """Weight of the language-model head, possibly tied to the embeddings."""
+        return self.model.get_output_embeddings().weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.model.device
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokenizer ids; rows of the head beyond it are padding."""
+        return len(self.tokenizer)
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """Ids that end a response."""
+        ids = self.model.generation_config.eos_token_id
+        listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        own = self.tokenizer.eos_token_id
+        return sorted({*listed, *([] if own is None else [own])})
+
+    @property
+    def forbidden_ids(self) -> list[int]:
+        """Ids no sampler may draw: vision placeholders, padding and other special tokens.
+
+        A sampled image placeholder would make the next forward claim an image that is not there.
+        """
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        config = self.model.config
+        for key in ("image_token_id", "video_token_id", "vision_start_token_id"):
+            if isinstance(token := getattr(config, key, None), int):
+                special.add(token)
+        text = self._meaningful_added_tokens()
+        return sorted(i for i in special - set(self.eos_token_ids) - text if i < self.vocab_size)
+
+    def _meaningful_added_tokens(self) -> set[int]:
+        """Added tokens that are text, such as ``<think>``: a model may need to write them."""
+        added = self.tokenizer.added_tokens_decoder
+        return {i for i, token in added.items() if not token.special}
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Return the context in which forwards run at the compute precision."""
+        if self.compute_dtype == self.model.dtype:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute_dtype)
+
+    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write a Hugging Face model folder: safetensors weights, tokenizer and processors."""
+        state = {k: v.to(dtype) for k, v in self.model.state_dict().items()}
+        own_dtype = self.model.config.dtype
+        self.model.config.dtype = dtype
+        self.model.save_pretrained(folder, state_dict=state)
+        self.model.config.dtype = own_dtype
+        self.tokenizer.save_pretrained(folder)
+        for processor in self.processors:
+            if isinstance(processor, Path):
+                shutil.copy(processor, folder / processor.name)
+            else:
+                processor.save_pretrained(folder)
+
+
+def load_model(
+    name: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    compute_dtype: torch.dtype,
+    seed: int = 0,
+) -> VisionLanguageModel:
+    """Return a model by hub name, local folder, ``tiny:NAME`` or ``tiny:new-NAME``.
+
+    Args:
+        name: As written in a recipe.
+        device: Where the weights go.
+        dtype: Precision of the weights.
+        compute_dtype: Precision of forward passes, through autocast where it differs.
+        seed: Of the random weights of ``tiny:new-NAME``.
+
+    Raises:
+        ModelError: The model, its tokenizer or its image processor cannot be loaded.
+    """
+    if name.startswith("tiny:new-"):
+        torch.manual_seed(seed)
+        model = tiny.new_model(name.removeprefix("tiny:new-"))
+        source = tiny.asset_folder("tokenizer")
+    else:
+        source = tiny.asset_folder(name.removeprefix("tiny:")) if name.startswith("tiny:") else name
+        model = _from_pretrained(AutoModelForImageTextToText, source, name, dtype=dtype,
+                                 attn_implementation="sdpa")  # fmt: skip
+        if name.startswith("tiny:"):
+            source = tiny.asset_folder("tokenizer")
+    model = model.to(device=device, dtype=dtype)
+    return wrap_model(model, source, name=name, compute_dtype=compute_dtype)
+
+
+def wrap_model(
+    model: Any, source: str | Path, *, name: str = "", compute_dtype: torch.dtype | None = None
+) -> VisionLanguageModel:
+    """Return a model with tokenizer and processors read from a folder or hub name.
+
+    Raises:
+        ModelError: The tokenizer or a processor cannot be loaded.
+    """
+    name = name or str(source)
+    if model.config.model_type in qwen_vl.MODEL_TYPES:
+        tokenizer = _from_pretrained(AutoTokenizer, source, name)
+        # The full Qwen processor needs torchvision for its video half; images do not.
+        image_processor = _from_pretrained(AutoImageProcessor, source, name, backend="pil")
+        family: Family = qwen_vl.QwenVLFamily(model, tokenizer, image_processor)
+        processors: list[Any] = [image_processor, *_video_processor_file(source)]
+    else:
+        processor = _from_pretrained(AutoProcessor, source, name)
+        tokenizer = processor.tokenizer
+        family = generic.GenericFamily(processor)
+        processors = [processor]
+    return VisionLanguageModel(
+        model, tokenizer, family, processors=processors, compute_dtype=compute_dtype, name=name
+    )
+
+
+def _video_processor_file(source: str | Path) -> list[Path]:
+    """Return the video processor's settings, which serving engines want beside a checkpoint."""
+    names = ("video_preprocessor_config.json",)
+    return [path for n in names if (path := Path(source) / n).is_file()]
+
+
+def _from_pretrained(loader: Any, source: str | Path, name: str, **options: Any) -> Any:
+    try:
+        return loader.from_pretrained(source, **options)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"model {name!r} cannot be loaded ({loader.__name__}: {reason[:300]}); give a hub name "
+            "that is downloaded or reachable, or the path of a Hugging Face model folder"
+        ) from error
+
+
+def check_same_tokenizer(student: VisionLanguageModel, teacher: VisionLanguageModel) -> None:
+    """Check that every id means the same token to both models; head sizes may differ.
+
+    Raises:
+        ModelError: The two vocabularies map some token to different ids.
+    """
+    ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    if ours == theirs:
+        return
+    token = min(
+        (t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)),
+        key=lambda t: (ours.get(t, theirs.get(t)), t),
+    )
+    raise ModelError(
+        f"student {student.name!r} and teacher {teacher.name!r} have different tokenizers: token "
+        f"{token!r} is id {ours.get(token)} and id {theirs.get(token)}; distillation needs models "
+        "that share their token ids"
+    )
+
+
+class PromptEncoder:
+    """Problems to prompts of one model: pixel budget, degraded view, limits, alignment."""
+
+    def __init__(self, model: VisionLanguageModel, data: DataConfig, view: ViewConfig) -> None:
+        self.family = model.family
+        self.data = data
+        self.view = view
+
+    def original(self, problem: Problem) -> EncodedPrompt:
+        """Return the prompt with the images as they are.
+
+        Raises:
+            ProblemError: The prompt with its visual tokens is over ``data.max_prompt_tokens``.
+        """
+        prompt = self.family.encode(problem, [self._fit(i) for i in problem.load_images()])
+        if len(prompt) > self.data.max_prompt_tokens:
+            raise ProblemError(
+                f"problem {problem.id} has a prompt of {len(prompt)} tokens, over "
+                f"data.max_prompt_tokens={self.data.max_prompt_tokens}; raise the limit or lower "
+                "data.max_pixels (prompts are never cut, a cut would go through image tokens)"
+            )
+        return prompt
+
+    def degraded(self, problem: Problem) -> EncodedPrompt:
+        """Return the prompt with every image degraded as ``view`` says."""
+        images = []
+        for image in problem.load_images():
+            if self.view.stage == "native":
+                images.append(self._fit(views.degrade(image, self.view.name, self.view.ratio)))
+            else:
+                images.append(views.degrade(self._fit(image), self.view.name, self.view.ratio))
+        return self.family.encode(problem, images)
+
+    def both(self, problem: Problem) -> tuple[EncodedPrompt, EncodedPrompt]:
+        """Return the original and the degraded prompt.
+
+        Raises:
+            AlignmentError: The two differ in anything but pixel values.
+        """
+        original, degraded = self.original(problem), self.degraded(problem)
+        check_same_prompt(original, degraded)
+        return original, degraded
+
+    def _fit(self, image: Any) -> Any:
+        return views.fit_pixel_budget(image, self.data.min_pixels, self.data.max_pixels)

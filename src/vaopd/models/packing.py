@@ -1,0 +1,90 @@
+"""The prompt is paid once: siblings share the row of their prompt, rows share a forward.
+
+``micro_batches`` decides which responses travel together; each micro-batch is one forward of
+the unmodified transformers model. The update never depends on the split, because all weights are
+final before the first forward with gradient.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.prompts import Batch, EncodedPrompt, Group
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """Responses that share a forward, and which rollouts of the step they are."""
+
+    batch: Batch
+    rollouts: tuple[int, ...]
+    """Indices into the step's rollouts, in the order of the batch's tokens."""
+
+
+def micro_batches(
+    model: VisionLanguageModel,
+    prompts: Sequence[EncodedPrompt],
+    responses: Sequence[Sequence[Int[Tensor, " _"]]],
+    *,
+    budget_tokens: int,
+    share_prefix: bool = True,
+) -> Iterator[MicroBatch]:
+    """Yield the forwards that cover every non-empty response once.
+
+    Args:
+        model: Decides how groups become rows; families without packing get one row a forward.
+        prompts: One for each problem.
+        responses: For each problem, the token ids of its siblings. Rollouts are numbered
+            through: all siblings of problem 0, then of problem 1, ...
+        budget_tokens: Padded tokens of one forward; a single larger group still travels alone.
+        share_prefix: False gives each response a row with a prompt of its own.
+    """
+    groups: list[tuple[Group, tuple[int, ...]]] = []
+    first = 0
+    for prompt, siblings in zip(prompts, responses, strict=True):
+        numbered = [(first + k, r) for k, r in enumerate(siblings) if len(r)]
+        first += len(siblings)
+        if share_prefix and model.family.can_pack and numbered:
+            members = tuple(number for number, _ in numbered)
+            groups.append((Group(prompt, tuple(r for _, r in numbered)), members))
+        else:
+            groups += [(Group(prompt, (r,)), (number,)) for number, r in numbered]
+    for chunk in _by_budget(groups, budget_tokens if model.family.can_pack else 0):
+        batch = model.family.collate([group for group, _ in chunk])
+        yield MicroBatch(batch, tuple(number for _, members in chunk for number in members))
+
+
+def _by_budget(
+    groups: list[tuple[Group, tuple[int, ...]]], budget: int
+) -> Iterator[list[tuple[Group, tuple[int, ...]]]]:
+    """Yield runs of groups of similar length whose padded rectangle fits the budget."""
+    ordered = sorted(groups, key=lambda item: len(item[0]), reverse=True)
+    chunk: list[tuple[Group, tuple[int, ...]]] = []
+    for item in ordered:
+        # The first row is the longest, so it sets the width.
+        if chunk and len(chunk[0][0]) * (len(chunk) + 1) > budget:
+            yield chunk
+            chunk = []
+        chunk.append(item)
+    if chunk:
+        yield chunk
+
+
+def response_hidden_states(model: VisionLanguageModel, batch: Batch) -> Float[Tensor, "N H"]:
+    """Return the last hidden states that predict the batch's response tokens."""
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.inputs.items()}
+    with model.autocast():
+        output = model.base(**inputs, use_cache=False)
+    return output.last_hidden_state[batch.rows.to(model.device), batch.positions.to(model.device)]
+
+
+def split_by_rollout(
+    values: Tensor, micro: MicroBatch, lengths: Sequence[int]
+) -> list[tuple[int, Tensor]]:
+    """Return (rollout index, its tokens' values) for a tensor with one row a response token."""
+    counts = [lengths[number] for number in micro.rollouts]
+    return list(zip(micro.rollouts, torch.split(values, counts), strict=True))

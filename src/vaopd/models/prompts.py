@@ -1,0 +1,83 @@
+"""Prompts as models see them, and batches of responses behind prompts.
+
+P prompt tokens (image placeholders included), T response tokens, B batch rows, L padded row
+length, N response tokens of a whole batch, H hidden width.
+"""
+
+from dataclasses import dataclass
+
+from jaxtyping import Int
+from torch import Tensor
+
+from vaopd.errors import AlignmentError
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EncodedPrompt:
+    """Prompt and images of one problem under one view, ready for a forward pass."""
+
+    problem_id: str
+
+    input_ids: Int[Tensor, " P"]
+    """Token ids; every image stands as one placeholder id for each of its visual tokens."""
+
+    image_inputs: dict[str, Tensor]
+    """What the model's own image processor returned, under the model's own names."""
+
+    position_ids: Int[Tensor, "3 P"] | None = None
+    """Multimodal rotary positions; none where the model computes positions itself."""
+
+    next_position: int = 0
+    """Position of the first response token."""
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """One prompt and the responses that continue it."""
+
+    prompt: EncodedPrompt
+    responses: tuple[Int[Tensor, " _"], ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + sum(len(response) for response in self.responses)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One forward pass and where its response tokens are predicted.
+
+    The N response tokens are ordered by group, then sibling, then position. Token n is predicted
+    by the hidden state at ``[rows[n], positions[n]]``: the prompt's last token for the first token
+    of a response, else the token before it.
+    """
+
+    inputs: dict[str, Tensor]
+    rows: Int[Tensor, " N"]
+    positions: Int[Tensor, " N"]
+    targets: Int[Tensor, " N"]
+
+
+def check_same_prompt(original: EncodedPrompt, degraded: EncodedPrompt) -> None:
+    """Check that two views differ in pixel values only.
+
+    Raises:
+        AlignmentError: Token ids, image grids or shapes differ, so log-probs of the two views
+            would belong to different tokens.
+    """
+    problem = original.problem_id
+    if not original.input_ids.equal(degraded.input_ids):
+        raise AlignmentError(
+            f"problem {problem}: the degraded view has {len(degraded)} prompt tokens and the "
+            f"original {len(original)}; a view must keep the size of its image"
+        )
+    for name, tensor in original.image_inputs.items():
+        other = degraded.image_inputs[name]
+        is_layout = not tensor.is_floating_point()
+        if tensor.shape != other.shape or (is_layout and not tensor.equal(other)):
+            raise AlignmentError(
+                f"problem {problem}: {name} of the degraded view differs in layout from the "
+                "original's; a view must keep the size of its image"
+            )

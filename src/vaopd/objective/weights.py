@@ -1,0 +1,274 @@
+"""Weights: how visual advantage becomes the share of the loss that each token gets.
+
+Letters in shapes: B rollouts, T response tokens (padded). Siblings are the rollouts of one
+problem; they may be anywhere in the batch. All arithmetic is float64, results have the
+advantage's dtype, and nothing here has a gradient.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from vaopd.errors import AlignmentError, ConfigError
+from vaopd.objective.advantage import rollout_advantage
+
+
+def rollout_weights(
+    advantage: Float[Tensor, "B T"],
+    response_mask: Bool[Tensor, "B T"],
+    problem_ids: Int[Tensor, " B"] | Sequence[Hashable],
+    *,
+    temperature: float = 1.0,
+    epsilon: float = 1e-6,
+    deviation_floor: float = 0.0,
+) -> Float[Tensor, " B"]:
+    """Return the share of its problem's loss that each rollout gets.
+
+    Implements Eq. 3 and 4 of Liu et al. 2026 (arXiv:2605.21924), with mean and population
+    standard deviation over the K siblings of a problem::
+
+        z[k] = (abar[k] - mean) / (std + epsilon)
+        w[k] = softmax_k(z[k] / temperature)
+
+    Standardising forgets the scale: siblings that differ by numerical noise get the same
+    weights as siblings that differ by a nat. ``deviation_floor``, which the paper does not
+    have, puts max(std, deviation_floor) in the place of std.
+
+    An empty response gets weight 0 and counts neither in mean, std nor softmax, so that its
+    siblings share the whole weight of the problem. A problem with only empty responses has
+    weights 0: it contributes no loss.
+
+    Args:
+        advantage: Result of `visual_advantage`; anything at padding.
+        response_mask: True at response tokens, False at padding.
+        problem_ids: The problem of each rollout; siblings have equal ids.
+        temperature: tau; large values approach equal weights.
+        epsilon: Added to the standard deviation, in nats.
+        deviation_floor: Least standard deviation to divide by, in nats; 0 is the paper.
+
+    Returns:
+        Non-negative; sums to 1 over the rollouts of each problem.
+
+    Raises:
+        AlignmentError: There are not as many ids as rollouts, or a response token has a
+            non-finite advantage.
+        ConfigError: An option is out of its range.
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ConfigError(
+            f"temperature is {temperature}, expected a finite number above 0; "
+            "for equal weights use uniform_token_weights or a large temperature"
+        )
+    _check_nats("epsilon", epsilon)
+    _check_nats("deviation_floor", deviation_floor)
+    _check_finite(advantage, response_mask)
+    problem = _problem_indices(problem_ids, response_mask)
+    present = response_mask.any(-1)
+    mean_advantage = rollout_advantage(advantage.double(), response_mask)
+
+    def total(values: Tensor) -> Tensor:
+        """Return the sum over each rollout's non-empty siblings."""
+        sums = values.new_zeros(len(problem))
+        return sums.index_add(0, problem, values.masked_fill(~present, 0.0))[problem]
+
+    count = total(torch.ones_like(mean_advantage)).clamp(min=1)
+    best = torch.full_like(mean_advantage, -math.inf).scatter_reduce(
+        0, problem, mean_advantage.masked_fill(~present, -math.inf), "amax"
+    )[problem]
+    # Softmax does not see a shift, so the gap to the best sibling stands in for the deviation
+    # from the mean: nothing overflows, and equal siblings are equal to the last bit.
+    gap = (mean_advantage - best).masked_fill(~present, 0.0)
+    variance = total((gap - total(gap) / count).square()) / count
+    scale = variance.sqrt().clamp(min=deviation_floor) + epsilon
+    z = gap / scale.clamp(min=torch.finfo(torch.float64).tiny)
+    share = (z / temperature).exp().masked_fill(~present, 0.0)
+    weights = share / total(share).clamp(min=torch.finfo(torch.float64).tiny)
+    return weights.to(advantage.dtype)
+
+
+def high_group(
+    advantage: Float[Tensor, "B T"],
+    response_mask: Bool[Tensor, "B T"],
+    *,
+    high_fraction: float,
+    generator: torch.Generator | None = None,
+) -> Bool[Tensor, "B T"]:
+    """Return which tokens belong to the high-advantage group of their response.
+
+    The group H of Eq. 5 of Liu et al. 2026 (arXiv:2605.21924): the max(1, ceil(p T)) tokens
+    of largest visual advantage, p being ``high_fraction``. A fraction of 0 means no group.
+
+    Clipping makes exact zeros common, and a response of mostly zeros fills its group with ties.
+    Without a generator the earlier token wins, which favours the opening words; with one the
+    order is random. One draw is made for each cell of the batch, so the choice is repeated only
+    for the same rows in the same layout: call it once for a whole step.
+
+    Args:
+        advantage: Result of `visual_advantage`; anything at padding.
+        response_mask: True at response tokens, False at padding; may have holes.
+        high_fraction: Share of a response's tokens in the group, in [0, 1].
+        generator: Source of the order among equal tokens.
+
+    Returns:
+        True in the group, False outside and at padding.
+
+    Raises:
+        AlignmentError: A response token has a non-finite advantage.
+        ConfigError: ``high_fraction`` is outside [0, 1].
+    """
+    _check_share("high_fraction", high_fraction)
+    _check_finite(advantage, response_mask)
+    scores = advantage.detach().masked_fill(~response_mask, -math.inf)
+    lengths = response_mask.sum(-1, keepdim=True)
+    # 0.07 * 100 is 7.000000000000001 in floating point, and its ceiling must still be 7.
+    size = (lengths.double() * high_fraction - 1e-9).ceil().clamp(min=1 if high_fraction else 0)
+    places = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+    before = places
+    if generator is not None:
+        keys = torch.rand(scores.shape, generator=generator, device=generator.device)
+        before = keys.to(scores.device).argsort(dim=-1)
+    ranked = scores.gather(-1, before).argsort(dim=-1, descending=True, stable=True)
+    rank = torch.empty_like(before).scatter_(-1, before.gather(-1, ranked), places)
+    return (rank < size) & response_mask
+
+
+def token_weights(
+    advantage: Float[Tensor, "B T"],
+    response_mask: Bool[Tensor, "B T"],
+    rollout_weights: Float[Tensor, " B"],
+    *,
+    high_fraction: float = 0.2,
+    high_mass: float = 0.5,
+    minimum_advantage: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "B T"]:
+    """Return the share of its problem's loss that each response token gets.
+
+    Implements the coefficients of Eq. 5 and 6 of Liu et al. 2026 (arXiv:2605.21924)::
+
+        c[b,t] = w[b] lambda / |H|            for t in H, the `high_group`
+        c[b,t] = w[b] (1 - lambda) / |L|      for t in L, the other response tokens
+
+    A group without tokens leaves the whole weight to the other one, so a response of one token
+    puts all of it on that token.
+
+    A response in which the image hardly matters has no high group worth the name. With
+    ``minimum_advantage``, which the paper does not have, one whose advantage adds up to less
+    falls back in proportion to equal weights, with s = min(1, sum_t VA / minimum_advantage)::
+
+        lambda = s high_mass + (1 - s) |H| / T
+
+    Args:
+        advantage: Result of `visual_advantage`; anything at padding.
+        response_mask: True at response tokens, False at padding; may have holes.
+        rollout_weights: Result of `rollout_weights`.
+        high_fraction: p, the share of a response's tokens in the high group, in [0, 1].
+        high_mass: lambda, the share of the weight that the high group gets, in [0, 1].
+        minimum_advantage: Sum of advantage over a response, in nats, from which its groups
+            count in full; 0 is the paper.
+        generator: Source of the order among equal tokens; None prefers the earlier.
+
+    Returns:
+        Non-negative, 0 at padding; sums to the rollout's weight over each response.
+
+    Raises:
+        AlignmentError: A response token has a non-finite advantage.
+        ConfigError: An option is out of its range.
+    """
+    _check_share("high_mass", high_mass)
+    _check_nats("minimum_advantage", minimum_advantage)
+    high = high_group(advantage, response_mask, high_fraction=high_fraction, generator=generator)
+    num_tokens = response_mask.sum(-1).double()
+    num_high = high.sum(-1).double()
+    num_low = num_tokens - num_high
+    mass = torch.full_like(num_tokens, high_mass)
+    if minimum_advantage > 0:
+        found = advantage.detach().double().masked_fill(~response_mask, 0.0).sum(-1)
+        trust = (found / minimum_advantage).clamp(0, 1)
+        mass = torch.lerp(num_high / num_tokens.clamp(min=1), mass, trust)
+    mass = mass.masked_fill(num_low == 0, 1.0).masked_fill(num_high == 0, 0.0)
+    per_high = rollout_weights * mass / num_high.clamp(min=1)
+    per_low = rollout_weights * (1 - mass) / num_low.clamp(min=1)
+    weights = torch.where(high, per_high[:, None], per_low[:, None])
+    return weights.masked_fill(~response_mask, 0.0).detach().to(advantage.dtype)
+
+
+def uniform_token_weights(
+    response_mask: Bool[Tensor, "B T"], problem_ids: Int[Tensor, " B"] | Sequence[Hashable]
+) -> Float[Tensor, "B T"]:
+    """Return the weights of standard on-policy distillation.
+
+    Implements Eq. 1 of Liu et al. 2026 (arXiv:2605.21924), the mean over the tokens of a
+    response, then over the responses of a problem::
+
+        c[b,t] = 1 / (K T[b])
+
+    with K the non-empty siblings. It is not the mean over all tokens of the batch, in which
+    long responses weigh more.
+
+    Args:
+        response_mask: True at response tokens, False at padding; may have holes.
+        problem_ids: The problem of each rollout; siblings have equal ids.
+
+    Returns:
+        Float32, 0 at padding; sums to 1 over the rollouts of each problem, to 0 if all are
+        empty.
+
+    Raises:
+        AlignmentError: There are not as many ids as rollouts.
+    """
+    problem = _problem_indices(problem_ids, response_mask)
+    lengths = response_mask.sum(-1).double()
+    siblings = lengths.new_zeros(len(problem)).index_add(0, problem, (lengths > 0).double())
+    shares = 1 / (siblings[problem] * lengths).clamp(min=1)
+    return (response_mask * shares[:, None]).float()
+
+
+def _problem_indices(
+    problem_ids: Tensor | Sequence[Hashable], response_mask: Tensor
+) -> Int[Tensor, " B"]:
+    """Return a number in [0, B) for each rollout, equal for siblings."""
+    if len(problem_ids) != len(response_mask):
+        raise AlignmentError(
+            f"there are {len(problem_ids)} problem ids for {len(response_mask)} rollouts; "
+            "give the id of the problem once for each rollout"
+        )
+    if isinstance(problem_ids, Tensor):
+        indices = problem_ids.unique(return_inverse=True)[1]
+    else:
+        known: dict[Hashable, int] = {}
+        numbers = [known.setdefault(name, len(known)) for name in problem_ids]
+        indices = torch.tensor(numbers, dtype=torch.int64)
+    return indices.to(response_mask.device)
+
+
+def _check_finite(advantage: Tensor, response_mask: Tensor) -> None:
+    """Raise if a response token has no usable advantage."""
+    bad = response_mask & ~advantage.isfinite()
+    if bad.any():
+        row, position = bad.nonzero()[0].tolist()
+        raise AlignmentError(
+            f"advantage is not finite at rollout {row}, response token {position}; "
+            "compute it with visual_advantage over the same response mask"
+        )
+
+
+def _check_share(name: str, value: float) -> None:
+    """Raise if the option is not a share."""
+    if not 0 <= value <= 1:
+        raise ConfigError(
+            f"{name} is {value}, expected a share between 0 and 1; the paper's values are "
+            "high_fraction 0.2 and high_mass 0.5"
+        )
+
+
+def _check_nats(name: str, value: float) -> None:
+    """Raise if the option is not a finite amount of nats."""
+    if not (math.isfinite(value) and value >= 0):
+        raise ConfigError(
+            f"{name} is {value}, expected a finite number of nats, at least 0; "
+            "leave it out for the paper's value"
+        )

@@ -1,0 +1,1 @@
+"""Problems: the row everyone works on, and where rows come from."""

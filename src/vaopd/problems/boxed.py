@@ -1,0 +1,58 @@
+r"""The ``\boxed{..}`` of LaTeX answers, found by counting braces."""
+
+import re
+from dataclasses import dataclass
+
+# Any number of backslashes: models that learnt from JSON write them doubled.
+_TOKEN = re.compile(r"(?P<box>\\+(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Box:
+    r"""One balanced ``\boxed{..}``: where it lies in its text, and what is in it."""
+
+    start: int
+    content_start: int
+    content_end: int
+    end: int
+
+
+def outer_boxes(text: str) -> list[Box]:
+    r"""Return the balanced boxes of a text that lie in no other box, in order.
+
+    Braces behind a backslash are characters of the answer, as in ``\boxed{\{1, 2\}}``. A box
+    that never closes, as a truncated response leaves it, is none.
+    """
+    outermost: list[Box] = []
+    for box in sorted(_all_boxes(text), key=lambda box: box.start):
+        if not outermost or box.start >= outermost[-1].end:
+            outermost.append(box)
+    return outermost
+
+
+def without_boxes(text: str) -> str:
+    """Return the text with every balanced box replaced by its content, and edge space cut."""
+    cuts = [
+        cut
+        for box in _all_boxes(text)
+        for cut in ((box.start, box.content_start), (box.content_end, box.end))
+    ]
+    kept, position = [], 0
+    for start, end in sorted(cuts):
+        kept.append(text[position:start])
+        position = end
+    return "".join([*kept, text[position:]]).strip()
+
+
+def _all_boxes(text: str) -> list[Box]:
+    # One pass with a stack: a looping model writes thousands of boxes that never close.
+    found: list[Box] = []
+    open_braces: list[re.Match[str]] = []
+    for token in _TOKEN.finditer(text):
+        if token["box"] or token[0] == "{":
+            open_braces.append(token)
+        elif token[0] == "}" and open_braces:
+            opening = open_braces.pop()
+            if opening["box"]:
+                found.append(Box(opening.start(), opening.end(), token.start(), token.end()))
+    return found

@@ -1,0 +1,89 @@
+"""Files of a run folder: plain rows, written whole or not at all. No torch here."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vaopd.errors import RunFolderError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it holds either its old or its new content at any moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON document."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a JSONL file whole."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add one line to a JSONL file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a JSONL file; a last line cut off by a kill is left out.
+
+    Raises:
+        RunFolderError: Another line is not a JSON object.
+    """
+    rows = []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise RunFolderError(
+                f"{path} line {number} is not JSON ({error.msg}); mend or remove that line"
+            ) from None
+        if not isinstance(row, dict):
+            raise RunFolderError(f"{path} line {number} is not a JSON object; write one a line")
+        rows.append(row)
+    return rows
+
+
+def keep_rows_up_to(path: Path, step: int) -> None:
+    """Drop the rows of later steps, which a resumed run will write again."""
+    if path.is_file():
+        write_rows(path, [row for row in read_rows(path) if row["step"] <= step])
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a folder to fill that takes its name only when everything in it is written.
+
+    A kill leaves nothing under the final name; the hidden leftover is removed by the next try.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if path.exists():
+        shutil.rmtree(path)
+    partial.replace(path)

@@ -1,0 +1,59 @@
+"""What a sampler takes and gives, and the noise it must use."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from vaopd.models.prompts import EncodedPrompt
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """One sampled response."""
+
+    problem_id: str
+    sibling: int
+    response_ids: tuple[int, ...]
+    """Generated ids up to and including the first end-of-sequence id."""
+
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """How one call draws responses."""
+
+    num_rollouts: int
+    temperature: float
+    """0 = greedy."""
+
+    top_p: float
+    max_new_tokens: int
+    seed: int
+    stream: str
+    """Names the purpose and step, so that no two steps share noise."""
+
+
+class Sampler(Protocol):
+    """Draws sibling responses to prompts from the current student."""
+
+    def sample(
+        self, prompts: Sequence[EncodedPrompt], settings: SamplingSettings
+    ) -> list[list[Rollout]]:
+        """Return ``num_rollouts`` responses for each prompt, in the order of the prompts."""
+        ...
+
+
+def sampling_noise(settings: SamplingSettings, problem_id: str, sibling: int) -> np.ndarray:
+    """Return one uniform number in [0, 1) for each position of one response.
+
+    A function of (seed, stream, problem, sibling, position) alone, never of the batch that a row
+    happens to share, so every batch or rank layout draws the same tokens.
+    """
+    key = f"{settings.seed}\x00{settings.stream}\x00{problem_id}\x00{sibling}"
+    digest = hashlib.sha256(key.encode()).digest()
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+    return generator.random(settings.max_new_tokens)

@@ -1,0 +1,146 @@
+"""Sampling with a transformers model: the prompt is prefilled once for all siblings.
+
+B decoding rows, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.prompts import EncodedPrompt
+from vaopd.rollouts.sampler import Rollout, SamplingSettings, sampling_noise
+
+
+class TransformersSampler:
+    """Samples in process from the model that is being trained."""
+
+    def __init__(self, model: VisionLanguageModel, *, batch_rows: int = 256) -> None:
+        self.model = model
+        self.batch_rows = batch_rows
+        allowed = torch.zeros(model.head.shape[0], dtype=torch.bool)
+        allowed[: model.vocab_size] = True
+        allowed[model.forbidden_ids] = False
+        self.suppressed = (~allowed).to(model.device)
+
+    def sample(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        settings: SamplingSettings,
+        progress: Callable[[int], None] = lambda rows: None,
+    ) -> list[list[Rollout]]:
+        """Return ``num_rollouts`` responses for each prompt; see ``Sampler``."""
+        per_batch = max(1, self.batch_rows // settings.num_rollouts)
+        if not self.model.family.can_pack:
+            per_batch = 1
+        was_training = self.model.model.training
+        self.model.model.eval()
+        rollouts: list[list[Rollout]] = []
+        with torch.no_grad(), self.model.autocast():
+            for start in range(0, len(prompts), per_batch):
+                chunk = prompts[start : start + per_batch]
+                rollouts += self._sample_batch(chunk, settings)
+                progress(len(chunk) * settings.num_rollouts)
+        self.model.model.train(was_training)
+        return rollouts
+
+    def _sample_batch(
+        self, prompts: Sequence[EncodedPrompt], settings: SamplingSettings
+    ) -> list[list[Rollout]]:
+        siblings, device = settings.num_rollouts, self.model.device
+        noise = np.stack(
+            [sampling_noise(settings, p.problem_id, k) for p in prompts for k in range(siblings)]
+        )
+        uniforms = torch.from_numpy(noise).to(device)
+        inputs = self.model.family.prefill_inputs(prompts)
+        cache, hidden = self._prefill(inputs)
+        cache.batch_repeat_interleave(siblings)
+        hidden = hidden.repeat_interleave(siblings, dim=0)
+        mask = inputs["attention_mask"].bool().to(device).repeat_interleave(siblings, dim=0)
+        first = torch.tensor([prompt.next_position for prompt in prompts], device=device)
+        positions = first.repeat_interleave(siblings)
+        ends = torch.tensor(self.model.eos_token_ids, device=device)
+
+        rows = torch.arange(len(noise), device=device)
+        tokens = torch.full(noise.shape, -1, device=device)
+        for step in range(settings.max_new_tokens):
+            ids = self._draw(hidden, uniforms[rows, step], settings)
+            tokens[rows, step] = ids
+            alive = ~torch.isin(ids, ends)
+            if step + 1 == settings.max_new_tokens or not alive.any():
+                break
+            if not alive.all():
+                # Finished rows leave the batch: the others do not pay for them.
+                kept = alive.nonzero()[:, 0]
+                cache.batch_select_indices(kept)
+                rows, ids, mask, positions = rows[kept], ids[kept], mask[kept], positions[kept]
+            mask = torch.nn.functional.pad(mask, (0, 1), value=True)
+            inputs = self.model.family.decode_inputs(ids, mask, positions)
+            output = self.model.base(**inputs, past_key_values=cache, use_cache=True)
+            hidden = output.last_hidden_state[:, -1]
+            positions = positions + 1
+        return self._collect(prompts, tokens.tolist(), siblings, set(ends.tolist()))
+
+    def _prefill(self, inputs: dict[str, Tensor]) -> tuple[DynamicCache, Float[Tensor, "B H"]]:
+        cache = DynamicCache(config=self.model.model.config.get_text_config())
+        moved = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+        output = self.model.base(**moved, past_key_values=cache, use_cache=True)
+        return cache, output.last_hidden_state[:, -1]
+
+    def _draw(
+        self,
+        hidden: Float[Tensor, "B H"],
+        uniforms: Float[Tensor, " B"],
+        settings: SamplingSettings,
+    ) -> Int[Tensor, " B"]:
+        logits = (hidden @ self.model.head.to(hidden.dtype).T).float()
+        logits.masked_fill_(self.suppressed, -torch.inf)
+        return draw_tokens(logits, uniforms, settings.temperature, settings.top_p)
+
+    def _collect(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        tokens: list[list[int]],
+        siblings: int,
+        ends: set[int],
+    ) -> list[list[Rollout]]:
+        rollouts: list[list[Rollout]] = []
+        for index, prompt in enumerate(prompts):
+            group = []
+            for sibling in range(siblings):
+                row = tokens[index * siblings + sibling]
+                ids = tuple(token for token in row if token >= 0)
+                reason = "stop" if ids and ids[-1] in ends else "length"
+                group.append(Rollout(prompt.problem_id, sibling, ids, reason))
+            rollouts.append(group)
+        return rollouts
+
+
+def draw_tokens(
+    logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"], temperature: float, top_p: float
+) -> Int[Tensor, " B"]:
+    """Return one id for each row by inverting the cumulative nucleus distribution.
+
+    The nucleus is the smallest set of most likely ids with mass of at least ``top_p``. One uniform
+    number decides a token, so a row needs one number for each position and not V of them.
+
+    Args:
+        logits: Unscaled; ``-inf`` is never drawn.
+        uniforms: In [0, 1).
+        temperature: 0 takes the most likely id.
+        top_p: In (0, 1].
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities, ids = (logits.double() / temperature).softmax(-1).sort(-1, descending=True)
+    cumulative = probabilities.cumsum(-1)
+    # An id is in the nucleus when the mass before it is below top_p.
+    inside = (cumulative - probabilities) < top_p
+    mass = (probabilities * inside).sum(-1, keepdim=True)
+    chosen = torch.searchsorted(cumulative, uniforms.double()[:, None] * mass, right=True)
+    last = inside.sum(-1, keepdim=True) - 1
+    return ids.gather(-1, torch.minimum(chosen, last))[:, 0]

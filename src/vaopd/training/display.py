@@ -1,0 +1,87 @@
+"""Progress of a run: a bar on a terminal, plain lines elsewhere."""
+
+import logging
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+logger = logging.getLogger(__name__)
+
+PLAIN_SECONDS = 10.0
+"""Without a terminal, a line is printed at most this often (and for the first and last step)."""
+
+
+class Display:
+    """Shows steps as they end and the phases between them."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.last_line = 0.0
+
+    def __enter__(self) -> "Display":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def start(self, description: str, total: int, completed: int = 0) -> Any:
+        """Return the handle of a new bar."""
+        return self.progress.add_task(description, total=total, completed=completed, note="")
+
+    def finish(self, task: Any) -> None:
+        """Take a bar away."""
+        self.progress.remove_task(task)
+
+    def step(self, task: Any, row: dict[str, Any], steps: int) -> None:
+        """Show the metrics of a step."""
+        line = step_line(row)
+        if self.console.is_terminal:
+            self.progress.update(task, advance=1, note=line)
+            return
+        now = time.monotonic()
+        if row["step"] in (1, steps) or now - self.last_line >= PLAIN_SECONDS:
+            self.last_line = now
+            self.say(f"step {row['step']}/{steps}  {line}")
+
+
+def step_line(row: dict[str, Any]) -> str:
+    """Return the log line of a row of metrics: loss, KL, advantage, accuracy, speed, phases."""
+    parts = [f"loss {row['loss']:.4f}"]
+    for key, name in (("kl/mean", "KL"), ("nll/mean", "NLL"), ("va/mean", "VA")):
+        if key in row:
+            parts.append(f"{name} {row[key]:.4f}")
+    if "va/high_share" in row:
+        parts.append(f"VA in high {row['va/high_share']:.0%}")
+    if "accuracy" in row:
+        parts.append(f"accuracy {row['accuracy']:.0%}")
+    parts.append(f"{row['tokens_per_second']:.0f} tokens/s")
+    phases = [
+        f"{phase} {row[f'time/{phase}']:.1f}s"
+        for phase in ("sample", "score", "train")
+        if f"time/{phase}" in row
+    ]
+    return "  ".join([*parts, *phases])

@@ -1,0 +1,353 @@
+"""A run from recipe to summary: models, data, steps, validations, checkpoints."""
+
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from vaopd.config import RunConfig, load_config
+from vaopd.errors import ConfigError, RunFolderError
+from vaopd.evaluation.validation import ValidationResult, Validator
+from vaopd.models.loading import DTYPES, VisionLanguageModel, check_same_tokenizer, load_model
+from vaopd.problems.sources import load_problems
+from vaopd.records import (
+    append_row,
+    keep_rows_up_to,
+    new_folder,
+    write_json,
+    write_rows,
+    write_text,
+)
+from vaopd.rollouts.transformers import TransformersSampler
+from vaopd.teacher.local import LocalTeacher
+from vaopd.training.checkpoint import (
+    checkpoint_path,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from vaopd.training.display import Display
+from vaopd.training.metrics import rollout_rows, step_metrics
+from vaopd.training.schedule import learning_rate, problems_of_step, total_steps
+from vaopd.training.step import Step
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a finished run is and what it reached."""
+
+    output: Path
+    steps: int
+    before: ValidationResult | None
+    after: ValidationResult | None
+    seconds: float
+
+
+def train(
+    config: RunConfig,
+    output: str | Path,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+) -> RunResult:
+    """Train a student by the recipe and return what it reached.
+
+    Args:
+        config: The resolved recipe.
+        output: Run folder; made here.
+        resume: Go on from the newest checkpoint of an existing run folder.
+        console: Where progress goes; standard error unless told otherwise.
+
+    Raises:
+        RunFolderError: The folder exists without ``resume``, or belongs to another recipe.
+        VaopdError: Anything a user can mend, in one sentence.
+    """
+    output = Path(output)
+    _check_folder(config, output, resume)
+    run = Run(config, output, console or Console(stderr=True))
+    return run.execute(resume)
+
+
+class Run:
+    """The live state of a run: models, optimizer, problems and the folder they write to."""
+
+    def __init__(self, config: RunConfig, output: Path, console: Console) -> None:
+        self.started = time.perf_counter()
+        self.config = config
+        self.output = output
+        self.display = Display(console)
+        self.problems = load_problems(config.data.train)
+        held_out = config.data.validation
+        self.held_out = load_problems(held_out) if held_out else None
+        self.steps = total_steps(config.training, len(self.problems))
+        device = _device(config.training.device)
+        self.student = _load_student(config, device)
+        self.teacher = _load_teacher(config, device, self.student)
+        self.optimizer = _optimizer(config, self.student)
+        sampler = TransformersSampler(self.student, batch_rows=config.sampling.batch_rows)
+        self.step = Step(config, self.student, self.teacher, sampler, self.optimizer)
+        self.before: ValidationResult | None = None
+        self.after: ValidationResult | None = None
+
+    def execute(self, resume: bool) -> RunResult:
+        """Make or reopen the folder, take every step that is left and write the summary."""
+        done = self._reopen() if resume else 0
+        if done == 0:
+            write_text(self.output / "config.yaml", self.config.to_yaml())
+            write_json(self.output / "environment.json", _environment(self.student.device))
+        with self.display:
+            self.display.say(self._headline(done))
+            if done == 0:
+                self.before = self._validate(0)
+            self._take_steps(done)
+            self.display.say("saving the final model")
+            with new_folder(self.output / "final") as folder:
+                self.student.save(folder, DTYPES[self.config.training.save_dtype])
+        result = RunResult(
+            self.output,
+            self.steps,
+            self.before,
+            self.after,
+            round(time.perf_counter() - self.started, 1),
+        )
+        write_json(self.output / "summary.json", _summary(result))
+        return result
+
+    def _take_steps(self, done: int) -> None:
+        training = self.config.training
+        bar = self.display.start("training", self.steps, done)
+        for number in range(done + 1, self.steps + 1):
+            rate = learning_rate(training, number, self.steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            problems = problems_of_step(self.problems, number, training)
+            result = self.step.run(problems, number)
+            is_sft = self.config.method.name == "sft"
+            row = step_metrics(
+                result, problems, self.student, step=number, learning_rate=rate, is_sft=is_sft
+            )
+            append_row(self.output / "metrics.jsonl", row)
+            if _is_due(training.log_rollouts_every, number) and not is_sft:
+                rows = rollout_rows(result, problems, self.student, step=number)
+                write_rows(self.output / "rollouts" / f"step_{number:06d}.jsonl", rows)
+            self.display.step(bar, row, self.steps)
+            is_last = number == self.steps
+            if is_last or _is_due(training.validate_every, number):
+                self.after = self._validate(number)
+            if is_last or _is_due(training.save_every, number):
+                self._save(number)
+        self.display.finish(bar)
+
+    def _validate(self, step: int) -> ValidationResult | None:
+        if not self.held_out:
+            return None
+        options = self.config.validation
+        views = 2 if options.pixelated else 1
+        bar = self.display.start("validating", len(self.held_out) * options.num_samples * views)
+        validator = Validator(self.config, self.held_out, self.teacher)
+        result = validator.run(
+            self.student, lambda rows: self.display.progress.update(bar, advance=rows)
+        )
+        self.display.finish(bar)
+        append_row(self.output / "validation.jsonl", {"step": step, **asdict(result)})
+        self.display.say(f"validation at step {step}: {_describe(result)}")
+        return result
+
+    def _save(self, step: int) -> None:
+        state = {
+            "step": step,
+            "before": asdict(self.before) if self.before else None,
+            "after": asdict(self.after) if self.after else None,
+        }
+        save_checkpoint(checkpoint_path(self.output, step), self.student, self.optimizer, state)
+
+    def _reopen(self) -> int:
+        """Load the newest checkpoint and forget what came after it; return its step."""
+        newest = newest_checkpoint(self.output)
+        step = 0
+        if newest is not None:
+            state = load_checkpoint(newest, self.student, self.optimizer)
+            step = state["step"]
+            self.before = ValidationResult(**state["before"]) if state["before"] else None
+            self.after = ValidationResult(**state["after"]) if state["after"] else None
+        # Without a checkpoint the first validation is repeated, so its row goes as well.
+        for name in ("metrics.jsonl", "validation.jsonl"):
+            keep_rows_up_to(self.output / name, step if newest else -1)
+        for path in (self.output / "rollouts").glob("step_*.jsonl"):
+            if int(path.stem.removeprefix("step_")) > step:
+                path.unlink()
+        return step
+
+    def _headline(self, done: int) -> str:
+        teacher = f" from {self.teacher.model.name}" if self.teacher else ""
+        resumed = f", resumed after step {done}" if done else ""
+        return (
+            f"{self.config.method.name}: {self.student.name}{teacher}, {len(self.problems)} "
+            f"problems, {self.steps} steps on {self.student.device}{resumed}"
+        )
+
+
+def _is_due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0
+
+
+def _check_folder(config: RunConfig, output: Path, resume: bool) -> None:
+    if not resume:
+        if output.exists():
+            raise RunFolderError(
+                f"output folder {output} exists; choose another --output, or --resume to go on, "
+                "or --overwrite to replace it"
+            )
+        return
+    recipe = output / "config.yaml"
+    if not recipe.is_file():
+        raise RunFolderError(f"{output} is no run folder (no config.yaml); start without --resume")
+    saved = load_config(recipe)
+    if saved != config:
+        raise ConfigError(
+            f"{output} was made by another recipe: {_difference(saved, config)}; resume with the "
+            "same values"
+        )
+
+
+def remove_run(output: Path) -> None:
+    """Delete a run folder to make it anew.
+
+    Raises:
+        RunFolderError: The folder does not look like a run, so it may hold something precious.
+    """
+    if not output.exists():
+        return
+    if not (output / "config.yaml").is_file() and any(output.iterdir()):
+        raise RunFolderError(
+            f"{output} is no run folder (no config.yaml), so --overwrite leaves it; choose another "
+            "--output"
+        )
+    shutil.rmtree(output)
+
+
+def _difference(saved: RunConfig, config: RunConfig) -> str:
+    old, new = saved.model_dump(), config.model_dump()
+    changes = [
+        f"{section}.{key} was {old[section][key]!r} and is {value!r}"
+        for section, values in new.items()
+        for key, value in values.items()
+        if old[section][key] != value
+    ]
+    return "; ".join(changes)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise ConfigError(
+            f"training.device is {name!r}, which is not usable here ({reason}); use auto or cpu"
+        ) from None
+    return device
+
+
+def _precision(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return DTYPES[name]
+
+
+def _load_student(config: RunConfig, device: torch.device) -> VisionLanguageModel:
+    student = load_model(
+        config.student.model,
+        device=device,
+        dtype=torch.float32,  # master weights
+        compute_dtype=_precision(config.student.dtype, device),
+        seed=config.training.seed,
+    )
+    if config.student.gradient_checkpointing:
+        student.model.gradient_checkpointing_enable({"use_reentrant": False})
+    return student
+
+
+def _load_teacher(
+    config: RunConfig, device: torch.device, student: VisionLanguageModel
+) -> LocalTeacher | None:
+    if config.method.name == "sft":
+        return None
+    dtype = _precision(config.teacher.dtype, device)
+    model = load_model(config.teacher.model, device=device, dtype=dtype, compute_dtype=dtype)
+    check_same_tokenizer(student, model)
+    return LocalTeacher(
+        model,
+        batch_tokens=config.teacher.batch_tokens,
+        share_prefix=config.training.share_prefix,
+    )
+
+
+def _optimizer(config: RunConfig, student: VisionLanguageModel) -> torch.optim.Optimizer:
+    training = config.training
+    return torch.optim.AdamW(
+        student.model.parameters(),
+        lr=training.learning_rate,
+        betas=training.betas,
+        weight_decay=training.weight_decay,
+        fused=True,
+    )
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    packages = ("vaopd", "torch", "transformers", "tokenizers", "numpy", "pillow")
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "packages": {name: version(name) for name in packages},
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """Return the commit of the source tree, if the package runs from one."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _describe(result: ValidationResult) -> str:
+    text = f"accuracy {result.accuracy:.1%}"
+    if result.accuracy_pixelated is not None:
+        text += f", pixelated {result.accuracy_pixelated:.1%}"
+    if result.student_va is not None:
+        text += f", student VA {result.student_va:.3f} nats (teacher {result.teacher_va:.3f})"
+    return f"{text}, unparsed {result.unparsed:.1%}, truncated {result.truncated:.1%}"
+
+
+def _summary(result: RunResult) -> dict[str, Any]:
+    def numbers(validation: ValidationResult | None) -> dict[str, Any] | None:
+        return None if validation is None else asdict(validation)
+
+    return {
+        "before": numbers(result.before),
+        "after": numbers(result.after),
+        "steps": result.steps,
+        "seconds": result.seconds,
+    }

@@ -1,0 +1,96 @@
+"""What a step is remembered by: one row of numbers, and rows of rollouts for the report."""
+
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+import torch
+
+from vaopd.evaluation.answers import grade
+from vaopd.evaluation.validation import response_text
+from vaopd.models.loading import VisionLanguageModel
+from vaopd.problems.problem import Problem
+from vaopd.training.step import StepResult, advantage_summary
+
+
+def step_metrics(
+    result: StepResult,
+    problems: Sequence[Problem],
+    student: VisionLanguageModel,
+    *,
+    step: int,
+    learning_rate: float,
+    is_sft: bool,
+) -> dict[str, Any]:
+    """Return one row of ``metrics.jsonl``; docs/metrics.md explains the names and units."""
+    divergence = torch.cat(result.token_divergence)
+    lengths = [len(rollout.response_ids) for rollout in result.rollouts]
+    seconds = result.seconds
+    row: dict[str, Any] = {
+        "step": step,
+        "loss": result.loss,
+        "nll/mean" if is_sft else "kl/mean": divergence.mean().item(),
+        **advantage_summary(result.weights),
+        "response/length": mean(lengths),
+        "response/truncated_share": mean(r.finish_reason == "length" for r in result.rollouts),
+        "gradient_norm": result.gradient_norm,
+        "learning_rate": learning_rate,
+        **{f"time/{phase}": round(value, 4) for phase, value in seconds.items()},
+        "tokens_per_second": sum(lengths) / sum(seconds.values()),
+    }
+    if not is_sft and any(problem.answer is not None for problem in problems):
+        row["accuracy"] = mean(v for v in _verdicts(result, problems, student) if v is not None)
+    return row
+
+
+def rollout_rows(
+    result: StepResult, problems: Sequence[Problem], student: VisionLanguageModel, *, step: int
+) -> list[dict[str, Any]]:
+    """Return the rows of ``rollouts/step_NNNNNN.jsonl``: each response, token by token."""
+    by_id = {problem.id: problem for problem in problems}
+    verdicts = _verdicts(result, problems, student)
+    rows = []
+    for index, rollout in enumerate(result.rollouts):
+        length = len(rollout.response_ids)
+        weights = result.weights
+        problem = by_id[rollout.problem_id]
+        row: dict[str, Any] = {
+            "step": step,
+            "problem_id": rollout.problem_id,
+            "sibling": rollout.sibling,
+            "prompt": problem.prompt,
+            "answer": problem.answer,
+            "response": response_text(student, rollout),
+            "is_correct": verdicts[index],
+            "finish_reason": rollout.finish_reason,
+            "rollout_weight": weights.rollout[index].item(),
+            "token_ids": list(rollout.response_ids),
+            "tokens": [student.tokenizer.decode([i]) for i in rollout.response_ids],
+            "kl": _rounded(result.token_divergence[index]),
+            "token_weight": _rounded(weights.token[index, :length]),
+        }
+        if result.scores is not None:
+            row["original_logprobs"] = _rounded(result.scores.original_logprobs[index])
+            if result.scores.degraded_logprobs is not None:
+                row["degraded_logprobs"] = _rounded(result.scores.degraded_logprobs[index])
+        if weights.advantage is not None and weights.high is not None:
+            row["visual_advantage"] = _rounded(weights.advantage[index, :length])
+            row["is_high"] = weights.high[index, :length].tolist()
+        rows.append(row)
+    return rows
+
+
+def _verdicts(
+    result: StepResult, problems: Sequence[Problem], student: VisionLanguageModel
+) -> list[bool | None]:
+    answers = {problem.id: problem.answer for problem in problems}
+    return [
+        None
+        if (answer := answers[rollout.problem_id]) is None
+        else grade(response_text(student, rollout), answer).is_correct
+        for rollout in result.rollouts
+    ]
+
+
+def _rounded(values: torch.Tensor) -> list[float]:
+    return [round(value, 6) for value in values.tolist()]

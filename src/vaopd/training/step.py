@@ -1,0 +1,324 @@
+"""One update: sample, score, weigh, then accumulate gradients.
+
+All weights are final before the first forward with gradient, so micro-batches, padding and the
+split of siblings give the same update. B rollouts of a step, T longest response.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from vaopd.config import MethodConfig, RunConfig
+from vaopd.errors import ProblemError, TrainingError
+from vaopd.models.loading import PromptEncoder, VisionLanguageModel
+from vaopd.models.packing import (
+    MicroBatch,
+    micro_batches,
+    response_hidden_states,
+    split_by_rollout,
+)
+from vaopd.models.prompts import EncodedPrompt
+from vaopd.objective.advantage import rollout_advantage, visual_advantage
+from vaopd.objective.divergence import weighted_cross_entropy, weighted_reverse_kl
+from vaopd.objective.weights import (
+    high_group,
+    rollout_weights,
+    token_weights,
+    uniform_token_weights,
+)
+from vaopd.problems.problem import Problem
+from vaopd.rollouts.sampler import Rollout, Sampler, SamplingSettings
+from vaopd.teacher.local import LocalTeacher, TeacherScores
+
+USES_ADVANTAGE = ("va_opd", "rollout_only", "token_only")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Weights:
+    """Token weights of a step, and the visual advantage they came from."""
+
+    token: Float[Tensor, "B T"]
+    rollout: Float[Tensor, " B"]
+    mask: Bool[Tensor, "B T"]
+    advantage: Float[Tensor, "B T"] | None = None
+    high: Bool[Tensor, "B T"] | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StepResult:
+    """What one update did."""
+
+    loss: float
+    token_divergence: list[Float[Tensor, " _"]]
+    """KL of each response token in nats (negative log-likelihood for sft), by rollout."""
+
+    gradient_norm: float
+    weights: Weights
+    rollouts: list[Rollout]
+    scores: TeacherScores | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Stopwatch:
+    """Adds up seconds by phase; waits for the device so that a phase pays for its own work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """Count the time since the last lap to a phase."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.last
+        self.last = now
+
+
+class Step:
+    """One update of the student, by any of the methods."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        student: VisionLanguageModel,
+        teacher: LocalTeacher | None,
+        sampler: Sampler,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        self.config = config
+        self.student = student
+        self.teacher = teacher
+        self.sampler = sampler
+        self.optimizer = optimizer
+        self.encoder = PromptEncoder(student, config.data, config.view)
+
+    def run(self, problems: Sequence[Problem], step: int) -> StepResult:
+        """Sample, score, weigh and update once.
+
+        Raises:
+            TrainingError: The loss or its gradient is not finite; the weights are untouched.
+        """
+        watch = Stopwatch(self.student.device)
+        needs_view = self.config.method.name in USES_ADVANTAGE
+        originals, degraded = self._encode(problems, needs_view)
+        watch.lap("data")
+        rollouts = self._rollouts(problems, originals, step)
+        responses = [
+            [torch.tensor(r.response_ids, dtype=torch.long) for r in group] for group in rollouts
+        ]
+        watch.lap("sample")
+        scores = None
+        if self.teacher is not None:
+            scores = self.teacher.score(originals, degraded, responses)
+        weights = weigh(
+            self.config.method, responses, scores, seed=(self.config.training.seed, step)
+        )
+        watch.lap("score")
+        loss, divergence = self._accumulate(originals, responses, scores, weights)
+        gradient_norm = self._update(loss, problems)
+        watch.lap("train")
+        return StepResult(
+            loss=loss,
+            token_divergence=divergence,
+            gradient_norm=gradient_norm,
+            weights=weights,
+            rollouts=[rollout for group in rollouts for rollout in group],
+            scores=scores,
+            seconds=watch.seconds,
+        )
+
+    def _encode(
+        self, problems: Sequence[Problem], needs_view: bool
+    ) -> tuple[list[EncodedPrompt], list[EncodedPrompt] | None]:
+        if not needs_view:
+            return [self.encoder.original(problem) for problem in problems], None
+        pairs = [self.encoder.both(problem) for problem in problems]
+        return [original for original, _ in pairs], [degraded for _, degraded in pairs]
+
+    def _rollouts(
+        self, problems: Sequence[Problem], prompts: list[EncodedPrompt], step: int
+    ) -> list[list[Rollout]]:
+        if self.config.method.name == "sft":
+            return [reference_rollouts(problem, self.student) for problem in problems]
+        options = self.config.sampling
+        settings = SamplingSettings(
+            num_rollouts=options.num_rollouts,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            max_new_tokens=options.max_new_tokens,
+            seed=self.config.training.seed,
+            stream=f"train {step}",
+        )
+        return self.sampler.sample(prompts, settings)
+
+    def _accumulate(
+        self,
+        prompts: list[EncodedPrompt],
+        responses: list[list[Tensor]],
+        scores: TeacherScores | None,
+        weights: Weights,
+    ) -> tuple[float, list[Tensor]]:
+        """Add up the gradient of the step's loss; return the loss and each token's divergence."""
+        training = self.config.training
+        lengths = [len(response) for group in responses for response in group]
+        divergence = [torch.zeros(0)] * len(lengths)
+        total = 0.0
+        self.student.model.train()
+        batches = micro_batches(
+            self.student,
+            prompts,
+            responses,
+            budget_tokens=training.micro_batch_tokens,
+            share_prefix=training.share_prefix,
+        )
+        for micro in batches:
+            token_weight = torch.cat([weights.token[i, : lengths[i]] for i in micro.rollouts])
+            # Eq. 6 is averaged over problems, each counting the same whatever its length.
+            loss, values = self._loss(micro, scores, token_weight / len(prompts))
+            loss.backward()
+            total += loss.item()
+            for number, part in split_by_rollout(values.cpu(), micro, lengths):
+                divergence[number] = part
+        return total, divergence
+
+    def _loss(
+        self, micro: MicroBatch, scores: TeacherScores | None, token_weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        student = self.student
+        hidden = response_hidden_states(student, micro.batch)
+        token_weight = token_weight.to(student.device)
+        if scores is None or self.teacher is None:
+            return weighted_cross_entropy(
+                hidden,
+                student.head,
+                micro.batch.targets.to(student.device),
+                token_weight,
+                vocab_size=student.vocab_size,
+                label_smoothing=self.config.method.label_smoothing,
+            )
+        return weighted_reverse_kl(
+            hidden,
+            student.head,
+            torch.cat([scores.hidden[number] for number in micro.rollouts]),
+            self.teacher.model.head,
+            token_weight,
+            vocab_size=student.vocab_size,
+        )
+
+    def _update(self, loss: float, problems: Sequence[Problem]) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.student.model.parameters(), self.config.training.max_gradient_norm
+        )
+        if not (torch.isfinite(norm) and torch.isfinite(torch.tensor(loss))):
+            self.optimizer.zero_grad(set_to_none=True)
+            names = ", ".join(problem.id for problem in problems)
+            raise TrainingError(
+                f"loss is {loss} and gradient norm {norm.item()}: not finite, so this step was not "
+                f"applied; problems of the step: {names}; lower training.learning_rate or set "
+                "student.dtype=float32, then --resume"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.item()
+
+
+def weigh(
+    method: MethodConfig,
+    responses: Sequence[Sequence[Tensor]],
+    scores: TeacherScores | None,
+    *,
+    seed: tuple[int, int],
+) -> Weights:
+    """Return the token weights of a whole step by the method's rule (Eq. 1 or Eq. 3-6).
+
+    Args:
+        method: Which rule, and its parameters.
+        responses: Token ids by problem and sibling.
+        scores: The teacher's log-probs; needed by the rules that use visual advantage.
+        seed: Run seed and step, for random ties.
+    """
+    lengths = torch.tensor([len(response) for group in responses for response in group])
+    problem_ids = torch.tensor([i for i, group in enumerate(responses) for _ in group])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    uniform = uniform_token_weights(mask, problem_ids)
+    if scores is None or scores.degraded_logprobs is None:
+        return Weights(token=uniform, rollout=uniform.sum(-1), mask=mask)
+    advantage = visual_advantage(
+        _pad(scores.original_logprobs, mask), _pad(scores.degraded_logprobs, mask), mask
+    )
+    rollout = uniform.sum(-1)
+    if method.name in ("va_opd", "rollout_only"):
+        rollout = rollout_weights(
+            advantage,
+            mask,
+            problem_ids,
+            temperature=method.rollout_temperature,
+            epsilon=method.epsilon,
+            deviation_floor=method.deviation_floor,
+        )
+    tie_seed = (seed[0] * 1_000_003 + seed[1]) % 2**63
+    high = high_group(
+        advantage,
+        mask,
+        high_fraction=method.high_fraction,
+        generator=torch.Generator().manual_seed(tie_seed),
+    )
+    if method.name in ("va_opd", "token_only"):
+        token = token_weights(
+            advantage,
+            mask,
+            rollout,
+            high_fraction=method.high_fraction,
+            high_mass=method.high_mass,
+            minimum_advantage=method.minimum_advantage,
+            generator=torch.Generator().manual_seed(tie_seed),
+        )
+    else:
+        token = rollout[:, None] * mask / mask.sum(-1, keepdim=True).clamp(min=1)
+    return Weights(token=token, rollout=rollout, mask=mask, advantage=advantage, high=high)
+
+
+def reference_rollouts(problem: Problem, model: VisionLanguageModel) -> list[Rollout]:
+    """Return a problem's reference responses as rollouts, for supervised fine-tuning.
+
+    Raises:
+        ProblemError: The problem has no reference response.
+    """
+    if not problem.references:
+        raise ProblemError(
+            f"problem {problem.id} has no reference response, which method.name=sft needs; add a "
+            "'references' column or choose another method"
+        )
+    tokenizer = model.tokenizer
+    rollouts = []
+    for sibling, text in enumerate(problem.references):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        rollouts.append(Rollout(problem.id, sibling, tuple(ids), "stop"))
+    return rollouts
+
+
+def advantage_summary(weights: Weights) -> dict[str, float]:
+    """Return mean advantage, and how much of it and of its absence the high group holds."""
+    if weights.advantage is None or weights.high is None:
+        return {}
+    mass = weights.advantage.sum().clamp(min=1e-12)
+    in_high = weights.advantage[weights.high]
+    return {
+        "va/mean": rollout_advantage(weights.advantage, weights.mask).mean().item(),
+        "va/high_share": (in_high.sum() / mass).item(),
+        "va/high_zero_share": (in_high == 0).double().mean().item(),
+        "weights/rollout_max": weights.rollout.max().item(),
+        "weights/rollout_min": weights.rollout.min().item(),
+    }
+
+
+def _pad(parts: Sequence[Tensor], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    padded = torch.zeros(mask.shape)
+    padded[mask] = torch.cat([part.float().cpu() for part in parts])
+    return padded

@@ -1,0 +1,100 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vaopd.errors import AlignmentError
+from vaopd.objective.advantage import rollout_advantage, visual_advantage
+
+
+def va(original: list[float], pixelated: list[float], mask: list[bool]) -> torch.Tensor:
+    return visual_advantage(
+        torch.tensor([original]), torch.tensor([pixelated]), torch.tensor([mask])
+    )
+
+
+def test_is_the_log_ratio_of_the_two_views():
+    # The teacher gives the token 1/2 with the detail and 1/8 without: log 4 nats.
+    result = va([math.log(1 / 2)], [math.log(1 / 8)], [True])
+    torch.testing.assert_close(result, torch.tensor([[math.log(4)]]))
+
+
+def test_clips_below_zero_and_ignores_padding_even_if_it_is_nan():
+    # -1+2 = 1; -3+2 = -1 is clipped; -2+2 = 0; the last token is padding.
+    nan = math.nan
+    result = va([-1, -3, -2, nan], [-2, -2, -2, nan], [True, True, True, False])
+    torch.testing.assert_close(result, torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+
+
+def test_finite_padding_scores_nothing():
+    assert va([-1.0, -1.0], [-2.0, -2.0], [True, False]).tolist() == [[1.0, 0.0]]
+
+
+def test_has_no_gradient():
+    original = torch.zeros(1, 2, requires_grad=True)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    result = visual_advantage(original, torch.full((1, 2), -1.0), mask)
+    assert not result.requires_grad
+    assert not rollout_advantage(original, mask).requires_grad
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("view", ["original", "pixelated"])
+def test_a_score_that_is_not_finite_names_its_token(bad, view):
+    scores = {"original": torch.zeros(2, 3), "pixelated": torch.zeros(2, 3)}
+    scores[view][1, 2] = bad
+    with pytest.raises(AlignmentError, match="rollout 1, response token 2"):
+        visual_advantage(
+            scores["original"], scores["pixelated"], torch.ones(2, 3, dtype=torch.bool)
+        )
+
+
+def test_a_single_row_of_scores_does_not_spread_over_many_rollouts():
+    with pytest.raises(Exception, match="B=1"):
+        visual_advantage(torch.zeros(1, 4), torch.zeros(1, 4), torch.ones(3, 4, dtype=torch.bool))
+
+
+def test_a_batch_without_tokens_has_no_advantage():
+    empty = torch.zeros(2, 0)
+    assert visual_advantage(empty, empty, empty.bool()).shape == (2, 0)
+    assert rollout_advantage(empty, empty.bool()).tolist() == [0.0, 0.0]
+
+
+def test_the_mean_counts_tokens_that_scored_zero():
+    # Row 0: (0 + 2 + .1 + 0 + .4 + 0) / 6 = .416667, not 2.5 / 3. Row 1: .3 / 3 = .1, with padding.
+    nan = math.nan
+    advantage = torch.tensor([[0, 2, 0.1, 0, 0.4, 0], [0.3, 0, 0, nan, nan, 9]])
+    mask = torch.tensor([[True] * 6, [True] * 3 + [False] * 3])
+    result = rollout_advantage(advantage, mask)
+    torch.testing.assert_close(result, torch.tensor([2.5 / 6, 0.1]))
+
+
+def test_the_mean_of_an_empty_response_is_zero():
+    result = rollout_advantage(torch.full((1, 3), math.nan), torch.zeros(1, 3, dtype=torch.bool))
+    assert result.tolist() == [0.0]
+
+
+def test_the_mean_of_many_tokens_is_not_lost_to_rounding():
+    # One token of 4096 nats and 4095 of 1e-4 each: (4096 + 0.4095) / 4096 = 1.0000999756.
+    advantage = torch.full((1, 4096), 1e-4)
+    advantage[0, 0] = 4096
+    result = rollout_advantage(advantage, torch.ones(1, 4096, dtype=torch.bool))
+    torch.testing.assert_close(result, torch.tensor([1.0000999756]), rtol=1e-7, atol=0)
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-30, 0, width=32), st.floats(-30, 0, width=32), st.booleans()),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_equals_the_formula_token_by_token(tokens):
+    original, pixelated, mask = (list(column) for column in zip(*tokens, strict=True))
+    expected = [
+        max(0.0, a - b) if real else 0.0
+        for a, b, real in zip(original, pixelated, mask, strict=True)
+    ]
+    torch.testing.assert_close(va(original, pixelated, mask)[0], torch.tensor(expected))
