@@ -42,7 +42,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and print the recipe only.")
     ] = False,
-    debug: Debug = False,
+    debug: Debug = False,  # read by main()
 ) -> None:
     """Train a student by a recipe."""
     from vaopd.config import load_config
@@ -59,6 +59,62 @@ def train(
         remove_run(output)
     result = run(config, output, resume=resume)
     _print_result(result)
+
+
+@app.command()
+def score(
+    teacher: Annotated[str, typer.Option(help="Hub name, model folder or tiny:NAME.")],
+    rollouts: Annotated[Path, typer.Option(help="JSONL with a response (or token_ids) a row.")],
+    output: Annotated[Path, typer.Option(help="JSONL to write; must not exist.")],
+    problems: Annotated[
+        str | None, typer.Option(help="Source of the problems that rows name by problem_id.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE of the recipe schema, such as view.ratio=0.2."),
+    ] = None,
+    debug: Debug = False,  # read by main()
+) -> None:
+    """Write the visual advantage of every token of any text, from any trainer."""
+    from vaopd.config import parse_config, parse_overrides
+    from vaopd.errors import ConfigError
+
+    values = parse_overrides(overrides or [])
+    values.setdefault("student", {})["model"] = teacher
+    values.setdefault("teacher", {})["model"] = teacher
+    values.setdefault("data", {})["train"] = str(rollouts)
+    config = parse_config(values)
+    if not rollouts.is_file():
+        raise ConfigError(f"rollouts file {rollouts} does not exist; give a JSONL file")
+    if output.exists():
+        raise ConfigError(f"output {output} exists; choose another file or remove it")
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from vaopd.models.devices import pick_device
+    from vaopd.models.loading import PromptEncoder
+    from vaopd.teacher.local import load_teacher
+    from vaopd.teacher.rollout_file import score_file
+
+    scorer = load_teacher(config, pick_device(config.training.device))
+    encoder = PromptEncoder(scorer.model, config.data, config.view)
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("scoring", total=_count_lines(rollouts))
+        total = score_file(
+            rollouts,
+            output,
+            scorer,
+            encoder,
+            high_fraction=config.method.high_fraction,
+            problems=problems,
+            progress=lambda rows: bar.update(task, advance=rows),
+        )
+    typer.echo(f"scored {total} rollouts with {teacher}: {output}")
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
 
 
 def _print_result(result) -> None:

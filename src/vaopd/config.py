@@ -15,8 +15,9 @@ from vaopd.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[float, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -171,7 +172,7 @@ class TrainingConfig(Section):
     warmup_fraction: Fraction = 0.05
     """Share of all steps with a linearly rising learning rate."""
 
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.95)
     """AdamW decay rates."""
 
     weight_decay: NonNegative = 0.1
@@ -186,7 +187,7 @@ class TrainingConfig(Section):
     share_prefix: bool = True
     """Pack siblings behind one copy of prompt and image; false = one row for each rollout."""
 
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """Of sampling, data order and ties."""
 
     save_every: PositiveInt | None = 50
@@ -250,9 +251,21 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise ConfigError(f"recipe {path} is not valid YAML: {_one_line(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"recipe {path} must be a mapping of sections, such as 'student:'")
+    return parse_config(parse_overrides(overrides, values))
+
+
+def parse_overrides(
+    overrides: list[str] | tuple[str, ...], values: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return nested values with ``section.key=value`` strings put into them.
+
+    Raises:
+        ConfigError: A string is not of that form.
+    """
+    values = {} if values is None else values
     for override in overrides:
         _apply(values, override)
-    return parse_config(values)
+    return values
 
 
 def parse_config(values: dict[str, Any]) -> RunConfig:

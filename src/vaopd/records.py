@@ -45,17 +45,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         RunFolderError: Another line is not a JSON object.
     """
     rows = []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    # Split as bytes: str.splitlines also splits at U+2028 and its like, which a response may hold,
+    # and a kill may leave half a character.
+    lines = path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines) and not line.endswith("\n"):
+        except ValueError as error:
+            if number == len(lines) and not line.endswith(b"\n"):
                 break
             raise RunFolderError(
-                f"{path} line {number} is not JSON ({error.msg}); mend or remove that line"
+                f"{path} line {number} is not JSON ({error}); mend or remove that line"
             ) from None
         if not isinstance(row, dict):
             raise RunFolderError(f"{path} line {number} is not a JSON object; write one a line")

@@ -3,12 +3,13 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import mean
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
 from vaopd.config import RunConfig
+from vaopd.errors import ConfigError
 from vaopd.evaluation.answers import grade
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel
 from vaopd.objective.advantage import visual_advantage
@@ -50,6 +51,13 @@ class Validator:
     problems: Sequence[Problem]
     teacher: LocalTeacher | None = None
 
+    def __post_init__(self) -> None:
+        if all(problem.answer is None for problem in self.problems):
+            raise ConfigError(
+                f"no problem of data.validation={self.config.data.validation!r} has an answer, so "
+                "there is no accuracy to measure; add answers or set data.validation=null"
+            )
+
     def run(
         self, student: VisionLanguageModel, progress: Callable[[int], None] = lambda rows: None
     ) -> ValidationResult:
@@ -73,7 +81,7 @@ class Validator:
         if options.pixelated:
             degraded = [encoder.both(problem)[1] for problem in problems]
             blind = sampler.sample(degraded, settings, progress)
-            pixelated = mean(v.is_correct for v in _grade(problems, blind, student))
+            pixelated = fmean(v.is_correct for v in _grade(problems, blind, student))
             if self.teacher is not None:
                 teacher_va, student_va = self._reliance(student, originals, degraded, rollouts)
         flat = [rollout for group in rollouts for rollout in group]
@@ -81,11 +89,11 @@ class Validator:
         for verdict in verdicts:
             by_kind[verdict.kind].append(verdict.is_correct)
         return ValidationResult(
-            accuracy=mean(v.is_correct for v in verdicts),
-            unparsed=mean(v.is_unparsed for v in verdicts),
-            truncated=mean(r.finish_reason == "length" for r in flat),
-            response_length=mean(len(r.response_ids) for r in flat),
-            accuracy_by_kind={kind: mean(values) for kind, values in sorted(by_kind.items())},
+            accuracy=fmean(v.is_correct for v in verdicts),
+            unparsed=fmean(v.is_unparsed for v in verdicts),
+            truncated=fmean(r.finish_reason == "length" for r in flat),
+            response_length=fmean(len(r.response_ids) for r in flat),
+            accuracy_by_kind={kind: fmean(values) for kind, values in sorted(by_kind.items())},
             accuracy_pixelated=pixelated,
             teacher_va=teacher_va,
             student_va=student_va,
@@ -97,19 +105,27 @@ class Validator:
         originals: Sequence,
         degraded: Sequence,
         rollouts: list[list[Rollout]],
-    ) -> tuple[float, float]:
+    ) -> tuple[float, float] | tuple[None, None]:
         """Return teacher and student advantage on the teacher's high group."""
         assert self.teacher is not None
         responses = [[torch.tensor(r.response_ids) for r in group] for group in rollouts]
         masses = []
         for model in (self.teacher.model, student):
             views = [
-                score_view(model, prompts, responses, budget_tokens=self.teacher.batch_tokens)[1]
+                score_view(
+                    model,
+                    prompts,
+                    responses,
+                    budget_tokens=self.teacher.batch_tokens,
+                    share_prefix=self.teacher.share_prefix,
+                )[1]
                 for prompts in (originals, degraded)
             ]
             masses.append(_advantage(*views))
         (teacher_va, mask), (student_va, _) = masses
         high = high_group(teacher_va, mask, high_fraction=self.config.method.high_fraction)
+        if not high.any():  # method.high_fraction=0
+            return None, None
         return teacher_va[high].mean().item(), student_va[high].mean().item()
 
 

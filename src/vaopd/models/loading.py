@@ -24,8 +24,6 @@ from vaopd.models.families import Family, generic, qwen_vl
 from vaopd.models.prompts import EncodedPrompt, check_same_prompt
 from vaopd.problems.problem import Problem
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 class VisionLanguageModel:
     """A transformers model with its tokenizer and the adapter of its family."""
@@ -82,12 +80,13 @@ class VisionLanguageModel:
         A sampled image placeholder would make the next forward claim an image that is not there.
         """
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        special -= self._meaningful_added_tokens()
         config = self.model.config
         for key in ("image_token_id", "video_token_id", "vision_start_token_id"):
+            # Some tokenizers do not mark these as special.
             if isinstance(token := getattr(config, key, None), int):
                 special.add(token)
-        text = self._meaningful_added_tokens()
-        return sorted(i for i in special - set(self.eos_token_ids) - text if i < self.vocab_size)
+        return sorted(i for i in special - set(self.eos_token_ids) if i < self.vocab_size)
 
     def _meaningful_added_tokens(self) -> set[int]:
         """Added tokens that are text, such as ``<think>``: a model may need to write them."""
@@ -137,7 +136,7 @@ def load_model(
     """
     if name.startswith("tiny:new-"):
         torch.manual_seed(seed)
-        model = tiny.new_model(name.removeprefix("tiny:new-"))
+        model: Any = tiny.new_model(name.removeprefix("tiny:new-"))
         source = tiny.asset_folder("tokenizer")
     else:
         source = tiny.asset_folder(name.removeprefix("tiny:")) if name.startswith("tiny:") else name

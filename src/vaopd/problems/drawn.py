@@ -54,14 +54,18 @@ class Canvas:
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
-        paper = rng.randint(236, 255)
-        self.image = Image.new("RGB", (SIDE_PIXELS, SIDE_PIXELS), (paper, paper, paper))
-        self.draw = ImageDraw.Draw(self.image)
+        self.paper = (rng.randint(236, 255),) * 3
+        self.resize(SIDE_PIXELS)
         tints = [rng.randint(90, 150), rng.randint(120, 190), rng.randint(150, 210)]
         rng.shuffle(tints)
         self.ink = (tints[0], tints[1], tints[2])
         self.label_ink = (rng.randint(0, 45),) * 3
         self.font = ImageFont.load_default(FONT_PIXELS)
+
+    def resize(self, side: int) -> None:
+        """Start over on a blank square sheet of this side in pixels."""
+        self.image = Image.new("RGB", (side, side), self.paper)
+        self.draw = ImageDraw.Draw(self.image)
 
     def label(self, number: int, column: int | float, row: int | float) -> None:
         """Print a number at a lattice cell, moved by at most one pixel each way.
@@ -174,7 +178,28 @@ def _dial(canvas: Canvas) -> Figure:
     )
 
 
-def _table(canvas: Canvas) -> Figure:
+def _number(canvas: Canvas) -> Figure:
+    """One number on a small card of few visual tokens: where learning to read begins."""
+    canvas.resize(2 * CELL_PIXELS)
+    value = _two_digits(canvas.rng)
+    canvas.label(value, canvas.rng.choice((0, 0.5, 1)), canvas.rng.choice((0, 0.5, 1)))
+    return Figure("Read the number.", (), (), str(value), value)
+
+
+def _numbers(canvas: Canvas) -> Figure:
+    """A table read aloud: the second step of learning to read."""
+    upper, lower = _draw_table(canvas)
+    values = (*upper, *lower)
+    return Figure(
+        "Read the table row by row. What is the last number?",
+        (),
+        (),
+        " ".join(str(value) for value in values),
+        values[-1],
+    )
+
+
+def _draw_table(canvas: Canvas) -> list[list[int]]:
     rng = canvas.rng
     values = [[_two_digits(rng) for _ in range(3)] for _ in range(2)]
     top, bottom = canvas.wobble(12), canvas.wobble(84)
@@ -186,7 +211,12 @@ def _table(canvas: Canvas) -> Figure:
     for row, numbers in zip((1, 4), values, strict=True):
         for column, value in zip((0.5, 2.5, 4.5), numbers, strict=True):
             canvas.label(value, column, row)
-    column = rng.randrange(3)
+    return values
+
+
+def _table(canvas: Canvas) -> Figure:
+    values = _draw_table(canvas)
+    column = canvas.rng.randrange(3)
     name = ("left", "middle", "right")[column]
     upper, lower = values[0][column], values[1][column]
     return Figure(
@@ -205,7 +235,12 @@ KINDS: dict[str, Callable[[Canvas], Figure]] = {
     "bars": _bars,
     "dial": _dial,
     "table": _table,
+    "number": _number,
+    "numbers": _numbers,
 }
+
+PROBLEM_KINDS = ("triangle", "rectangle", "circle", "bars", "dial", "table")
+"""What is asked unless a source names its kinds; the others only teach reading."""
 
 
 @dataclass(frozen=True)
@@ -264,8 +299,13 @@ DIALECTS = (
 )
 
 
-def _write(figure: Figure, kind: str, wording: float, rng: random.Random) -> str:
-    """Return one reference response; short ones leave out the introduction and the rule."""
+def _write(figure: Figure, kind: str, wording: int | float, rng: random.Random) -> str:
+    """Return one reference response; short ones leave out the introduction and the rule.
+
+    A figure without readings is plain reading aloud: its working is the whole solution.
+    """
+    if not figure.readings:
+        return f"{figure.working}. \\boxed{{{figure.answer}}}"
     dialect = DIALECTS[1] if rng.random() < wording else DIALECTS[0]
     template = rng.choice(dialect.reading)
     parts = [
@@ -288,7 +328,7 @@ class DrawnProblems(Sequence[Problem]):
     split: str = "train"
     """``train``, ``validation`` or ``test``: each has random streams of its own."""
 
-    count: int = 1024
+    num_problems: int = 1024
     seed: int = 0
     wording: int | float = 0.0
     """Probability that a reference is written in the second dialect, in [0, 1]."""
@@ -296,16 +336,16 @@ class DrawnProblems(Sequence[Problem]):
     references: int = 1
     """Reference responses for each problem, each with wording of its own."""
 
-    kinds: tuple[str, ...] = tuple(KINDS)
+    kinds: tuple[str, ...] = PROBLEM_KINDS
 
     def __post_init__(self) -> None:
         if self.split not in ("train", "validation", "test"):
             raise ConfigError(
                 f"drawn problems have no split {self.split!r}; use train, validation or test"
             )
-        if self.count < 1 or self.references < 1 or not 0 <= self.wording <= 1:
+        if self.num_problems < 1 or self.references < 1 or not 0 <= self.wording <= 1:
             raise ConfigError(
-                f"drawn problems got count={self.count}, references={self.references}, "
+                f"drawn problems got count={self.num_problems}, references={self.references}, "
                 f"wording={self.wording}; counts must be at least 1 and wording in [0, 1]"
             )
         unknown = [kind for kind in self.kinds if kind not in KINDS]
@@ -313,7 +353,7 @@ class DrawnProblems(Sequence[Problem]):
             raise ConfigError(f"unknown drawn kinds {unknown}; choose from {'+'.join(KINDS)}")
 
     def __len__(self) -> int:
-        return self.count
+        return self.num_problems
 
     @overload
     def __getitem__(self, index: int) -> Problem: ...
@@ -321,10 +361,10 @@ class DrawnProblems(Sequence[Problem]):
     def __getitem__(self, index: slice) -> list[Problem]: ...
     def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
         if isinstance(index, slice):
-            return [self._draw(i) for i in range(*index.indices(self.count))]
-        if not -self.count <= index < self.count:
+            return [self._draw(i) for i in range(*index.indices(self.num_problems))]
+        if not -self.num_problems <= index < self.num_problems:
             raise IndexError(index)
-        return self._draw(index % self.count)
+        return self._draw(index % self.num_problems)
 
     def _draw(self, index: int) -> Problem:
         rng = random.Random(f"vaopd drawn {self.split} {self.seed} {index}")
@@ -365,7 +405,7 @@ def parse_source(split: str, options: dict[str, str]) -> DrawnProblems:
                 f"drawn problems have no option {name!r}; use {', '.join([*readers, 'kinds'])}"
             )
         try:
-            values[name] = readers[name](text)
+            values["num_problems" if name == "count" else name] = readers[name](text)
         except ValueError:
             raise ConfigError(
                 f"option {name}={text!r} of drawn problems must be a number, as in {name}=4"

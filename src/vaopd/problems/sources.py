@@ -139,14 +139,14 @@ def _drawn(rest: str, limit: int | None) -> Sequence[Problem]:
 def _packaged(name: str, limit: int | None) -> list[Problem]:
     if name not in PACKAGED:
         raise ConfigError(f"package:{name} does not ship with vaopd; use package:{PACKAGED[0]}")
-    return _collect(_jsonl_rows(ASSETS / name / "data.jsonl"), name, "train", limit)
+    return _collect(jsonl_rows(ASSETS / name / "data.jsonl"), name, "train", limit)
 
 
 def _collect(rows: Iterator[Row], source: str, split: str, limit: int | None) -> list[Problem]:
     problems: list[Problem] = []
     places: dict[str, str] = {}
     for index, row in enumerate(islice(rows, limit)):
-        problem = _problem(row, f"{source}:{split}:{index}", source, split)
+        problem = problem_of_row(row, f"{source}:{split}:{index}", source, split)
         if problem.id in places:
             raise ProblemError(
                 f"{row.place} has the id {problem.id} of {places[problem.id]}; "
@@ -159,7 +159,12 @@ def _collect(rows: Iterator[Row], source: str, split: str, limit: int | None) ->
     return problems
 
 
-def _problem(row: Row, fallback_id: str, source: str, split: str) -> Problem:
+def problem_of_row(row: Row, fallback_id: str, source: str, split: str) -> Problem:
+    """Return the problem of one row in either layout.
+
+    Raises:
+        ProblemError: The row fits no layout or its cells do not make a problem; names the row.
+    """
     cells = row.cells
     try:
         layout = _layout(cells)
@@ -249,7 +254,7 @@ def _local_rows(path: Path, split: str) -> Iterator[Row]:
         if file.suffix == ".parquet":
             yield from _parquet_rows(file)
         elif file.suffix == ".jsonl":
-            yield from _jsonl_rows(file)
+            yield from jsonl_rows(file)
         else:
             raise ProblemError(
                 f"{file} is neither a .parquet nor a .jsonl file; convert it to one of them"
@@ -282,7 +287,12 @@ def _files(folder: Path, split: str) -> list[Path]:
     return chosen or files
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
+def jsonl_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a JSONL file.
+
+    Raises:
+        ProblemError: A line is no JSON object; names the line.
+    """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():

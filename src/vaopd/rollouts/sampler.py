@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -37,6 +37,7 @@ class SamplingSettings:
     """Names the purpose and step, so that no two steps share noise."""
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Draws sibling responses to prompts from the current student."""
 

@@ -136,10 +136,14 @@ def draw_tokens(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    probabilities, ids = (logits.double() / temperature).softmax(-1).sort(-1, descending=True)
+    # Stable, because half-precision logits are often equal and rows must not depend on the batch.
+    probabilities, ids = (
+        (logits.double() / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    )
     cumulative = probabilities.cumsum(-1)
-    # An id is in the nucleus when the mass before it is below top_p.
-    inside = (cumulative - probabilities) < top_p
+    # An id is in the nucleus when the mass before it is below top_p. The mass of all possible ids
+    # may round to less than 1, and impossible ones must stay outside all the same.
+    inside = ((cumulative - probabilities) < top_p) & (probabilities > 0)
     mass = (probabilities * inside).sum(-1, keepdim=True)
     chosen = torch.searchsorted(cumulative, uniforms.double()[:, None] * mass, right=True)
     last = inside.sum(-1, keepdim=True) - 1

@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vaopd.config import RunConfig
 from vaopd.errors import AlignmentError
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.devices import pick_dtype
+from vaopd.models.loading import VisionLanguageModel, load_model
 from vaopd.models.packing import micro_batches, response_hidden_states, split_by_rollout
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.objective.divergence import sampled_logprobs
@@ -72,6 +74,17 @@ class LocalTeacher:
             share_prefix=self.share_prefix,
             keep_hidden=keep_hidden,
         )
+
+
+def load_teacher(config: RunConfig, device: torch.device) -> LocalTeacher:
+    """Return the recipe's teacher, frozen, at its precision."""
+    dtype = pick_dtype(config.teacher.dtype, device)
+    model = load_model(config.teacher.model, device=device, dtype=dtype, compute_dtype=dtype)
+    return LocalTeacher(
+        model,
+        batch_tokens=config.teacher.batch_tokens,
+        share_prefix=config.training.share_prefix,
+    )
 
 
 @torch.no_grad()

@@ -63,9 +63,9 @@ def load_checkpoint(
     for name, parameter in student.model.named_parameters():
         keys = {k: f"{name}::{k}" for k in ("step", "exp_avg", "exp_avg_sq")}
         if keys["step"] in moments:
+            # All of them: fused AdamW reads its step count on the parameter's device.
             optimizer.state[parameter] = {
-                k: moments[v].to(parameter.device if k != "step" else "cpu")
-                for k, v in keys.items()
+                k: moments[v].to(parameter.device) for k, v in keys.items()
             }
     return json.loads((folder / STATE / "state.json").read_text(encoding="utf-8"))
 

@@ -16,7 +16,8 @@ from rich.console import Console
 from vaopd.config import RunConfig, load_config
 from vaopd.errors import ConfigError, RunFolderError
 from vaopd.evaluation.validation import ValidationResult, Validator
-from vaopd.models.loading import DTYPES, VisionLanguageModel, check_same_tokenizer, load_model
+from vaopd.models.devices import DTYPES, pick_device, pick_dtype
+from vaopd.models.loading import VisionLanguageModel, check_same_tokenizer, load_model
 from vaopd.problems.sources import load_problems
 from vaopd.records import (
     append_row,
@@ -27,7 +28,7 @@ from vaopd.records import (
     write_text,
 )
 from vaopd.rollouts.transformers import TransformersSampler
-from vaopd.teacher.local import LocalTeacher
+from vaopd.teacher.local import LocalTeacher, load_teacher
 from vaopd.training.checkpoint import (
     checkpoint_path,
     load_checkpoint,
@@ -37,7 +38,7 @@ from vaopd.training.checkpoint import (
 from vaopd.training.display import Display
 from vaopd.training.metrics import rollout_rows, step_metrics
 from vaopd.training.schedule import learning_rate, problems_of_step, total_steps
-from vaopd.training.step import Step
+from vaopd.training.step import Step, reference_rollouts
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def train(
     output: str | Path,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     console: Console | None = None,
 ) -> RunResult:
     """Train a student by the recipe and return what it reached.
@@ -64,15 +66,24 @@ def train(
         config: The resolved recipe.
         output: Run folder; made here.
         resume: Go on from the newest checkpoint of an existing run folder.
+        overwrite: Replace an old run folder, once the new run is ready to begin.
         console: Where progress goes; standard error unless told otherwise.
 
     Raises:
-        RunFolderError: The folder exists without ``resume``, or belongs to another recipe.
+        ConfigError: ``resume`` finds the run of another recipe.
+        RunFolderError: The folder exists without ``resume`` or ``overwrite``, or is no run.
         VaopdError: Anything a user can mend, in one sentence.
     """
     output = Path(output)
-    _check_folder(config, output, resume)
+    if resume:
+        _check_same_recipe(config, output)
+    else:
+        _check_free(output, overwrite)
     run = Run(config, output, console or Console(stderr=True))
+    if not resume:
+        run.check_prompts()
+    if overwrite and not resume:
+        remove_run(output)
     return run.execute(resume)
 
 
@@ -88,14 +99,30 @@ class Run:
         held_out = config.data.validation
         self.held_out = load_problems(held_out) if held_out else None
         self.steps = total_steps(config.training, len(self.problems))
-        device = _device(config.training.device)
+        device = pick_device(config.training.device)
         self.student = _load_student(config, device)
         self.teacher = _load_teacher(config, device, self.student)
         self.optimizer = _optimizer(config, self.student)
         sampler = TransformersSampler(self.student, batch_rows=config.sampling.batch_rows)
         self.step = Step(config, self.student, self.teacher, sampler, self.optimizer)
+        self.validator = None
+        if self.held_out:
+            self.validator = Validator(config, self.held_out, self.teacher)
         self.before: ValidationResult | None = None
         self.after: ValidationResult | None = None
+
+    def check_prompts(self) -> None:
+        """Encode what the run begins with, so that bad data fails before there is a folder.
+
+        Raises:
+            ProblemError: An image cannot be read, a prompt is too long, or sft has no reference.
+        """
+        first = problems_of_step(self.problems, 1, self.config.training)
+        for problem in [*first, *(self.held_out or [])]:
+            self.step.encoder.original(problem)
+        if self.config.method.name == "sft":
+            for problem in first:
+                reference_rollouts(problem, self.student)
 
     def execute(self, resume: bool) -> RunResult:
         """Make or reopen the folder, take every step that is left and write the summary."""
@@ -147,13 +174,13 @@ class Run:
         self.display.finish(bar)
 
     def _validate(self, step: int) -> ValidationResult | None:
-        if not self.held_out:
+        if self.validator is None:
             return None
         options = self.config.validation
         views = 2 if options.pixelated else 1
-        bar = self.display.start("validating", len(self.held_out) * options.num_samples * views)
-        validator = Validator(self.config, self.held_out, self.teacher)
-        result = validator.run(
+        total = len(self.validator.problems) * options.num_samples * views
+        bar = self.display.start("validating", total)
+        result = self.validator.run(
             self.student, lambda rows: self.display.progress.update(bar, advance=rows)
         )
         self.display.finish(bar)
@@ -199,14 +226,17 @@ def _is_due(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
 
 
-def _check_folder(config: RunConfig, output: Path, resume: bool) -> None:
-    if not resume:
-        if output.exists():
-            raise RunFolderError(
-                f"output folder {output} exists; choose another --output, or --resume to go on, "
-                "or --overwrite to replace it"
-            )
-        return
+def _check_free(output: Path, overwrite: bool) -> None:
+    if overwrite:
+        _check_removable(output)
+    elif output.exists():
+        raise RunFolderError(
+            f"output folder {output} exists; choose another --output, or --resume to go on, "
+            "or --overwrite to replace it"
+        )
+
+
+def _check_same_recipe(config: RunConfig, output: Path) -> None:
     recipe = output / "config.yaml"
     if not recipe.is_file():
         raise RunFolderError(f"{output} is no run folder (no config.yaml); start without --resume")
@@ -224,14 +254,19 @@ def remove_run(output: Path) -> None:
     Raises:
         RunFolderError: The folder does not look like a run, so it may hold something precious.
     """
-    if not output.exists():
+    _check_removable(output)
+    if output.exists():
+        shutil.rmtree(output)
+
+
+def _check_removable(output: Path) -> None:
+    if not output.exists() or (output / "config.yaml").is_file():
         return
-    if not (output / "config.yaml").is_file() and any(output.iterdir()):
+    if not output.is_dir() or any(output.iterdir()):
         raise RunFolderError(
             f"{output} is no run folder (no config.yaml), so --overwrite leaves it; choose another "
             "--output"
         )
-    shutil.rmtree(output)
 
 
 def _difference(saved: RunConfig, config: RunConfig) -> str:
@@ -245,32 +280,12 @@ def _difference(saved: RunConfig, config: RunConfig) -> str:
     return "; ".join(changes)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise ConfigError(
-            f"training.device is {name!r}, which is not usable here ({reason}); use auto or cpu"
-        ) from None
-    return device
-
-
-def _precision(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return DTYPES[name]
-
-
 def _load_student(config: RunConfig, device: torch.device) -> VisionLanguageModel:
     student = load_model(
         config.student.model,
         device=device,
         dtype=torch.float32,  # master weights
-        compute_dtype=_precision(config.student.dtype, device),
+        compute_dtype=pick_dtype(config.student.dtype, device),
         seed=config.training.seed,
     )
     if config.student.gradient_checkpointing:
@@ -283,14 +298,9 @@ def _load_teacher(
 ) -> LocalTeacher | None:
     if config.method.name == "sft":
         return None
-    dtype = _precision(config.teacher.dtype, device)
-    model = load_model(config.teacher.model, device=device, dtype=dtype, compute_dtype=dtype)
-    check_same_tokenizer(student, model)
-    return LocalTeacher(
-        model,
-        batch_tokens=config.teacher.batch_tokens,
-        share_prefix=config.training.share_prefix,
-    )
+    teacher = load_teacher(config, device)
+    check_same_tokenizer(student, teacher.model)
+    return teacher
 
 
 def _optimizer(config: RunConfig, student: VisionLanguageModel) -> torch.optim.Optimizer:

@@ -1,7 +1,7 @@
 """What a step is remembered by: one row of numbers, and rows of rollouts for the report."""
 
 from collections.abc import Sequence
-from statistics import mean
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -31,15 +31,15 @@ def step_metrics(
         "loss": result.loss,
         "nll/mean" if is_sft else "kl/mean": divergence.mean().item(),
         **advantage_summary(result.weights),
-        "response/length": mean(lengths),
-        "response/truncated_share": mean(r.finish_reason == "length" for r in result.rollouts),
+        "response/length": fmean(lengths),
+        "response/truncated_share": fmean(r.finish_reason == "length" for r in result.rollouts),
         "gradient_norm": result.gradient_norm,
         "learning_rate": learning_rate,
         **{f"time/{phase}": round(value, 4) for phase, value in seconds.items()},
         "tokens_per_second": sum(lengths) / sum(seconds.values()),
     }
     if not is_sft and any(problem.answer is not None for problem in problems):
-        row["accuracy"] = mean(v for v in _verdicts(result, problems, student) if v is not None)
+        row["accuracy"] = fmean(v for v in _verdicts(result, problems, student) if v is not None)
     return row
 
 

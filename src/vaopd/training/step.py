@@ -309,10 +309,11 @@ def advantage_summary(weights: Weights) -> dict[str, float]:
         return {}
     mass = weights.advantage.sum().clamp(min=1e-12)
     in_high = weights.advantage[weights.high]
+    num_high = max(1, len(in_high))  # no token is in the group at method.high_fraction=0
     return {
         "va/mean": rollout_advantage(weights.advantage, weights.mask).mean().item(),
         "va/high_share": (in_high.sum() / mass).item(),
-        "va/high_zero_share": (in_high == 0).double().mean().item(),
+        "va/high_zero_share": int((in_high == 0).sum()) / num_high,
         "weights/rollout_max": weights.rollout.max().item(),
         "weights/rollout_min": weights.rollout.min().item(),
     }

@@ -1,7 +1,7 @@
 """Adapters between our batches and the inputs of each model family."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Int
 from PIL import Image
@@ -11,6 +11,7 @@ from vaopd.models.prompts import Batch, EncodedPrompt, Group
 from vaopd.problems.problem import Problem
 
 
+@runtime_checkable
 class Family(Protocol):
     """What a model family must tell us; everything else is the public transformers forward."""
 

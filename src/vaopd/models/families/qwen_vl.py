@@ -88,7 +88,7 @@ class QwenVLFamily:
             prompt = group.prompt
             end = len(prompt)
             ids[row, :end] = prompt.input_ids
-            positions[:, row, :end] = prompt.position_ids
+            positions[:, row, :end] = _positions(prompt)
             segments[row, :end] = 0
             for sibling, response in enumerate(group.responses, start=1):
                 start, end = end, end + len(response)
@@ -120,7 +120,7 @@ class QwenVLFamily:
             start = length - len(prompt)
             ids[row, start:] = prompt.input_ids
             mask[row, start:] = True
-            positions[:, row, start:] = prompt.position_ids
+            positions[:, row, start:] = _positions(prompt)
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         return inputs | self._images(prompts, ids)
 
@@ -150,6 +150,11 @@ class QwenVLFamily:
                 f"of problems {names}; responses must not contain {self.image_token}"
             )
         return inputs
+
+
+def _positions(prompt: EncodedPrompt) -> Int[Tensor, "3 P"]:
+    assert prompt.position_ids is not None, "encode() of this family always gives positions"
+    return prompt.position_ids
 
 
 def _shared_prefix_mask(segments: Int[Tensor, "B L"]) -> Bool[Tensor, "B 1 L L"]:

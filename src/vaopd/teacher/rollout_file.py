@@ -1,0 +1,138 @@
+"""``vaopd score``: the visual advantage of any text, from any trainer, JSONL in and JSONL out."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vaopd.errors import ProblemError
+from vaopd.models.loading import PromptEncoder, VisionLanguageModel
+from vaopd.objective.advantage import visual_advantage
+from vaopd.objective.weights import high_group
+from vaopd.problems.problem import Problem
+from vaopd.problems.sources import Row, jsonl_rows, load_problems, problem_of_row
+from vaopd.teacher.local import LocalTeacher
+
+ROWS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class ScoredRequest:
+    """One row to score: the problem it answers, its token ids, and the row itself."""
+
+    problem: Problem
+    response_ids: tuple[int, ...]
+    cells: dict[str, Any]
+
+
+def score_file(
+    rollouts: Path,
+    output: Path,
+    teacher: LocalTeacher,
+    encoder: PromptEncoder,
+    *,
+    high_fraction: float = 0.2,
+    problems: str | None = None,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> int:
+    """Write each row again with its tokens, both log-probs and visual advantage; return the count.
+
+    A row has a ``response`` (text, scored exactly as it stands) or ``token_ids``, and either its
+    problem's own columns (``problem`` and ``images``, or ``question`` and ``image``) or a
+    ``problem_id`` of ``problems``. The output appears under its name only when it is complete.
+
+    Raises:
+        ProblemError: A row has no response or no problem; names the row.
+    """
+    by_id = {p.id: p for p in load_problems(problems)} if problems else {}
+    partial = output.with_name(f".{output.name}.partial")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    total = 0
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            requests = _requests(rollouts, by_id, teacher.model)
+            while rows := list(islice(requests, ROWS_AT_ONCE)):
+                for scored in _score(rows, teacher, encoder, high_fraction):
+                    file.write(json.dumps(scored, ensure_ascii=False) + "\n")
+                total += len(rows)
+                progress(len(rows))
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return total
+
+
+def _requests(
+    path: Path, by_id: dict[str, Problem], model: VisionLanguageModel
+) -> Iterator[ScoredRequest]:
+    for number, row in zip(count(1), jsonl_rows(path), strict=False):
+        cells = dict(row.cells)
+        problem = by_id.get(str(cells.get("problem_id")))
+        if problem is None and by_id:
+            raise ProblemError(
+                f"{row.place}: problem_id {cells.get('problem_id')!r} is not among the problems of "
+                "--problems; name the source that the rollouts were drawn from"
+            )
+        if problem is None:
+            complete = Row(row.place, {"answer": None, **cells}, row.folder)
+            problem = problem_of_row(complete, f"{path.stem}:{number}", str(path), "")
+        yield ScoredRequest(problem, _response_ids(row, model), cells)
+
+
+def _response_ids(row: Row, model: VisionLanguageModel) -> tuple[int, ...]:
+    ids, text = row.cells.get("token_ids"), row.cells.get("response")
+    if isinstance(ids, list) and ids and all(type(i) is int for i in ids):
+        if max(ids) >= model.vocab_size or min(ids) < 0:
+            raise ProblemError(
+                f"{row.place}: token_ids go up to {max(ids)}, but the teacher has ids below "
+                f"{model.vocab_size}; score with a teacher of the same tokenizer, or drop token_ids"
+            )
+        return tuple(ids)
+    if isinstance(text, str) and text:
+        return tuple(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+    raise ProblemError(
+        f"{row.place} has neither a response text nor token_ids; add one of the two columns"
+    )
+
+
+def _score(
+    rows: Sequence[ScoredRequest],
+    teacher: LocalTeacher,
+    encoder: PromptEncoder,
+    high_fraction: float,
+) -> Iterator[dict[str, Any]]:
+    # Rows of one problem share its prompt, wherever they stand in the file.
+    groups: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(row.problem.id, []).append(index)
+    views = [encoder.both(rows[members[0]].problem) for members in groups.values()]
+    responses = [
+        [torch.tensor(rows[index].response_ids) for index in members] for members in groups.values()
+    ]
+    scores = teacher.score([o for o, _ in views], [d for _, d in views], responses)
+    assert scores.degraded_logprobs is not None
+    order = {index: n for n, index in enumerate(i for members in groups.values() for i in members)}
+    for index, row in enumerate(rows):
+        original = scores.original_logprobs[order[index]].cpu()
+        degraded = scores.degraded_logprobs[order[index]].cpu()
+        mask = torch.ones(1, len(original), dtype=torch.bool)
+        advantage = visual_advantage(original[None], degraded[None], mask)
+        high = high_group(advantage, mask, high_fraction=high_fraction)
+        yield {
+            **row.cells,
+            "token_ids": list(row.response_ids),
+            "tokens": [teacher.model.tokenizer.decode([i]) for i in row.response_ids],
+            "original_logprobs": _rounded(original),
+            "degraded_logprobs": _rounded(degraded),
+            "visual_advantage": _rounded(advantage[0]),
+            "is_high": high[0].tolist(),
+            "rollout_advantage": round(advantage.mean().item(), 6),
+        }
+
+
+def _rounded(values: torch.Tensor) -> list[float]:
+    return [round(value, 6) for value in values.tolist()]

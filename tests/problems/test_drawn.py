@@ -1,0 +1,237 @@
+import random
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vaopd.errors import ConfigError
+from vaopd.evaluation.answers import grade
+from vaopd.problems.drawn import (
+    DIALECTS,
+    KINDS,
+    SIDE_PIXELS,
+    Canvas,
+    DrawnProblems,
+    parse_source,
+)
+from vaopd.problems.problem import Problem
+from vaopd.views import pixelate
+
+SOLVED = ("triangle", "rectangle", "circle", "bars", "dial", "table")
+"""The kinds with words and arithmetic; ``numbers`` is plain reading aloud."""
+
+READING = re.compile(r"(?:is|has the label) (\d+)|(\d+) (?:stands at|belongs to) the")
+
+
+def readings(reference: str) -> list[int]:
+    """Return the numbers that a reference says it read in the figure."""
+    return [int(is_ or stands) for is_, stands in READING.findall(reference.split("\\boxed")[0])]
+
+
+def solution(problem: Problem, numbers: list[int]) -> int:
+    """Return the answer that the question and the readings call for."""
+    match problem.kind:
+        case "triangle":
+            first, second = numbers
+            return 180 - first - second
+        case "rectangle":
+            width, height = numbers
+            return 2 * (width + height)
+        case "circle":
+            (radius,) = numbers
+            return 2 * radius
+        case "bars" | "table":
+            first, second = numbers
+            return first + second
+        case "dial":
+            (number,) = numbers
+            step = re.search(r"What is (\d+) more", problem.prompt)
+            assert step is not None
+            return number + int(step[1])
+    raise AssertionError(problem.kind)
+
+
+@pytest.mark.parametrize("wording", [0, 1])
+def test_every_answer_follows_from_question_and_readings(wording):
+    problems = DrawnProblems(num_problems=240, wording=wording, references=2, kinds=SOLVED)
+    checked = Counter()
+    for problem in problems:
+        for reference in problem.references:
+            assert problem.answer == str(solution(problem, readings(reference)))
+            checked[problem.kind] += 1
+    assert checked == dict.fromkeys(SOLVED, 80)
+
+
+def test_every_sum_in_a_reference_is_right_and_the_last_one_is_the_answer():
+    count = 0
+    for problem in DrawnProblems(num_problems=240, wording=0.5, kinds=SOLVED):
+        sums = re.findall(r"(\d+) ([+-]) (\d+) = (\d+)", problem.references[0])
+        for left, sign, right, total in sums:
+            assert int(left) + int(f"{sign}{right}") == int(total)
+            count += 1
+        assert sums[-1][-1] == problem.answer
+    # Triangles and rectangles take two steps, the other four kinds one.
+    assert count == 240 // 6 * (2 + 2 + 4)
+
+
+def test_reading_aloud_ends_in_the_last_number_of_the_figure():
+    lengths = Counter()
+    for problem in DrawnProblems(num_problems=60, kinds=("numbers",)):
+        numbers = re.findall(r"\b\d\d\b", problem.references[0].split("\\boxed")[0])
+        assert problem.references[0] == f"{' '.join(numbers)}. \\boxed{{{numbers[-1]}}}"
+        assert problem.answer == numbers[-1]
+        lengths[len(numbers)] += 1
+    assert lengths.keys() == {1, 6}
+
+
+def test_references_end_in_a_box_that_is_graded_as_right():
+    for problem in DrawnProblems(num_problems=60, wording=0.5, references=2):
+        for reference in problem.references:
+            assert reference.endswith(f" \\boxed{{{problem.answer}}}")
+            assert grade(reference, problem.answer or "").is_correct
+            assert not grade(reference, str(int(problem.answer or 0) + 1)).is_correct
+
+
+def test_problems_are_functions_of_split_seed_and_index():
+    first = DrawnProblems(num_problems=20, seed=3, wording=0.5)
+    assert list(first) == list(DrawnProblems(num_problems=20, seed=3, wording=0.5))
+    assert first[7] == DrawnProblems(num_problems=1000, seed=3, wording=0.5)[7]
+    assert first[7].images != DrawnProblems(seed=4)[7].images
+
+
+def test_wording_and_number_of_references_leave_the_figure_alone():
+    plain, wordy = DrawnProblems(), DrawnProblems(wording=1, references=3)
+    for index in range(14):
+        assert plain[index].images == wordy[index].images
+        assert plain[index].answer == wordy[index].answer
+    assert len(wordy[0].references) == 3
+
+
+def test_a_problem_is_drawn_only_when_it_is_asked_for():
+    problems = DrawnProblems(num_problems=10**15)
+    assert len(problems) == 10**15
+    assert problems[10**15 - 1] == problems[-1]
+    assert problems[-1].id == f"drawn:train:0:{10**15 - 1}"
+
+
+def test_indices_work_as_in_any_sequence():
+    problems = DrawnProblems(num_problems=10)
+    assert [p.id for p in problems[2:8:3]] == ["drawn:train:0:2", "drawn:train:0:5"]
+    assert problems[-3:] == list(problems)[7:]
+    assert problems[20:] == []
+    for index in (10, -11):
+        with pytest.raises(IndexError):
+            problems[index]
+
+
+def test_no_image_is_drawn_twice_in_or_across_splits_and_seeds():
+    hashes = Counter(
+        problem.images[0]
+        for split in ("train", "validation", "test")
+        for seed in (0, 1)
+        for problem in DrawnProblems(split=split, num_problems=120, seed=seed)
+    )
+    assert hashes.total() == len(hashes) == 720
+
+
+def test_the_kinds_take_turns():
+    counts = Counter(p.kind for p in DrawnProblems(num_problems=21, kinds=tuple(KINDS)))
+    assert counts == dict.fromkeys(KINDS, 3)
+    chosen = DrawnProblems(num_problems=4, kinds=("dial", "bars"))
+    assert [problem.kind for problem in chosen] == ["dial", "bars", "dial", "bars"]
+
+
+def sentences(wording: int) -> set[str]:
+    """Return the sentences of references, numbers and quantities taken out."""
+    found = set()
+    for problem in DrawnProblems(num_problems=180, wording=wording, kinds=SOLVED):
+        for sentence in re.split(r"(?<=[.?:]) ", problem.references[0]):
+            found.add(re.sub(r"[\d+=, -]+|\\boxed.*", "", sentence))
+    return found
+
+
+def test_the_two_dialects_share_no_sentence():
+    first, second = sentences(0), sentences(1)
+    assert min(len(first), len(second)) > 10
+    assert first & second <= {""}
+    for dialect, own in zip(DIALECTS, (first, second), strict=True):
+        assert {re.sub(r"[\d+=, -]+", "", rule) for rule in dialect.rules.values()} <= own
+
+
+def test_wording_is_the_share_of_the_second_dialect():
+    closings = DIALECTS[1].closings
+    problems = DrawnProblems(num_problems=400, wording=0.25, kinds=SOLVED)
+    references = [problem.references[0] for problem in problems]
+    share = sum(any(c in r for c in closings) for r in references) / 400
+    # Four standard deviations of a binomial share are 0.087.
+    assert abs(share - 0.25) < 0.087
+
+
+def test_figures_are_small_squares_that_keep_their_size_when_pixelated():
+    for problem in DrawnProblems(num_problems=12):
+        (image,) = problem.load_images()
+        assert (image.mode, image.size) == ("RGB", (SIDE_PIXELS, SIDE_PIXELS))
+        assert pixelate(image, 0.1).size == image.size
+
+
+def labelled(number: int, row: int) -> Canvas:
+    canvas = Canvas(random.Random(5))
+    canvas.label(number, 2, row)
+    return canvas
+
+
+def difference(canvas: Canvas, other: Canvas, ratio: float) -> int:
+    """Return the largest gap between two pixelated figures, in grey levels."""
+    one, two = (np.asarray(pixelate(c.image, ratio)).astype(int) for c in (canvas, other))
+    return int(np.abs(one - two).max())
+
+
+@pytest.mark.parametrize(("number", "other"), [(11, 88), (38, 83), (17, 71), (56, 65)])
+def test_pixelation_hides_which_number_is_printed_and_keeps_where(number, other):
+    # Ink on paper differs by more than 200 of 255 grey levels.
+    assert difference(labelled(number, 2), labelled(other, 2), 1.0) > 200
+    which = difference(labelled(number, 2), labelled(other, 2), 0.1)
+    where = difference(labelled(number, 2), labelled(number, 4), 0.1)
+    assert which <= 20 < 25 <= where
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"count": "0"}, "count=0"),
+        ({"references": "0"}, "references=0"),
+        ({"wording": "1.5"}, "wording=1.5"),
+        ({"wording": "nan"}, "wording=nan"),
+        ({"count": "many"}, "option count='many' of drawn problems must be a number"),
+        ({"count": "1.5"}, "option count='1.5'"),
+        ({"size": "3"}, "no option 'size'; use count, seed, references, wording, kinds"),
+        ({"kinds": "bars+cube"}, r"unknown drawn kinds \['cube'\]; choose from triangle\+"),
+        ({"kinds": ""}, r"unknown drawn kinds \[\]"),
+    ],
+)
+def test_bad_options_are_one_sentence(options, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_source("train", options)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_split_lists_the_known_ones():
+    with pytest.raises(ConfigError, match="no split 'dev'; use train, validation or test"):
+        parse_source("dev", {})
+
+
+def test_options_reach_the_problems():
+    options = {"count": "5", "seed": "2", "references": "3", "wording": "0.5", "kinds": "bars dial"}
+    assert parse_source("test", options) == DrawnProblems(
+        split="test", num_problems=5, seed=2, references=3, wording=0.5, kinds=("bars", "dial")
+    )
+
+
+@given(index=st.integers(0, 10**6), seed=st.integers(0, 10**6))
+def test_every_problem_has_a_positive_answer(index, seed):
+    problem = DrawnProblems(num_problems=10**6 + 1, seed=seed)[index]
+    assert 0 < int(problem.answer or 0) < 400
+    assert problem.prompt.startswith("<image>")

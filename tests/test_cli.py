@@ -1,0 +1,238 @@
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from vaopd import cli
+from vaopd.config import load_config
+
+RECIPE = """
+student: {model: "tiny:new-student"}
+teacher: {model: "tiny:new-teacher-s"}
+data: {train: "drawn:train?count=4", min_pixels: 1024, max_pixels: 1048576}
+sampling: {num_rollouts: 2, max_new_tokens: 4}
+training: {problems_per_step: 2, max_steps: 2, learning_rate: 1.0e-4, save_every: null}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process; return exit code, standard output and error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vaopd", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vaopd", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+def check_one_sentence(stderr: str) -> None:
+    (line,) = stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert "Traceback" not in line
+
+
+# --- in processes of their own --------------------------------------------------------------
+
+
+def test_help_and_dry_run_leave_torch_unloaded(recipe: Path):
+    code = (
+        "import sys\n"
+        "from vaopd import cli\n"
+        "for arguments in (['--help'], ['train', '--help'], ['train', sys.argv[1], '--dry-run']):\n"
+        "    sys.argv[1:], keep = arguments, sys.argv[1]\n"
+        "    try:\n"
+        "        cli.main()\n"
+        "    except SystemExit as stop:\n"
+        "        assert not stop.code, stop.code\n"
+        "    sys.argv[1:] = [keep]\n"
+        "print(sorted({'torch', 'transformers', 'datasets'} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(recipe)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "num_rollouts: 2" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_wrong_recipe_is_one_sentence_and_exit_code_2(recipe: Path, tmp_path: Path):
+    done = process("train", recipe, "training.epoch=2", "--output", tmp_path / "run")
+    assert done.returncode == 2
+    assert done.stderr == ("error: unknown key training.epoch; did you mean training.epochs?\n")
+    assert done.stdout == ""
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_begin_is_one_sentence_and_exit_code_1(recipe: Path, tmp_path: Path):
+    done = process("train", recipe, "student.model=no/such-model", "--output", tmp_path / "run")
+    assert done.returncode == 1
+    check_one_sentence(done.stderr)
+    assert "model 'no/such-model' cannot be loaded" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+# --- in this process ------------------------------------------------------------------------
+
+
+def test_the_dry_run_prints_a_recipe_that_gives_the_same_run(
+    run: Callable, recipe: Path, tmp_path: Path
+):
+    code, out, err = run("train", recipe, "view.ratio=0.25", "--dry-run")
+    assert (code, err) == (0, "")
+    again = tmp_path / "again.yaml"
+    again.write_text(out)
+    assert load_config(again) == load_config(recipe, ["view.ratio=0.25"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_training_and_resuming_end_well(run: Callable, recipe: Path, tmp_path: Path):
+    output = tmp_path / "run"
+    code, out, _ = run("train", recipe, "--output", output)
+    assert code == 0
+    assert "2 steps in" in out
+    assert str(output) in out
+    final = (output / "final" / "model.safetensors").read_bytes()
+    assert run("train", recipe, "--output", output, "--resume")[0] == 0
+    assert (output / "final" / "model.safetensors").read_bytes() == final
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["training.epoch=2"], "unknown key training.epoch; did you mean training.epochs?"),
+        (["training.epochs=-1"], "training.epochs is -1"),
+        (["training.epochs"], "is not KEY=VALUE"),
+        (["student.model=null"], "student.model is None"),
+        (["training.device=tpu9"], "training.device is 'tpu9'"),
+        (["training.problems_per_step=5"], "data.train has only 4 problems"),
+        (["data.train=drawn:nowhere"], "no split 'nowhere'"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_exit_code_2(
+    run: Callable, recipe: Path, tmp_path: Path, arguments: list[str], message: str
+):
+    code, out, err = run("train", recipe, *arguments, "--output", tmp_path / "run")
+    assert (code, out) == (2, "")
+    check_one_sentence(err)
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_recipe_is_exit_code_2(run: Callable, tmp_path: Path):
+    code, _, err = run("train", tmp_path / "nowhere.yaml", "--output", tmp_path / "run")
+    assert code == 2
+    check_one_sentence(err)
+    assert "nowhere.yaml does not exist" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["trian"], ["train", "r.yaml", "--outptu", "x"]])
+def test_wrong_commands_and_options_are_exit_code_2(run: Callable, arguments: list[str]):
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "exists; choose another --output"),
+        (["--resume"], "is no run folder (no config.yaml); start without --resume"),
+        (["--overwrite"], "so --overwrite leaves it; choose another --output"),
+    ],
+)
+def test_a_folder_that_is_no_run_is_left_alone(
+    run: Callable, recipe: Path, tmp_path: Path, flags: list[str], message: str
+):
+    output = tmp_path / "precious"
+    output.mkdir()
+    (output / "thesis.tex").write_text("x")
+    code, _, err = run("train", recipe, "--output", output, *flags)
+    assert code == 1
+    check_one_sentence(err)
+    assert message in err
+    assert [path.name for path in output.iterdir()] == ["thesis.tex"]
+
+
+def test_resuming_another_recipe_is_exit_code_2(run: Callable, recipe: Path, tmp_path: Path):
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "config.yaml").write_text(load_config(recipe).to_yaml())
+    code, _, err = run("train", recipe, "training.seed=7", "--output", output, "--resume")
+    assert code == 2
+    check_one_sentence(err)
+    assert "training.seed was 42 and is 7" in err
+
+
+def jsonl(folder: Path, **changes: Any) -> Path:
+    good = {"images": ["good.png"], "problem": "<image>What is it?", "answer": "1"}
+    Image.effect_noise((64, 64), 90).convert("RGB").save(folder / "good.png")
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (good, good | changes)))
+    return path
+
+
+def truncated_png() -> bytes:
+    whole = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(whole, "PNG")
+    return whole.getvalue()[:1000]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": ["nowhere.png"]}, "data.jsonl row 2: the image nowhere.png is not in"),
+        ({"images": ["text.png"]}, "cannot be decoded"),
+        ({"images": ["truncated.png"]}, "cannot be decoded"),
+        ({"problem": "<image> and <image>"}, "has 2 <image> in its prompt and 1 images"),
+        ({"problem": "<image>" + "x " * 9000}, "over data.max_prompt_tokens=8192"),
+        ({"problem": "<image> <|image_pad|>"}, "remove the literal <|image_pad|>"),
+    ],
+)
+def test_bad_data_is_one_sentence_and_exit_code_1(
+    run: Callable, recipe: Path, tmp_path: Path, changes: dict[str, Any], message: str
+):
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "truncated.png").write_bytes(truncated_png())
+    data = jsonl(tmp_path, **changes)
+    code, _, err = run("train", recipe, f"data.train={data}", "--output", tmp_path / "run")
+    assert code == 1
+    check_one_sentence(err)
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_debug_shows_where_a_failure_came_from(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    from vaopd.errors import ConfigError
+
+    arguments = ["vaopd", "train", str(tmp_path / "nowhere.yaml"), "--debug"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(ConfigError):
+        cli.main()

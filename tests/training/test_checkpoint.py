@@ -1,0 +1,125 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from vaopd.errors import RunFolderError
+from vaopd.models.loading import VisionLanguageModel, load_model
+from vaopd.problems.problem import Problem
+from vaopd.training import checkpoint as checkpoint_module
+from vaopd.training.checkpoint import (
+    checkpoint_path,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from vaopd.training.step import Step
+
+STATE = {"step": 2, "before": None, "after": {"accuracy": 0.1 + 0.2}}
+
+
+@pytest.fixture
+def trained(make_step: Callable, problems: list[Problem]) -> Step:
+    """A student after two updates, so that its moments say something."""
+    step = make_step()
+    for number in (1, 2):
+        step.run(problems, number)
+    return step
+
+
+def moments(step: Step) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{key}": value.clone()
+        for name, parameter in step.student.model.named_parameters()
+        for key, value in step.optimizer.state[parameter].items()
+    }
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(v, second[k]) for k, v in first.items()
+    )
+
+
+def test_weights_moments_and_state_come_back_bit_by_bit(
+    trained: Step, make_step: Callable, problems: list[Problem], tmp_path: Path
+):
+    folder = checkpoint_path(tmp_path, 2)
+    save_checkpoint(folder, trained.student, trained.optimizer, STATE)
+    fresh = make_step()
+    assert load_checkpoint(folder, fresh.student, fresh.optimizer) == STATE
+    assert equal(fresh.student.model.state_dict(), trained.student.model.state_dict())
+    assert equal(moments(fresh), moments(trained))
+    # And they work as one: the next update is the same.
+    assert fresh.run(problems, 3).loss == trained.run(problems, 3).loss
+    assert equal(fresh.student.model.state_dict(), trained.student.model.state_dict())
+    assert equal(moments(fresh), moments(trained))
+
+
+def test_a_checkpoint_is_a_model_folder_without_anything_pickled(trained: Step, tmp_path: Path):
+    folder = checkpoint_path(tmp_path, 2)
+    save_checkpoint(folder, trained.student, trained.optimizer, STATE)
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert names >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "preprocessor_config.json",
+        "trainer_state/optimizer.safetensors",
+        "trainer_state/state.json",
+    }
+    assert {Path(name).suffix for name in names} <= {".json", ".safetensors", ".jinja", ".txt"}
+    # A pickle could hide under any name: all other files are text.
+    for name in names:
+        if not name.endswith(".safetensors"):
+            (folder / name).read_text(encoding="utf-8")
+    cpu = torch.device("cpu")
+    again = load_model(str(folder), device=cpu, dtype=torch.float32, compute_dtype=torch.float32)
+    assert equal(again.model.state_dict(), trained.student.model.state_dict())
+
+
+def test_a_failure_while_saving_leaves_no_checkpoint_under_the_name(
+    trained: Step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    save_checkpoint(checkpoint_path(tmp_path, 2), trained.student, trained.optimizer, STATE)
+    for name in ("save_file", "write_json"):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint_module, name, fail)
+            with pytest.raises(OSError, match="disk full"):
+                save_checkpoint(
+                    checkpoint_path(tmp_path, 4), trained.student, trained.optimizer, STATE
+                )
+        assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_000002"]
+
+
+def test_the_newest_checkpoint_is_the_last_complete_one(tmp_path: Path):
+    assert newest_checkpoint(tmp_path) is None
+    for step in (2, 10):
+        state = checkpoint_path(tmp_path, step) / "trainer_state" / "state.json"
+        state.parent.mkdir(parents=True)
+        state.write_text(json.dumps({"step": step}))
+    # What a kill leaves behind, and a folder that someone emptied by half.
+    partial = tmp_path / "checkpoints" / ".step_000012.partial" / "trainer_state"
+    partial.mkdir(parents=True)
+    (partial / "state.json").write_text("{}")
+    (tmp_path / "checkpoints" / "step_000011").mkdir()
+    assert newest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 10)
+
+
+def test_the_checkpoint_of_another_model_is_refused(
+    trained: Step, make_step: Callable, tmp_path: Path
+):
+    folder = checkpoint_path(tmp_path, 2)
+    save_checkpoint(folder, trained.student, trained.optimizer, STATE)
+    step = make_step()
+    cpu = torch.device("cpu")
+    other: VisionLanguageModel = load_model(
+        "tiny:new-teacher-l", device=cpu, dtype=torch.float32, compute_dtype=torch.float32
+    )
+    with pytest.raises(RunFolderError, match=r"does not fit the student 'tiny:new-teacher-l'"):
+        load_checkpoint(folder, other, step.optimizer)

@@ -1,0 +1,439 @@
+import dataclasses
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from rich.console import Console
+
+from vaopd.config import RunConfig, load_config
+from vaopd.errors import ConfigError, ModelError, ProblemError, RunFolderError, TrainingError
+from vaopd.models.loading import load_model
+from vaopd.records import read_rows
+from vaopd.training import loop
+from vaopd.training.display import step_line
+from vaopd.training.loop import RunResult, train
+from vaopd.training.step import Step
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=300)
+
+
+@dataclasses.dataclass
+class Finished:
+    result: RunResult
+    config: RunConfig
+    text: str
+
+    @property
+    def folder(self) -> Path:
+        return self.result.output
+
+    def rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        return read_rows(self.folder / name)
+
+
+@pytest.fixture(scope="module")
+def finished(make_config: Callable, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A whole run of three steps."""
+    config = make_config(
+        "training.max_steps=3",
+        "training.save_every=2",
+        "training.validate_every=2",
+        "training.log_rollouts_every=2",
+        "data.validation=drawn:validation?count=2",
+        "validation.pixelated=true",
+    )
+    console = quiet()
+    result = train(config, tmp_path_factory.mktemp("runs") / "run", console=console)
+    assert isinstance(console.file, io.StringIO)
+    return Finished(result, config, console.file.getvalue())
+
+
+def test_a_run_leaves_the_files_of_a_run_folder(finished: Finished):
+    assert {path.name for path in finished.folder.iterdir()} == {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "validation.jsonl",
+        "rollouts",
+        "checkpoints",
+        "final",
+        "summary.json",
+    }
+    assert [p.name for p in sorted((finished.folder / "checkpoints").iterdir())] == [
+        "step_000002",
+        "step_000003",
+    ]
+    assert [p.name for p in (finished.folder / "rollouts").iterdir()] == ["step_000002.jsonl"]
+
+
+def test_nothing_in_a_run_folder_is_pickled(finished: Finished):
+    files = [path for path in finished.folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {
+        ".json", ".jsonl", ".yaml", ".safetensors", ".jinja", ".txt"
+    }  # fmt: skip
+    for path in files:
+        if path.suffix != ".safetensors":
+            path.read_text(encoding="utf-8")
+    assert len([path for path in files if path.suffix == ".safetensors"]) == 2 + 2 + 1
+
+
+def test_the_resolved_configuration_is_that_of_the_run(finished: Finished):
+    assert load_config(finished.folder / "config.yaml") == finished.config
+
+
+def test_every_step_has_a_row_of_metrics(finished: Finished):
+    rows = finished.rows()
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    # No warm-up in 3 steps: 1e-3 (1 + cos(pi / 3)) / 2, with cos(2 pi / 3), with cos(pi).
+    assert [row["learning_rate"] for row in rows] == pytest.approx([7.5e-4, 2.5e-4, 0])
+    for row in rows:
+        assert {
+            "loss", "kl/mean", "va/mean", "va/high_share", "va/high_zero_share", "gradient_norm",
+            "response/length", "response/truncated_share", "tokens_per_second", "accuracy",
+            "weights/rollout_max", "weights/rollout_min",
+            "time/data", "time/sample", "time/score", "time/train",
+        } <= row.keys()  # fmt: skip
+        assert 0 <= row["va/high_share"] <= 1
+        assert row["weights/rollout_max"] >= 1 / 3 >= row["weights/rollout_min"]
+        seconds = sum(value for key, value in row.items() if key.startswith("time/"))
+        # 2 problems, 3 rollouts each.
+        tokens = 6 * row["response/length"]
+        assert row["tokens_per_second"] == pytest.approx(tokens / seconds, rel=1e-2)
+
+
+def test_validations_are_before_every_so_many_steps_and_at_the_end(finished: Finished):
+    rows = finished.rows("validation.jsonl")
+    assert [row["step"] for row in rows] == [0, 2, 3]
+    summary = json.loads((finished.folder / "summary.json").read_text())
+    assert {"step": 0, **summary["before"]} == rows[0]
+    assert {"step": 3, **summary["after"]} == rows[2]
+    assert summary["steps"] == finished.result.steps == 3
+
+
+def test_rollout_rows_hold_every_token_with_its_numbers(finished: Finished):
+    rows = finished.rows("rollouts/step_000002.jsonl")
+    assert len(rows) == 6
+    for row in rows:
+        num_tokens = len(row["token_ids"])
+        for key in ("tokens", "kl", "token_weight", "original_logprobs", "degraded_logprobs",
+                    "visual_advantage", "is_high"):  # fmt: skip
+            assert len(row[key]) == num_tokens
+        for gain, original, degraded in zip(
+            row["visual_advantage"], row["original_logprobs"], row["degraded_logprobs"], strict=True
+        ):
+            assert gain == pytest.approx(max(0, original - degraded), abs=3e-6)
+        assert sum(row["token_weight"]) == pytest.approx(row["rollout_weight"], abs=1e-5)
+        # ceil(.2 T) tokens.
+        assert sum(row["is_high"]) == -(-num_tokens // 5)
+    by_problem: dict[str, float] = {}
+    for row in rows:
+        total = by_problem.get(row["problem_id"], 0)
+        by_problem[row["problem_id"]] = total + row["rollout_weight"]
+    assert list(by_problem.values()) == pytest.approx([1, 1])
+
+
+def test_the_log_line_says_what_a_step_did_and_how_long_its_phases_took(finished: Finished):
+    line = next(line for line in finished.text.splitlines() if line.startswith("step 1/3"))
+    assert re.fullmatch(
+        r"step 1/3  loss \d\.\d{4}  KL \d\.\d{4}  VA \d\.\d{4}  VA in high \d+%  accuracy \d+%  "
+        r"\d+ tokens/s  sample \d+\.\ds  score \d+\.\ds  train \d+\.\ds",
+        line.strip(),
+    )
+
+
+def test_the_log_line_shows_the_numbers_of_the_row():
+    row = {
+        "loss": 0.12345, "kl/mean": 0.5, "va/mean": 0.25, "va/high_share": 0.755,
+        "accuracy": 0.5, "tokens_per_second": 1234.6,
+        "time/data": 9.0, "time/sample": 1.26, "time/score": 2.0, "time/train": 3.04,
+    }  # fmt: skip
+    assert step_line(row) == (
+        "loss 0.1235  KL 0.5000  VA 0.2500  VA in high 76%  accuracy 50%  1235 tokens/s  "
+        "sample 1.3s  score 2.0s  train 3.0s"
+    )
+
+
+def test_the_final_model_is_the_last_checkpoint(finished: Finished):
+    final = finished.folder / "final" / "model.safetensors"
+    last = finished.folder / "checkpoints" / "step_000003" / "model.safetensors"
+    assert final.read_bytes() == last.read_bytes()
+
+
+def test_the_same_recipe_gives_the_same_bits(finished: Finished, tmp_path: Path):
+    train(finished.config, tmp_path / "again", console=quiet())
+    for name in ("final/model.safetensors", "rollouts/step_000002.jsonl", "validation.jsonl"):
+        assert (tmp_path / "again" / name).read_bytes() == (finished.folder / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("method", "present", "absent"),
+    [
+        ("opd", {"kl/mean", "accuracy", "time/score"}, {"va/mean", "nll/mean"}),
+        ("rollout_only", {"kl/mean", "va/mean", "accuracy"}, {"nll/mean"}),
+        ("token_only", {"kl/mean", "va/mean", "accuracy"}, {"nll/mean"}),
+        ("sft", {"nll/mean"}, {"kl/mean", "va/mean", "accuracy"}),
+    ],
+)
+def test_every_method_trains_and_logs_what_it_has(
+    make_config: Callable, tmp_path: Path, method: str, present: set[str], absent: set[str]
+):
+    overrides = [f"method.name={method}", "training.max_steps=1", "training.warmup_fraction=1"]
+    if method == "sft":
+        # Not even looked for.
+        overrides.append("teacher.model=no/such-teacher")
+    config = make_config(*overrides, "training.log_rollouts_every=1")
+    train(config, tmp_path / "run", console=quiet())
+    (row,) = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert present <= row.keys()
+    assert not absent & row.keys()
+    assert (tmp_path / "run" / "rollouts").exists() == (method != "sft")
+
+
+def test_the_optimizer_is_adamw_with_the_values_of_the_recipe(make_step: Callable):
+    step = make_step("training.learning_rate=1e-6", "training.weight_decay=0.1")
+    (group,) = step.optimizer.param_groups
+    assert type(step.optimizer) is torch.optim.AdamW
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (1e-6, (0.9, 0.95), 0.1)
+    assert len(group["params"]) == len(list(step.student.model.parameters()))
+
+
+# --- folders that exist, and resuming -------------------------------------------------------
+
+
+def test_a_run_never_writes_into_a_folder_that_exists(make_config: Callable, tmp_path: Path):
+    with pytest.raises(RunFolderError, match="exists; choose another --output"):
+        train(make_config(), tmp_path, console=quiet())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resuming_without_a_run_is_refused(make_config: Callable, tmp_path: Path):
+    for folder in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(RunFolderError, match="is no run folder"):
+            train(make_config(), folder, resume=True, console=quiet())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resuming_with_another_recipe_names_the_changed_keys(finished: Finished):
+    values = finished.config.model_dump()
+    values["training"]["learning_rate"] = 0.5
+    values["view"]["ratio"] = 0.25
+    other = RunConfig.model_validate(values)
+    with pytest.raises(ConfigError) as error:
+        train(other, finished.folder, resume=True, console=quiet())
+    message = str(error.value)
+    assert "training.learning_rate was 0.001 and is 0.5" in message
+    assert "view.ratio was 0.1 and is 0.25" in message
+    assert "seed" not in message
+
+
+def test_resuming_a_finished_run_changes_none_of_its_numbers(finished: Finished, tmp_path: Path):
+    copied = tmp_path / "run"
+    shutil.copytree(finished.folder, copied)
+    shutil.rmtree(copied / "final")
+    result = train(finished.config, copied, resume=True, console=quiet())
+    assert result.before == finished.result.before
+    assert result.after == finished.result.after
+    for name in ("final/model.safetensors", "metrics.jsonl", "validation.jsonl", "config.yaml"):
+        assert (copied / name).read_bytes() == (finished.folder / name).read_bytes()
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(finished: Finished, tmp_path: Path):
+    copied = tmp_path / "run"
+    shutil.copytree(finished.folder, copied)
+    for name in ("final", "checkpoints"):
+        shutil.rmtree(copied / name)
+    train(finished.config, copied, resume=True, console=quiet())
+    assert [row["step"] for row in read_rows(copied / "metrics.jsonl")] == [1, 2, 3]
+    for name in ("final/model.safetensors", "validation.jsonl"):
+        assert (copied / name).read_bytes() == (finished.folder / name).read_bytes()
+
+
+def test_overwriting_replaces_an_old_run(finished: Finished, tmp_path: Path):
+    old = tmp_path / "run"
+    shutil.copytree(finished.folder, old)
+    (old / "report.html").touch()
+    train(finished.config, old, overwrite=True, console=quiet())
+    assert not (old / "report.html").exists()
+    assert (old / "final").is_dir()
+
+
+def test_a_new_run_that_cannot_begin_leaves_the_old_one(
+    finished: Finished, make_config: Callable, tmp_path: Path
+):
+    old = tmp_path / "run"
+    shutil.copytree(finished.folder, old)
+    with pytest.raises(ConfigError, match="has only 8"):
+        train(make_config("training.problems_per_step=9"), old, overwrite=True, console=quiet())
+    assert (old / "final" / "model.safetensors").is_file()
+
+
+def test_overwriting_spares_what_is_no_run(make_config: Callable, tmp_path: Path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").touch()
+    (tmp_path / "file").write_text("precious")
+    for name in ("folder", "file"):
+        with pytest.raises(RunFolderError, match="is no run folder"):
+            train(make_config(), tmp_path / name, overwrite=True, console=quiet())
+        with pytest.raises(RunFolderError, match="is no run folder"):
+            loop.remove_run(tmp_path / name)
+    assert (tmp_path / "folder" / "thesis.tex").exists()
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_removing_a_run_that_is_not_there_does_nothing(tmp_path: Path):
+    loop.remove_run(tmp_path / "nothing")
+
+
+# --- failures before the first step leave no folder -----------------------------------------
+
+
+def jsonl(folder: Path, *rows: dict[str, Any]) -> str:
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[dict[str, Any]]:
+    """Two good rows; the tests spoil one."""
+    for name in ("a.png", "b.png"):
+        Image.effect_noise((64, 64), 90).convert("RGB").save(tmp_path / name)
+    return [
+        {"images": [name], "problem": "<image>What is it?", "answer": "1"}
+        for name in ("a.png", "b.png")
+    ]
+
+
+@pytest.mark.parametrize("place", ["data.train", "data.validation"])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder, row: (folder / "b.png").unlink(), r"row 2: the image b\.png is not in"),
+        (
+            lambda folder, row: (folder / "b.png").write_bytes(
+                (folder / "b.png").read_bytes()[:2000]
+            ),
+            r"image 1 of problem .* cannot be decoded",
+        ),
+        (
+            lambda folder, row: (folder / "b.png").write_text("no image"),
+            r"image 1 of problem .* cannot be decoded",
+        ),
+        (lambda folder, row: row.update(problem="What?"), r"row 2: problem .* has 0 <image>"),
+        (
+            lambda folder, row: row.update(problem="<image>" + "long " * 9000),
+            r"has a prompt of \d+ tokens, over data\.max_prompt_tokens=8192",
+        ),
+    ],
+    ids=["missing", "truncated", "unreadable", "placeholders", "too long"],
+)
+def test_bad_data_fails_before_there_is_a_folder(
+    make_config: Callable, tmp_path: Path, rows: list, place: str, spoil: Callable, message: str
+):
+    spoil(tmp_path, rows[1])
+    config = make_config(f"{place}={jsonl(tmp_path, *rows)}")
+    with pytest.raises(ProblemError, match=message):
+        train(config, tmp_path / "run", console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_held_out_problems_without_answers_fail_before_there_is_a_folder(
+    make_config: Callable, tmp_path: Path, rows: list
+):
+    for row in rows:
+        row["answer"] = ""
+    config = make_config(f"data.validation={jsonl(tmp_path, *rows)}")
+    with pytest.raises(ConfigError, match=r"no problem of data\.validation=.* has an answer"):
+        train(config, tmp_path / "run", console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_problems_without_answers_are_enough(
+    make_config: Callable, tmp_path: Path, rows: list
+):
+    for row in rows:
+        row["answer"] = ""
+    config = make_config(
+        f"data.train={jsonl(tmp_path, *rows)}",
+        "training.max_steps=1",
+        "training.log_rollouts_every=1",
+    )
+    train(config, tmp_path / "run", console=quiet())
+    (row,) = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert "accuracy" not in row
+    assert read_rows(tmp_path / "run" / "rollouts" / "step_000001.jsonl")[0]["is_correct"] is None
+
+
+def other_tokenizer(folder: Path) -> str:
+    cpu = torch.device("cpu")
+    model = load_model(
+        "tiny:new-teacher-s", device=cpu, dtype=torch.float32, compute_dtype=torch.float32
+    )
+    model.tokenizer.add_tokens(["<other>"])
+    model.save(folder / "other")
+    return str(folder / "other")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (["training.device=gpu0"], ConfigError, r"training\.device is 'gpu0'"),
+        (["training.device=meta:x"], ConfigError, r"training\.device is 'meta:x'"),
+        (["training.problems_per_step=9"], ConfigError, "has only 8"),
+        (["student.model=no/such-model"], ModelError, "model 'no/such-model' cannot be loaded"),
+        (["student.model=tiny:giant"], ModelError, "no tiny model is called 'giant'"),
+        (["teacher.model=tiny:new-giant"], ModelError, "no tiny architecture is called 'giant'"),
+        (["data.train=nowhere.jsonl"], ProblemError, r"nowhere\.jsonl does not exist"),
+        (["data.validation=drawn:nowhere"], ConfigError, "no split 'nowhere'"),
+        (["method.name=sft", "data.train=package:geometry3k_sample"], ProblemError, "no reference"),
+    ],
+)
+def test_a_run_that_cannot_begin_leaves_no_folder(
+    make_config: Callable, tmp_path: Path, overrides: list[str], error: type, message: str
+):
+    with pytest.raises(error, match=message):
+        train(make_config(*overrides), tmp_path / "deep" / "run", console=quiet())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_with_another_tokenizer_fails_before_there_is_a_folder(
+    make_config: Callable, tmp_path: Path
+):
+    config = make_config(f"teacher.model={other_tokenizer(tmp_path)}")
+    with pytest.raises(ModelError, match=r"have different tokenizers: token '<other>'"):
+        train(config, tmp_path / "run", console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_step_that_stops_leaves_a_run_that_can_be_resumed(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    update = Step._update
+    calls = []
+
+    def fail_once(self: Step, loss: float, problems: list) -> float:
+        calls.append(loss)
+        return update(self, float("nan") if len(calls) == 3 else loss, problems)
+
+    monkeypatch.setattr(Step, "_update", fail_once)
+    with pytest.raises(TrainingError, match="then --resume"):
+        train(finished.config, tmp_path / "run", console=quiet())
+    assert [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+    train(finished.config, tmp_path / "run", resume=True, console=quiet())
+    final = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
+    assert final == (finished.folder / "final" / "model.safetensors").read_bytes()
+
+
+def test_the_recorded_recipe_is_plain_yaml(finished: Finished):
+    values = yaml.safe_load((finished.folder / "config.yaml").read_text())
+    assert values["training"]["betas"] == [0.9, 0.95]

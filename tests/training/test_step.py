@@ -1,0 +1,570 @@
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vaopd.config import MethodConfig
+from vaopd.errors import AlignmentError, ProblemError, TrainingError
+from vaopd.models.loading import PromptEncoder, VisionLanguageModel
+from vaopd.models.prompts import EncodedPrompt
+from vaopd.problems.problem import Problem
+from vaopd.teacher.local import LocalTeacher, TeacherScores
+from vaopd.training import step as step_module
+from vaopd.training.step import Step, StepResult, advantage_summary, weigh
+
+METHODS = ("va_opd", "rollout_only", "token_only", "opd")
+
+
+def snapshot(model: VisionLanguageModel) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.model.state_dict().items()}
+
+
+def same_bits(model: VisionLanguageModel, before: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())
+
+
+def record_gradients(step: Step) -> dict[str, Tensor]:
+    """Return a dictionary that the step's update fills with the gradients it is given."""
+    gradients: dict[str, Tensor] = {}
+    update = step.optimizer.step
+
+    def spy(*arguments: Any) -> Any:
+        for name, parameter in step.student.model.named_parameters():
+            if parameter.grad is not None:
+                gradients[name] = parameter.grad.clone()
+        return update(*arguments)
+
+    step.optimizer.step = spy  # type: ignore[method-assign]
+    return gradients
+
+
+# --- weights by hand ------------------------------------------------------------------------
+
+
+def scores(original: list[list[float]], degraded: list[list[float]] | None) -> TeacherScores:
+    rows = [torch.tensor(row) for row in original]
+    return TeacherScores(
+        hidden=[torch.zeros(len(row), 2) for row in rows],
+        original_logprobs=rows,
+        degraded_logprobs=None if degraded is None else [torch.tensor(r) for r in degraded],
+    )
+
+
+# The rows of golden vector 9 in the specification, whose advantages have no ties at the border of
+# the high group: lengths 6, 3, 5, 4 of problems 0, 0, 1, 1. The third row is all zero there.
+ADVANTAGE = [
+    [0.0, 2.0, 0.1, 0.0, 0.4, 0.0],
+    [0.3, 0.0, 0.0],
+    [0.0, 0.0, 0.0, 0.0, 0.0],
+    [1.0, 0.9, 0.5, 0.0],
+]
+KL = [
+    [0.1, 0.9, 0.2, 0.05, 0.4, 0.3],
+    [0.5, 0.2, 0.1],
+    [0.2, 0.1, 0.3, 0.4, 0.6],
+    [0.7, 0.3, 0.2, 0.8],
+]
+# Means .416667 and .1, 0 and .6: two siblings always have z = +1 and -1, so w = 1 / (1 + e^-2).
+HIGH, LOW = 0.880797, 0.119203
+SIBLING_WEIGHTS = {
+    "va_opd": [HIGH, LOW, LOW, HIGH],
+    "rollout_only": [HIGH, LOW, LOW, HIGH],
+    "token_only": [0.5] * 4,
+    "opd": [0.5] * 4,
+}
+# |H| = ceil(.2 T) = 2, 1, 1, 1 and lambda = 1/2: a high token has 1 / (2 |H|), a low one
+# 1 / (2 (T - |H|)) of its rollout's weight.
+SHARES = [
+    [1 / 8, 1 / 4, 1 / 8, 1 / 8, 1 / 4, 1 / 8],
+    [1 / 2, 1 / 4, 1 / 4],
+    None,  # which token is high is drawn by lot
+    [1 / 2, 1 / 6, 1 / 6, 1 / 6],
+]
+LENGTHS = [6, 3, 5, 4]
+
+
+def golden_responses() -> list[list[Tensor]]:
+    rows = [torch.arange(length) for length in LENGTHS]
+    return [rows[:2], rows[2:]]
+
+
+def golden_weights(name: str) -> step_module.Weights:
+    # The degraded log-prob of a token without advantage is larger: clipping makes the 0.
+    degraded = [[-3.0 - (a or -0.7) for a in row] for row in ADVANTAGE]
+    original = [[-3.0] * length for length in LENGTHS]
+    given = scores(original, None if name == "opd" else degraded)
+    method = MethodConfig.model_validate({"name": name})
+    return weigh(method, golden_responses(), given, seed=(42, 1))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_siblings_of_each_method_share_the_loss_as_worked_out_by_hand(name: str):
+    weights = golden_weights(name)
+    torch.testing.assert_close(
+        weights.rollout, torch.tensor(SIBLING_WEIGHTS[name]), atol=2e-6, rtol=0
+    )
+    torch.testing.assert_close(weights.token.sum(-1), weights.rollout)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_tokens_of_each_method_share_the_loss_as_worked_out_by_hand(name: str):
+    weights = golden_weights(name)
+    is_grouped = name in ("va_opd", "token_only")
+    for row, length in enumerate(LENGTHS):
+        share = SHARES[row] if is_grouped else [1 / length] * length
+        found = weights.token[row] / SIBLING_WEIGHTS[name][row]
+        assert found[length:].eq(0).all()
+        if share is None:
+            # One of the five has 1/2 and four have 1/8.
+            share, found = [1 / 8] * 4 + [1 / 2], found[:length].sort().values
+        torch.testing.assert_close(found[:length], torch.tensor(share), atol=1e-5, rtol=0)
+
+
+def test_all_methods_but_the_two_combinations_differ_in_some_weight():
+    tokens = [golden_weights(name).token for name in METHODS]
+    pairs = [(a, b) for i, a in enumerate(tokens) for b in tokens[i + 1 :]]
+    assert len(pairs) == 6
+    assert not any(torch.allclose(a, b, atol=1e-3) for a, b in pairs)
+
+
+def test_the_weighted_sum_is_the_golden_loss():
+    # Problem 0 of golden vector 9: .110099 x (.1 + .2 + .05 + .3) + .220199 x (.9 + .4)
+    # + .059602 x .5 + .029801 x (.2 + .1) = .396564.
+    token = golden_weights("va_opd").token
+    found = sum((token[i, : len(row)] * torch.tensor(row)).sum() for i, row in enumerate(KL[:2]))
+    assert float(found) == pytest.approx(0.396564, abs=2e-6)
+    # Standard OPD by the mean of each row, 1.95/6, .8/3, 1.6/5 and 2/4, is .352917.
+    token = golden_weights("opd").token
+    found = sum((token[i, : len(row)] * torch.tensor(row)).sum() for i, row in enumerate(KL)) / 2
+    assert float(found) == pytest.approx(0.352917, abs=2e-6)
+
+
+def test_ties_are_drawn_by_lot_from_seed_and_step():
+    responses = [[torch.arange(40)]]
+    given = scores([[-1.0] * 40], [[-1.0] * 40])
+
+    def high(seed: tuple[int, int]) -> list[int]:
+        found = weigh(MethodConfig(), responses, given, seed=seed).high
+        assert found is not None
+        return found[0].nonzero().flatten().tolist()
+
+    assert high((42, 3)) == high((42, 3))
+    assert len({tuple(high(seed)) for seed in [(42, 3), (42, 4), (43, 3), (43, 4)]}) == 4
+    assert high((42, 3)) != list(range(8))
+
+
+def test_the_high_group_that_is_logged_is_the_one_that_is_weighted():
+    given = scores([[-1.0] * 40], [[-1.0] * 40])
+    weights = weigh(MethodConfig(), [[torch.arange(40)]], given, seed=(42, 3))
+    assert weights.high is not None
+    # 8 of 40 tokens carry 1/2 of the weight, 32 the other half.
+    torch.testing.assert_close(weights.token[weights.high], torch.full((8,), 1 / 16))
+    torch.testing.assert_close(weights.token[~weights.high], torch.full((32,), 1 / 64))
+
+
+def test_the_summary_of_the_advantages_is_as_worked_out_by_hand():
+    summary = advantage_summary(golden_weights("va_opd"))
+    # Row means 2.5/6, .3/3, 0 and 2.4/4.
+    assert summary["va/mean"] == pytest.approx((2.5 / 6 + 0.1 + 0 + 0.6) / 4)
+    # In the groups 2.4 + .3 + 0 + 1 of 2.5 + .3 + 0 + 2.4 nats.
+    assert summary["va/high_share"] == pytest.approx(3.7 / 5.2)
+    # Of 2 + 1 + 1 + 1 high tokens, only the one of the third row is zero.
+    assert summary["va/high_zero_share"] == pytest.approx(1 / 5)
+    assert summary["weights/rollout_max"] == pytest.approx(HIGH, abs=2e-6)
+    assert summary["weights/rollout_min"] == pytest.approx(LOW, abs=2e-6)
+
+
+def test_the_summary_is_finite_without_any_high_token():
+    method = MethodConfig(high_fraction=0)
+    given = scores([[-1.0, -1.0]], [[-2.0, -1.0]])
+    summary = advantage_summary(weigh(method, [[torch.arange(2)]], given, seed=(0, 1)))
+    assert all(math.isfinite(value) for value in summary.values())
+
+
+# --- the step against a plain computation ---------------------------------------------------
+
+
+def plain_logprobs(model: VisionLanguageModel, prompt: EncodedPrompt, response: Tensor) -> Tensor:
+    """Return log-softmax over the tokenizer's ids by transformers' own forward, one row."""
+    ids = torch.cat([prompt.input_ids, response])[None]
+    output = model.model(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=(ids == model.model.config.image_token_id).int(),
+        pixel_values=prompt.image_inputs["pixel_values"].double(),
+        image_grid_thw=prompt.image_inputs["image_grid_thw"],
+        use_cache=False,
+    )
+    start = len(prompt)
+    logits = output.logits[0, start - 1 : start + len(response) - 1, : model.vocab_size]
+    return logits.log_softmax(-1)
+
+
+def double(model: VisionLanguageModel) -> VisionLanguageModel:
+    twin = copy.deepcopy(model)
+    twin.model.double()
+    return twin
+
+
+class Plain:
+    """KL (with gradient) and advantage of every rollout, in float64, with nothing shared."""
+
+    def __init__(self, step: Step, teacher: LocalTeacher, problems: list[Problem]) -> None:
+        self.student, frozen = double(step.student), double(teacher.model)
+        # Drawn once more: the rollouts do not depend on the student.
+        prompts = [step.encoder.both(problem) for problem in problems]
+        groups = step._rollouts(problems, [original for original, _ in prompts], 1)
+        self.kl: list[list[Tensor]] = []
+        self.advantage: list[list[list[float]]] = []
+        for (original, degraded), group in zip(prompts, groups, strict=True):
+            self.kl.append([])
+            self.advantage.append([])
+            for rollout in group:
+                ids = torch.tensor(rollout.response_ids)
+                with torch.no_grad():
+                    views = [plain_logprobs(frozen, view, ids) for view in (original, degraded)]
+                own = plain_logprobs(self.student, original, ids)
+                self.kl[-1].append((own.exp() * (own - views[0])).sum(-1))
+                sampled = [view.gather(-1, ids[:, None])[:, 0] for view in views]
+                self.advantage[-1].append((sampled[0] - sampled[1]).clamp(min=0).tolist())
+
+    def loss(self, method: str) -> Tensor:
+        """Eq. 6 as it is written, averaged over problems."""
+        per_problem = []
+        for kls, advantages in zip(self.kl, self.advantage, strict=True):
+            means = [sum(row) / len(row) for row in advantages]
+            center = sum(means) / len(means)
+            deviation = math.sqrt(sum((m - center) ** 2 for m in means) / len(means))
+            powers = [math.exp((m - center) / (deviation + 1e-6)) for m in means]
+            parts = []
+            for kl, row, power in zip(kls, advantages, powers, strict=True):
+                weight = (
+                    power / sum(powers) if method in ("va_opd", "rollout_only") else 1 / len(kls)
+                )
+                grouped = method in ("va_opd", "token_only")
+                parts.append(weight * (self._grouped(kl, row) if grouped else kl.mean()))
+            per_problem.append(torch.stack(parts).sum())
+        return torch.stack(per_problem).mean()
+
+    def _grouped(self, kl: Tensor, advantage: list[float]) -> Tensor:
+        """Eq. 5."""
+        order = sorted(range(len(advantage)), key=lambda t: -advantage[t])
+        size = max(1, math.ceil(0.2 * len(advantage)))
+        assert advantage[order[size - 1]] > 0, "a tie at the border would be drawn by lot"
+        if size == len(advantage):
+            return kl.mean()
+        return 0.5 * kl[order[:size]].mean() + 0.5 * kl[order[size:]].mean()
+
+
+@pytest.fixture(scope="module")
+def module_cache() -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture
+def plain(
+    module_cache: dict, make_step: Callable, teacher: LocalTeacher, problems: list[Problem]
+) -> Plain:
+    if "plain" not in module_cache:
+        module_cache["plain"] = Plain(make_step(), teacher, problems)
+    return module_cache["plain"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loss_is_equation_6_computed_plainly(
+    make_step: Callable, plain: Plain, problems: list[Problem], method: str
+):
+    result = make_step(f"method.name={method}").run(problems, 1)
+    assert result.loss == pytest.approx(plain.loss(method).item(), rel=2e-5)
+
+
+def test_the_losses_of_the_methods_differ(plain: Plain):
+    losses = [plain.loss(method).item() for method in METHODS]
+    gaps = [abs(a - b) / a for i, a in enumerate(losses) for b in losses[i + 1 :]]
+    assert min(gaps) > 1e-3
+
+
+def test_the_divergence_of_every_token_is_the_plain_kl(
+    make_step: Callable, plain: Plain, problems: list[Problem]
+):
+    found = make_step().run(problems, 1).token_divergence
+    expected = [row.detach().float() for group in plain.kl for row in group]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_is_that_of_the_plain_loss(
+    make_step: Callable, plain: Plain, problems: list[Problem]
+):
+    step = make_step("training.max_gradient_norm=1e9")
+    gradients = record_gradients(step)
+    result = step.run(problems, 1)
+    plain.student.model.zero_grad()
+    plain.loss("va_opd").backward(retain_graph=True)
+    expected = {n: p.grad for n, p in plain.student.model.named_parameters() if p.grad is not None}
+    assert gradients.keys() == expected.keys()
+    difference = math.sqrt(
+        sum(float((gradients[n] - g).square().sum()) for n, g in expected.items())
+    )
+    size = math.sqrt(sum(float(g.square().sum()) for g in expected.values()))
+    assert size > 0.1
+    assert difference < 1e-3 * size
+    assert result.gradient_norm == pytest.approx(size, rel=1e-3)
+
+
+def test_supervised_steps_lower_the_mean_negative_log_likelihood_of_the_references(
+    make_step: Callable, problems: list[Problem]
+):
+    step = make_step("method.name=sft")
+    student = double(step.student)
+    per_problem = []
+    for problem in problems:
+        prompt = step.encoder.original(problem)
+        rows = []
+        for text in problem.references:
+            ids = student.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = torch.tensor([*ids, student.tokenizer.eos_token_id])
+            with torch.no_grad():
+                rows.append(-plain_logprobs(student, prompt, ids).gather(-1, ids[:, None]).mean())
+        per_problem.append(sum(rows) / len(rows))
+    first = step.run(problems, 1)
+    assert first.loss == pytest.approx(float(sum(per_problem)) / 2, rel=2e-5)
+    assert step.run(problems, 2).loss < first.loss
+
+
+def test_supervised_steps_need_reference_responses(make_step: Callable, problems: list[Problem]):
+    import dataclasses
+
+    bare = dataclasses.replace(problems[1], references=())
+    with pytest.raises(ProblemError, match=f"{bare.id} has no reference response"):
+        make_step("method.name=sft").run([problems[0], bare], 1)
+
+
+# --- what an update does and leaves alone ---------------------------------------------------
+
+
+def run_once(step: Step, problems: list[Problem]) -> tuple[StepResult, dict[str, Tensor]]:
+    result = step.run(problems, 1)
+    return result, snapshot(step.student)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ("training.micro_batch_tokens=1",),
+        ("training.share_prefix=false",),
+        ("training.share_prefix=false", "training.micro_batch_tokens=1"),
+    ],
+)
+def test_the_update_does_not_depend_on_micro_batches_or_packing(
+    make_step: Callable, problems: list[Problem], layout: tuple[str, ...]
+):
+    step = make_step("training.learning_rate=1e-5")
+    expected_gradients = record_gradients(step)
+    whole, expected = run_once(step, problems)
+    step = make_step("training.learning_rate=1e-5", *layout)
+    gradients = record_gradients(step)
+    split, found = run_once(step, problems)
+    assert split.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert split.gradient_norm == pytest.approx(whole.gradient_norm, rel=1e-4)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-3, atol=1e-5)
+    for name, value in found.items():
+        # AdamW's first update is the sign of the gradient times the rate, and rounding can turn
+        # the sign of the few gradients that are almost 0.
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=2.1e-5)
+        assert (value - expected[name]).abs().mean() < 1e-6, name
+
+
+def test_micro_batches_of_one_token_make_one_backward_for_each_rollout(
+    make_step: Callable, problems: list[Problem], monkeypatch: pytest.MonkeyPatch
+):
+    calls = []
+    original = step_module.weighted_reverse_kl
+
+    def spy(hidden: Tensor, *arguments: Any, **options: Any) -> Any:
+        calls.append(len(hidden))
+        return original(hidden, *arguments, **options)
+
+    monkeypatch.setattr(step_module, "weighted_reverse_kl", spy)
+    make_step("training.share_prefix=false", "training.micro_batch_tokens=1").run(problems, 1)
+    assert sorted(calls) == [1, 4, 5, 6, 9, 11]
+    calls.clear()
+    make_step().run(problems, 1)
+    assert calls == [36]
+
+
+def test_everything_is_scored_before_the_first_gradient(
+    make_step: Callable, teacher: LocalTeacher, problems: list[Problem], monkeypatch: Any
+):
+    events = []
+    score, loss = teacher.score, step_module.weighted_reverse_kl
+
+    def spy_score(originals: Any, *arguments: Any) -> Any:
+        events.append(f"score {len(originals)}")
+        assert torch.is_grad_enabled(), "the teacher itself must switch gradients off"
+        return score(originals, *arguments)
+
+    def spy_loss(hidden: Tensor, *arguments: Any, **options: Any) -> Any:
+        events.append("loss")
+        assert not arguments[3].requires_grad
+        return loss(hidden, *arguments, **options)
+
+    monkeypatch.setattr(teacher, "score", spy_score)
+    monkeypatch.setattr(step_module, "weighted_reverse_kl", spy_loss)
+    result = make_step("training.micro_batch_tokens=1").run(problems, 1)
+    assert events == ["score 2", "loss", "loss"]
+    assert result.scores is not None
+    assert not any(h.requires_grad for h in result.scores.hidden)
+
+
+def test_plain_distillation_never_makes_or_scores_the_degraded_view(
+    make_step: Callable, problems: list[Problem], monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: Any) -> None:
+        pytest.fail("the degraded view was made")
+
+    monkeypatch.setattr(PromptEncoder, "degraded", fail)
+    views = []
+    original = LocalTeacher._view
+    monkeypatch.setattr(LocalTeacher, "_view", lambda *a, **k: views.append(1) or original(*a, **k))
+    result = make_step("method.name=opd").run(problems, 1)
+    assert len(views) == 1
+    assert result.scores is not None
+    assert result.scores.degraded_logprobs is None
+    assert result.weights.advantage is None
+
+
+@pytest.mark.parametrize("method", ["va_opd", "rollout_only", "token_only"])
+def test_the_methods_with_advantage_score_two_views(
+    make_step: Callable, problems: list[Problem], monkeypatch: pytest.MonkeyPatch, method: str
+):
+    views = []
+    original = LocalTeacher._view
+    monkeypatch.setattr(
+        LocalTeacher, "_view", lambda *a, **k: views.append(k["keep_hidden"]) or original(*a, **k)
+    )
+    make_step(f"method.name={method}").run(problems, 1)
+    assert views == [True, False]
+
+
+def test_the_teacher_never_changes_and_the_student_does(
+    make_step: Callable, teacher: LocalTeacher, problems: list[Problem]
+):
+    step = make_step()
+    frozen, before = snapshot(teacher.model), snapshot(step.student)
+    for number in (1, 2):
+        step.run(problems, number)
+    assert same_bits(teacher.model, frozen)
+    assert all(p.grad is None and not p.requires_grad for p in teacher.model.model.parameters())
+    assert not same_bits(step.student, before)
+
+
+def test_every_part_of_the_student_is_trained(make_step: Callable, problems: list[Problem]):
+    step = make_step()
+    before = snapshot(step.student)
+    step.run(problems, 1)
+    unchanged = [n for n, v in step.student.model.state_dict().items() if torch.equal(v, before[n])]
+    assert unchanged == []
+
+
+def test_the_first_update_is_that_of_adamw_worked_out_by_hand(
+    make_step: Callable, problems: list[Problem]
+):
+    step = make_step("training.learning_rate=0.01", "training.weight_decay=0.1")
+    before, gradients = snapshot(step.student), record_gradients(step)
+    step.run(problems, 1)
+    # Both moments are divided by their bias corrections, so they are g and g^2.
+    for name, parameter in step.student.model.named_parameters():
+        g = gradients[name]
+        expected = before[name] * (1 - 0.01 * 0.1) - 0.01 * g / (g.abs() + 1e-8)
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_second_moment_decays_as_the_recipe_says(make_step: Callable, problems: list[Problem]):
+    step = make_step("training.betas=[0.8, 0.9]")
+    gradients = record_gradients(step)
+    step.run(problems, 1)
+    parameter = step.student.head
+    state = step.optimizer.state[parameter]
+    name = next(n for n, p in step.student.model.named_parameters() if p is parameter)
+    torch.testing.assert_close(state["exp_avg"], 0.2 * gradients[name])
+    torch.testing.assert_close(state["exp_avg_sq"], 0.1 * gradients[name].square())
+
+
+def test_gradients_are_scaled_down_to_the_largest_norm(
+    make_step: Callable, problems: list[Problem]
+):
+    step = make_step("training.max_gradient_norm=0.01")
+    gradients = record_gradients(step)
+    result = step.run(problems, 1)
+    norm = math.sqrt(sum(float(g.square().sum()) for g in gradients.values()))
+    assert norm == pytest.approx(0.01, rel=1e-3)
+    assert result.gradient_norm > 0.1, "the norm before it was scaled is what is logged"
+
+
+def test_no_gradient_is_left_for_the_next_step(make_step: Callable, problems: list[Problem]):
+    step = make_step()
+    step.run(problems, 1)
+    assert all(parameter.grad is None for parameter in step.student.model.parameters())
+
+
+# --- what stops a step ----------------------------------------------------------------------
+
+
+class PoisonedTeacher(LocalTeacher):
+    """Finite log-probs, but one hidden state of the second problem is not."""
+
+    def score(self, *arguments: Any) -> TeacherScores:
+        result = super().score(*arguments)
+        result.hidden[4][2, 0] = float("nan")
+        return result
+
+
+def check_untouched(step: Step, before: dict[str, Tensor]) -> None:
+    assert same_bits(step.student, before)
+    assert all(parameter.grad is None for parameter in step.student.model.parameters())
+    assert not step.optimizer.state
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_problems(
+    make_step: Callable, teacher: LocalTeacher, problems: list[Problem]
+):
+    step = make_step(teacher=PoisonedTeacher(teacher.model, batch_tokens=16384))
+    before = snapshot(step.student)
+    with pytest.raises(TrainingError, match="loss is nan") as error:
+        step.run(problems, 1)
+    assert all(problem.id in str(error.value) for problem in problems)
+    check_untouched(step, before)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_stops_before_the_update(
+    make_step: Callable, problems: list[Problem], value: float
+):
+    step = make_step()
+    before = snapshot(step.student)
+    handle = step.student.head.register_hook(lambda gradient: gradient * value)
+    with pytest.raises(TrainingError, match="gradient norm (nan|inf): not finite"):
+        step.run(problems, 1)
+    check_untouched(step, before)
+    handle.remove()
+    # The same step can be taken again once the cause is gone.
+    assert math.isfinite(step.run(problems, 1).loss)
+
+
+def test_a_teacher_that_is_not_finite_stops_before_the_update(
+    make_step: Callable, teacher: LocalTeacher, problems: list[Problem]
+):
+    broken = copy.deepcopy(teacher.model)
+    with torch.no_grad():
+        broken.head[3] = math.nan
+    step = make_step(teacher=LocalTeacher(broken, batch_tokens=16384))
+    before = snapshot(step.student)
+    with pytest.raises(AlignmentError, match="not finite"):
+        step.run(problems, 1)
+    check_untouched(step, before)
