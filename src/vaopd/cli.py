@@ -54,6 +54,7 @@ def train(
     from vaopd.training.loop import remove_run
     from vaopd.training.loop import train as run
 
+    _quiet_weights()
     output = output or Path("runs") / recipe.stem
     if overwrite and not resume:
         remove_run(output)
@@ -96,6 +97,7 @@ def score(
     from vaopd.teacher.local import load_teacher
     from vaopd.teacher.rollout_file import score_file
 
+    _quiet_weights()
     scorer = load_teacher(config, pick_device(config.training.device))
     encoder = PromptEncoder(scorer.model, config.data, config.view)
     with Progress(console=Console(stderr=True)) as bar:
@@ -110,6 +112,13 @@ def score(
             progress=lambda rows: bar.update(task, advance=rows),
         )
     typer.echo(f"scored {total} rollouts with {teacher}: {output}")
+
+
+def _quiet_weights() -> None:
+    """Turn off the bars of reading and writing weights, which break our own."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
 
 
 def _count_lines(path: Path) -> int:

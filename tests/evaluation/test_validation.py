@@ -227,7 +227,7 @@ def test_the_advantages_are_those_of_plain_scoring(
     options = config()
     encoder = PromptEncoder(student, options.data, options.view)
     settings = SamplingSettings(
-        num_rollouts=2, temperature=1, top_p=1, max_new_tokens=8, seed=42, stream="validation"
+        num_rollouts=2, temperature=1.0, top_p=1.0, max_new_tokens=8, seed=42, stream="validation"
     )
     high = []
     for problem in problems:

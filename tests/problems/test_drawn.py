@@ -78,13 +78,10 @@ def test_every_sum_in_a_reference_is_right_and_the_last_one_is_the_answer():
 
 
 def test_reading_aloud_ends_in_the_last_number_of_the_figure():
-    lengths = Counter()
     for problem in DrawnProblems(num_problems=60, kinds=("numbers",)):
         numbers = re.findall(r"\b\d\d\b", problem.references[0].split("\\boxed")[0])
         assert problem.references[0] == f"{' '.join(numbers)}. \\boxed{{{numbers[-1]}}}"
         assert problem.answer == numbers[-1]
-        lengths[len(numbers)] += 1
-    assert lengths.keys() == {1, 6}
 
 
 def test_references_end_in_a_box_that_is_graded_as_right():

@@ -1,4 +1,4 @@
-"""A random student and teacher, sharp enough that images and positions matter, and fixed rollouts."""
+"""Random models, sharp enough that images and positions matter, and rollouts that are fixed."""
 
 import copy
 from collections.abc import Callable, Sequence

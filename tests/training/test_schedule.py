@@ -32,7 +32,7 @@ def test_a_run_stops_at_its_largest_number_of_steps(max_steps: int | None, steps
 
 
 def test_fewer_problems_than_one_step_needs_are_refused():
-    with pytest.raises(ConfigError, match="problems_per_step is 16, but data.train has only 15"):
+    with pytest.raises(ConfigError, match=r"is 16, but data\.train has only 15"):
         total_steps(PAPER, 15)
     assert total_steps(PAPER, 16) == 5
 

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -337,8 +338,6 @@ def test_supervised_steps_lower_the_mean_negative_log_likelihood_of_the_referenc
 
 
 def test_supervised_steps_need_reference_responses(make_step: Callable, problems: list[Problem]):
-    import dataclasses
-
     bare = dataclasses.replace(problems[1], references=())
     with pytest.raises(ProblemError, match=f"{bare.id} has no reference response"):
         make_step("method.name=sft").run([problems[0], bare], 1)
@@ -549,7 +548,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(
     step = make_step()
     before = snapshot(step.student)
     handle = step.student.head.register_hook(lambda gradient: gradient * value)
-    with pytest.raises(TrainingError, match="gradient norm (nan|inf): not finite"):
+    with pytest.raises(TrainingError, match=r"gradient norm (nan|inf): not finite"):
         step.run(problems, 1)
     check_untouched(step, before)
     handle.remove()

@@ -6,7 +6,8 @@ weights from the package; ``tiny:new-NAME`` builds the same architecture with ra
 is where the supervised recipes in ``recipes/tiny`` start.
 """
 
-from importlib.resources import files
+import shutil
+import sys
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -20,6 +21,8 @@ from transformers import (
 
 from vaopd.errors import ModelError
 from vaopd.problems.drawn import DrawnProblems
+
+ASSETS = Path(__file__).parents[1] / "assets" / "tiny"
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -153,7 +156,7 @@ def asset_folder(name: str) -> Path:
     Raises:
         ModelError: No such model is shipped.
     """
-    folder = Path(str(files("vaopd") / "assets" / "tiny" / name))
+    folder = ASSETS / name
     if name not in (*SIZES, "tokenizer") or not folder.is_dir():
         raise ModelError(
             f"no tiny model is called {name!r}; use one of "
@@ -184,5 +187,18 @@ def write_tokenizer(folder: Path) -> None:
     image_processor().save_pretrained(folder)
 
 
+def install(runs: Path) -> None:
+    """Copy the final weights of ``runs/NAME`` into the package, for each of ``SIZES``."""
+    for name in SIZES:
+        target = ASSETS / name
+        target.mkdir(parents=True, exist_ok=True)
+        for file in ("config.json", "generation_config.json", "model.safetensors"):
+            shutil.copy(runs / name / "final" / file, target / file)
+
+
 if __name__ == "__main__":
-    write_tokenizer(Path(__file__).parents[1] / "assets" / "tiny" / "tokenizer")
+    # `tokenizer` trains the shared tokenizer; `install RUNS` takes over newly trained weights.
+    if sys.argv[1:2] == ["install"]:
+        install(Path(sys.argv[2]))
+    else:
+        write_tokenizer(ASSETS / "tokenizer")
