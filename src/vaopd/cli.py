@@ -51,14 +51,11 @@ def train(
     if dry_run:
         typer.echo(config.to_yaml(), nl=False)
         return
-    from vaopd.training.loop import remove_run
     from vaopd.training.loop import train as run
 
     _quiet_weights()
     output = output or Path("runs") / recipe.stem
-    if overwrite and not resume:
-        remove_run(output)
-    result = run(config, output, resume=resume)
+    result = run(config, output, resume=resume, overwrite=overwrite)
     _print_result(result)
 
 
