@@ -15,8 +15,9 @@ make_one() { # NAME RECIPE [OVERRIDES..]
 }
 
 make_one teacher-m teacher &
+background=$!
 make_one student student
 make_one teacher-s teacher training.max_steps=2000
-wait
+wait "$background"
 make_one teacher-l teacher
 .venv/bin/python -m vaopd.models.tiny install runs/tiny

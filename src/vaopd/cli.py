@@ -160,6 +160,13 @@ def main() -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        if debug:
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        reason = error.strerror or error
+        print(f"error: {reason}{place}; check space, permissions and the path", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted; --resume goes on from the newest checkpoint", file=sys.stderr)
         raise SystemExit(130) from None

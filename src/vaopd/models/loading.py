@@ -1,6 +1,7 @@
 """Loading, checking and saving of vision-language models."""
 
 import contextlib
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoImageProcessor,
@@ -15,6 +17,7 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
+from transformers.utils import cached_file
 
 from vaopd import views
 from vaopd.config import DataConfig, ViewConfig
@@ -23,6 +26,7 @@ from vaopd.models import tiny
 from vaopd.models.families import Family, generic, qwen_vl
 from vaopd.models.prompts import EncodedPrompt, check_same_prompt
 from vaopd.problems.problem import Problem
+from vaopd.records import write_json
 
 
 class VisionLanguageModel:
@@ -101,17 +105,29 @@ class VisionLanguageModel:
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """Write a Hugging Face model folder: safetensors weights, tokenizer and processors."""
-        state = {k: v.to(dtype) for k, v in self.model.state_dict().items()}
-        own_dtype = self.model.config.dtype
-        self.model.config.dtype = dtype
+        # Tied weights share a storage, and must share it after the conversion to be stored once.
+        converted: dict[int, Tensor] = {}
+        state = {
+            name: converted.setdefault(tensor.data_ptr(), tensor.to(dtype))
+            for name, tensor in self.model.state_dict().items()
+        }
         self.model.save_pretrained(folder, state_dict=state)
-        self.model.config.dtype = own_dtype
+        _write_dtype(folder / "config.json", dtype)
         self.tokenizer.save_pretrained(folder)
         for processor in self.processors:
             if isinstance(processor, Path):
                 shutil.copy(processor, folder / processor.name)
             else:
                 processor.save_pretrained(folder)
+
+
+def _write_dtype(path: Path, dtype: torch.dtype) -> None:
+    """Correct the precision that transformers notes, which is that of the model in memory."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for part in (config, config.get("text_config", {}), config.get("vision_config", {})):
+        if "dtype" in part:
+            part["dtype"] = str(dtype).removeprefix("torch.")
+    write_json(path, config)
 
 
 def load_model(
@@ -144,7 +160,10 @@ def load_model(
                                  attn_implementation="sdpa")  # fmt: skip
         if name.startswith("tiny:"):
             source = tiny.asset_folder("tokenizer")
-    model = model.to(device=device, dtype=dtype)
+    # Parameters only: buffers such as the rotary frequencies must stay float32.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(device=device, dtype=dtype)
+    model = model.to(device=device)
     return wrap_model(model, source, name=name, compute_dtype=compute_dtype)
 
 
@@ -175,14 +194,20 @@ def wrap_model(
 
 def _video_processor_file(source: str | Path) -> list[Path]:
     """Return the video processor's settings, which serving engines want beside a checkpoint."""
-    names = ("video_preprocessor_config.json",)
-    return [path for n in names if (path := Path(source) / n).is_file()]
+    found = cached_file(
+        str(source),
+        "video_preprocessor_config.json",
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return [Path(found)] if found else []
 
 
 def _from_pretrained(loader: Any, source: str | Path, name: str, **options: Any) -> Any:
     try:
         return loader.from_pretrained(source, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(
             f"model {name!r} cannot be loaded ({loader.__name__}: {reason[:300]}); give a hub name "

@@ -42,8 +42,7 @@ def visual_advantage(
         row, position = bad.nonzero()[0].tolist()
         raise AlignmentError(
             f"teacher score is not finite at rollout {row}, response token {position}; "
-            "check that both views keep the same number of image tokens "
-            "(`vaopd check views`)"
+            "check that both views keep the same number of image tokens"
         )
     return gain.clamp(min=0).masked_fill(~response_mask, 0.0)
 

@@ -97,7 +97,9 @@ class TransformersSampler:
         uniforms: Float[Tensor, " B"],
         settings: SamplingSettings,
     ) -> Int[Tensor, " B"]:
-        logits = (hidden @ self.model.head.to(hidden.dtype).T).float()
+        # Float32 whatever the forward ran in: bfloat16 logits are multiples of 1/8 near 16.
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = hidden.float() @ self.model.head.float().T
         logits.masked_fill_(self.suppressed, -torch.inf)
         return draw_tokens(logits, uniforms, settings.temperature, settings.top_p)
 

@@ -106,9 +106,10 @@ def _score(
     high_fraction: float,
 ) -> Iterator[dict[str, Any]]:
     # Rows of one problem share its prompt, wherever they stand in the file.
-    groups: dict[str, list[int]] = {}
+    # Ids are no key: a trainer's may repeat with other images.
+    groups: dict[tuple, list[int]] = {}
     for index, row in enumerate(rows):
-        groups.setdefault(row.problem.id, []).append(index)
+        groups.setdefault((row.problem.prompt, row.problem.images), []).append(index)
     views = [encoder.both(rows[members[0]].problem) for members in groups.values()]
     responses = [
         [torch.tensor(rows[index].response_ids) for index in members] for members in groups.values()

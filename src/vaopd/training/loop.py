@@ -260,12 +260,13 @@ def remove_run(output: Path) -> None:
 
 
 def _check_removable(output: Path) -> None:
-    if not output.exists() or (output / "config.yaml").is_file():
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
-    if not output.is_dir() or any(output.iterdir()):
+    # Other tools write a config.yaml too; only a run has both files.
+    if not all((output / name).is_file() for name in ("config.yaml", "environment.json")):
         raise RunFolderError(
-            f"{output} is no run folder (no config.yaml), so --overwrite leaves it; choose another "
-            "--output"
+            f"{output} is no run folder (no config.yaml with environment.json), so --overwrite "
+            "leaves it; choose another --output"
         )
 
 

@@ -48,5 +48,6 @@ def learning_rate(training: TrainingConfig, step: int, steps: int) -> float:
     peak, floor = training.learning_rate, training.final_learning_rate_fraction
     if step <= warmup:
         return peak * step / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
+    # Step warmup + 1 is the first at the peak, so the last one still learns.
+    progress = (step - 1 - warmup) / max(1, steps - warmup)
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -220,8 +220,8 @@ class Step:
             names = ", ".join(problem.id for problem in problems)
             raise TrainingError(
                 f"loss is {loss} and gradient norm {norm.item()}: not finite, so this step was not "
-                f"applied; problems of the step: {names}; lower training.learning_rate or set "
-                "student.dtype=float32, then --resume"
+                f"applied; problems of the step: {names}; start anew with a lower "
+                "training.learning_rate or student.dtype=float32"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
