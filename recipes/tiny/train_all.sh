@@ -4,20 +4,33 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=1
-vaopd=.venv/bin/vaopd
+kinds=triangle+rectangle+circle+bars+dial+table
 
-make_one() { # NAME RECIPE [OVERRIDES..]
-    name=$1 recipe=$2
-    shift 2
-    $vaopd train recipes/tiny/read.yaml --output "runs/tiny/read-$name" --overwrite student.model="tiny:new-$name"
-    $vaopd train "recipes/tiny/$recipe.yaml" --output "runs/tiny/$name" --overwrite \
-        student.model="runs/tiny/read-$name/final" "$@"
+run() { # NAME RECIPE [OVERRIDES..]
+    .venv/bin/vaopd train "recipes/tiny/$2.yaml" --output "runs/tiny/$1" --overwrite "${@:3}"
 }
 
-make_one teacher-m teacher &
+teacher() { # NAME
+    run "read-$1" read student.model="tiny:new-$1"
+    run "first-$1" teacher student.model="runs/tiny/read-$1/final"
+    # A second round nearer to the student's wording: see README.md beside this file.
+    run "$1" teacher student.model="runs/tiny/first-$1/final" \
+        data.train="drawn:train?count=200000&seed=4&wording=0.7&kinds=number+numbers+dial+$kinds" \
+        training.max_steps=560 training.learning_rate=7.0e-4
+}
+
+student() {
+    run read-student read student.model=tiny:new-student
+    run first-student student
+    run student student student.model=runs/tiny/first-student/final \
+        data.train="drawn:train?count=200000&seed=5&wording=0.9&kinds=$kinds" \
+        training.max_steps=500 training.learning_rate=7.0e-4
+}
+
+teacher teacher-m &
 background=$!
-make_one student student
-make_one teacher-s teacher training.max_steps=2000
+student
+teacher teacher-s
 wait "$background"
-make_one teacher-l teacher
+teacher teacher-l
 .venv/bin/python -m vaopd.models.tiny install runs/tiny

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vaopd.errors import ConfigError
@@ -229,6 +229,7 @@ def test_options_reach_the_problems():
     )
 
 
+@settings(max_examples=50, deadline=None)
 @given(index=st.integers(0, 10**6), seed=st.integers(0, 10**6))
 def test_every_problem_has_a_positive_answer(index, seed):
     problem = DrawnProblems(num_problems=10**6 + 1, seed=seed)[index]

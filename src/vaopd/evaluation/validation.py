@@ -65,7 +65,6 @@ class Validator:
         problems = [problem for problem in self.problems if problem.answer is not None]
         encoder = PromptEncoder(student, self.config.data, self.config.view)
         sampler = TransformersSampler(student, batch_rows=self.config.sampling.batch_rows)
-        student.model.eval()
         options = self.config.validation
         settings = SamplingSettings(
             num_rollouts=options.num_samples,

@@ -17,7 +17,7 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from vaopd import views
 from vaopd.config import DataConfig, ViewConfig

@@ -158,17 +158,14 @@ def _bars(canvas: Canvas) -> Figure:
 
 def _dial(canvas: Canvas) -> Figure:
     rng = canvas.rng
-    values = [_two_digits(rng) for _ in range(4)]
-    cells = ((2.5, 0), (5, 2.5), (2.5, 5), (0, 2.5))
-    chosen = rng.randrange(4)
+    reading, step = _two_digits(rng), rng.randint(1, 9)
+    side = rng.randrange(4)
+    column, row = ((2.5, 0), (5, 2.5), (2.5, 5), (0, 2.5))[side]
     canvas.draw.ellipse([18, 18, 78, 78], outline=canvas.ink, width=2)
-    angle = chosen * math.pi / 2 + math.radians(rng.randint(-12, 12))
+    angle = side * math.pi / 2 + math.radians(rng.randint(-12, 12))
     tip = (48 + 26 * math.sin(angle), 48 - 26 * math.cos(angle))
     canvas.draw.line([48, 48, *tip], fill=canvas.ink, width=5)
-    for value, (column, row) in zip(values, cells, strict=True):
-        canvas.label(value, column, row)
-    step = rng.randint(1, 9)
-    reading = values[chosen]
+    canvas.label(reading, column, row)
     return Figure(
         f"The hand of the dial points at a number. What is {step} more than it?",
         ("number at the hand",),

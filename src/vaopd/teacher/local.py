@@ -110,6 +110,8 @@ def score_view(
     batches = micro_batches(
         model, prompts, responses, budget_tokens=budget_tokens, share_prefix=share_prefix
     )
+    was_training = model.model.training
+    model.model.eval()
     for micro in batches:
         states = response_hidden_states(model, micro.batch)
         targets = micro.batch.targets.to(model.device)
@@ -124,4 +126,5 @@ def score_view(
         if keep_hidden:
             for number, rows in split_by_rollout(states, micro, lengths):
                 hidden[number] = rows
+    model.model.train(was_training)
     return hidden if keep_hidden else [], logprobs
