@@ -94,8 +94,8 @@ def test_the_resolved_configuration_is_that_of_the_run(finished: Finished):
 def test_every_step_has_a_row_of_metrics(finished: Finished):
     rows = finished.rows()
     assert [row["step"] for row in rows] == [1, 2, 3]
-    # No warm-up in 3 steps: 1e-3 (1 + cos(pi / 3)) / 2, with cos(2 pi / 3), with cos(pi).
-    assert [row["learning_rate"] for row in rows] == pytest.approx([7.5e-4, 2.5e-4, 0])
+    # No warm-up in 3 steps: 1e-3 (1 + cos(0)) / 2, with cos(pi / 3), with cos(2 pi / 3).
+    assert [row["learning_rate"] for row in rows] == pytest.approx([1e-3, 7.5e-4, 2.5e-4])
     for row in rows:
         assert {
             "loss", "kl/mean", "va/mean", "va/high_share", "va/high_zero_share", "gradient_norm",
@@ -426,7 +426,7 @@ def test_a_step_that_stops_leaves_a_run_that_can_be_resumed(
         return update(self, float("nan") if len(calls) == 3 else loss, problems)
 
     monkeypatch.setattr(Step, "_update", fail_once)
-    with pytest.raises(TrainingError, match="then --resume"):
+    with pytest.raises(TrainingError, match="start anew"):
         train(finished.config, tmp_path / "run", console=quiet())
     assert [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
     train(finished.config, tmp_path / "run", resume=True, console=quiet())

@@ -111,7 +111,9 @@ class VisionLanguageModel:
             name: converted.setdefault(tensor.data_ptr(), tensor.to(dtype))
             for name, tensor in self.model.state_dict().items()
         }
+        own_dtype = self.model.config.dtype
         self.model.save_pretrained(folder, state_dict=state)
+        self.model.config.dtype = own_dtype
         _write_dtype(folder / "config.json", dtype)
         self.tokenizer.save_pretrained(folder)
         for processor in self.processors:
