@@ -292,6 +292,7 @@ def test_overwriting_spares_what_is_no_run(make_config: Callable, tmp_path: Path
 
 def test_removing_a_run_that_is_not_there_does_nothing(tmp_path: Path):
     loop.remove_run(tmp_path / "nothing")
+    assert not list(tmp_path.iterdir())
 
 
 # --- failures before the first step leave no folder -----------------------------------------
