@@ -196,6 +196,13 @@ def test_a_recipe_that_is_no_mapping_is_refused(tmp_path: Path, text: str, messa
     assert "\n" not in str(error.value)
 
 
+def test_a_recipe_in_another_encoding_is_refused(tmp_path: Path):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes("# für 2B\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"recipe\.yaml is not valid YAML: 'utf-8' codec"):
+        load_config(path)
+
+
 def test_a_missing_recipe_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"nowhere\.yaml does not exist"):
         load_config(tmp_path / "nowhere.yaml")

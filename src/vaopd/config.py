@@ -65,6 +65,9 @@ class DataConfig(Section):
     max_prompt_tokens: PositiveInt = 8192
     """Longest prompt with its image tokens; a longer one is an error, never cut."""
 
+    check_images: bool = True
+    """Decode every stored image before the first step, not when its turn comes."""
+
     min_pixels: PositiveInt = 262_144
     """Images of smaller area are scaled up to it before the degraded view is made."""
 
@@ -131,8 +134,8 @@ class SamplingConfig(Section):
     engine: Literal["transformers"] = "transformers"
     """Sampler; the transformers one runs in process."""
 
-    batch_rows: PositiveInt = 256
-    """Rollouts decoded at the same time."""
+    batch_tokens: PositiveInt = 131_072
+    """Tokens in the key-value cache at most: rollouts decoded together x (prompt + new tokens)."""
 
 
 class ValidationConfig(Section):
@@ -196,6 +199,9 @@ class TrainingConfig(Section):
     validate_every: PositiveInt | None = 50
     """Steps between validations; null = only before and after."""
 
+    keep_checkpoints: PositiveInt | None = 2
+    """Newest checkpoints that are kept; each holds weights and both moments; null = all."""
+
     log_rollouts_every: PositiveInt | None = 10
     """Steps between rollout records for the report; null = none."""
 
@@ -207,6 +213,24 @@ class TrainingConfig(Section):
 
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of ``final/``; resumable checkpoints are always float32."""
+
+
+FREE_ON_RESUME = {
+    "student": {"gradient_checkpointing"},
+    "teacher": {"batch_tokens"},
+    "data": {"max_prompt_tokens", "check_images"},
+    "sampling": {"batch_tokens"},
+    "training": {
+        "micro_batch_tokens",
+        "save_every",
+        "validate_every",
+        "keep_checkpoints",
+        "log_rollouts_every",
+        "device",
+    },
+}
+"""Keys that change memory, speed or records and not what is learned, so a run that ran out of
+memory can go on with others."""
 
 
 class RunConfig(Section):
@@ -247,7 +271,8 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise ConfigError(f"recipe {path} does not exist; see the recipes/ folder for examples")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    # Bytes that are no UTF-8 are no YAML either.
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path} is not valid YAML: {_one_line(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"recipe {path} must be a mapping of sections, such as 'student:'")

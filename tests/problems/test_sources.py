@@ -1,5 +1,6 @@
 import io
 import json
+import random
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,41 @@ def test_drawn_problems_get_their_options():
 def test_options_that_do_not_read_are_refused(query: str):
     with pytest.raises(ConfigError, match="do not read as name=value, each once"):
         load_problems(f"drawn:train?{query}")
+
+
+def test_a_sample_is_that_of_the_official_release(tmp_path: Path):
+    # The first and last of sorted(random.Random(42).sample(range(300), 200)).
+    path = write_jsonl(tmp_path / "d.jsonl", *[jsonl_row(id=str(i)) for i in range(300)])
+    write_image(tmp_path)
+    ids = [int(p.id) for p in load_problems(f"{path}?sample=200&seed=42")]
+    assert ids == sorted(random.Random(42).sample(range(300), 200))
+    assert (len(set(ids)), ids[:5], ids[-3:]) == (200, [0, 2, 3, 4, 7], [294, 296, 298])
+    assert [p.id for p in load_problems(f"{path}?sample=200")] == [str(i) for i in ids]
+    assert [int(p.id) for p in load_problems(f"{path}?sample=200&seed=1")] != ids
+
+
+def test_a_sample_of_a_split_of_a_folder_is_taken(tmp_path: Path):
+    write_jsonl(tmp_path / "test.jsonl", *[jsonl_row(id=str(i)) for i in range(5)])
+    write_image(tmp_path)
+    (problem,) = load_problems(f"{tmp_path}@test?sample=1")
+    assert problem.split == "test"
+
+
+@pytest.mark.parametrize(
+    "query", ["sample=0", "sample=x", "seed=3", "sample=2&count=3", "", "sample=2&seed=x"]
+)
+def test_a_sample_that_does_not_read_is_refused(tmp_path: Path, query: str):
+    path = write_jsonl(tmp_path / "d.jsonl", jsonl_row(), jsonl_row())
+    write_image(tmp_path)
+    with pytest.raises(ConfigError, match="do not read as sample=N&seed=S"):
+        load_problems(f"{path}?{query}")
+
+
+def test_a_sample_of_more_than_there_is_is_refused(tmp_path: Path):
+    path = write_jsonl(tmp_path / "d.jsonl", jsonl_row(), jsonl_row())
+    write_image(tmp_path)
+    with pytest.raises(ConfigError, match="sample=3 is more than the 2 problems"):
+        load_problems(f"{path}?sample=3")
 
 
 def test_a_limit_reads_only_the_front(tmp_path: Path):

@@ -11,12 +11,15 @@ from vaopd.problems.problem import Problem
 from vaopd.training import checkpoint as checkpoint_module
 from vaopd.training.checkpoint import (
     checkpoint_path,
+    checkpoints,
     load_checkpoint,
     newest_checkpoint,
+    remove_old_checkpoints,
     save_checkpoint,
 )
 from vaopd.training.step import Step
 
+STATE_FOLDER = "trainer_state"
 STATE = {"step": 2, "before": None, "after": {"accuracy": 0.1 + 0.2}}
 
 
@@ -109,6 +112,43 @@ def test_the_newest_checkpoint_is_the_last_complete_one(tmp_path: Path):
     (partial / "state.json").write_text("{}")
     (tmp_path / "checkpoints" / "step_000011").mkdir()
     assert newest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 10)
+
+
+def test_all_but_the_newest_checkpoints_are_removed(tmp_path: Path):
+    for step in (2, 4, 10, 12):
+        state = checkpoint_path(tmp_path, step) / "trainer_state" / "state.json"
+        state.parent.mkdir(parents=True)
+        state.write_text("{}")
+    (tmp_path / "checkpoints" / "mine").mkdir()
+    remove_old_checkpoints(tmp_path, None)
+    assert len(checkpoints(tmp_path)) == 4
+    remove_old_checkpoints(tmp_path, 2)
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"step_000010", "step_000012", "mine"}
+    remove_old_checkpoints(tmp_path, 5)
+    assert len(checkpoints(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", f"{STATE_FOLDER}/optimizer.safetensors",
+             f"{STATE_FOLDER}/state.json"]
+)  # fmt: skip
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_checkpoint_is_refused_before_it_changes_the_student(
+    trained: Step, make_step: Callable, tmp_path: Path, name: str, damage: str
+):
+    folder = checkpoint_path(tmp_path, 2)
+    save_checkpoint(folder, trained.student, trained.optimizer, STATE)
+    path = folder / name
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        path.unlink()
+    fresh = make_step()
+    before = {key: value.clone() for key, value in fresh.student.model.state_dict().items()}
+    with pytest.raises(RunFolderError, match=r"step_000002 cannot be read .*; remove that folder"):
+        load_checkpoint(folder, fresh.student, fresh.optimizer)
+    assert equal(fresh.student.model.state_dict(), before)
 
 
 def test_the_checkpoint_of_another_model_is_refused(

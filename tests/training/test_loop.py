@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from vaopd.config import RunConfig, load_config
+from vaopd.config import FREE_ON_RESUME, RunConfig, load_config
 from vaopd.errors import ConfigError, ModelError, ProblemError, RunFolderError, TrainingError
 from vaopd.models.loading import load_model
 from vaopd.records import read_rows
@@ -236,6 +236,47 @@ def test_resuming_with_another_recipe_names_the_changed_keys(finished: Finished)
     assert "seed" not in message
 
 
+def test_resuming_takes_other_values_of_keys_that_teach_nothing(finished: Finished, tmp_path: Path):
+    copied = tmp_path / "run"
+    shutil.copytree(finished.folder, copied)
+    for name in ("final", "checkpoints"):
+        shutil.rmtree(copied / name)
+    values = finished.config.model_dump()
+    for section, keys in FREE_ON_RESUME.items():
+        assert keys <= values[section].keys()
+    values["teacher"]["batch_tokens"] = values["training"]["micro_batch_tokens"] = 1
+    other = RunConfig.model_validate(values)
+    train(other, copied, resume=True, console=quiet())
+    losses = [
+        [row["loss"] for row in read_rows(folder / "metrics.jsonl")]
+        for folder in (copied, finished.folder)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert load_config(copied / "config.yaml") == other
+
+
+def test_resuming_and_overwriting_at_once_is_refused(finished: Finished):
+    before = sorted(finished.folder.rglob("*"))
+    with pytest.raises(ConfigError, match="give only one"):
+        train(finished.config, finished.folder, resume=True, overwrite=True, console=quiet())
+    assert sorted(finished.folder.rglob("*")) == before
+
+
+def test_running_out_of_memory_says_which_values_to_lower(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "_update", fail)
+        with pytest.raises(TrainingError, match=r"^CUDA out of memory; go on by --resume with"):
+            train(finished.config, tmp_path / "run", console=quiet())
+    train(finished.config, tmp_path / "run", resume=True, console=quiet())
+    final = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
+    assert final == (finished.folder / "final" / "model.safetensors").read_bytes()
+
+
 def test_resuming_a_finished_run_changes_none_of_its_numbers(finished: Finished, tmp_path: Path):
     copied = tmp_path / "run"
     shutil.copytree(finished.folder, copied)
@@ -348,6 +389,29 @@ def test_bad_data_fails_before_there_is_a_folder(
     assert not (tmp_path / "run").exists()
 
 
+def test_an_image_behind_the_first_step_is_looked_at_before_there_is_a_folder(
+    make_config: Callable, tmp_path: Path, rows: list
+):
+    rows = [dict(rows[0]) for _ in range(30)] + [rows[1]]
+    (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:2000])
+    source = jsonl(tmp_path, *rows)
+    with pytest.raises(ProblemError, match=r"problem .*:30 .*b\.png.* cannot be decoded"):
+        train(make_config(f"data.train={source}"), tmp_path / "run", console=quiet())
+    assert not (tmp_path / "run").exists()
+    careless = make_config(f"data.train={source}", "data.check_images=false")
+    assert train(careless, tmp_path / "run", console=quiet()).steps == 2
+
+
+def test_a_strip_that_the_image_processor_refuses_fails_before_there_is_a_folder(
+    make_config: Callable, tmp_path: Path, rows: list
+):
+    Image.new("RGB", (8, 2000)).save(tmp_path / "b.png")
+    config = make_config(f"data.train={jsonl(tmp_path, *rows)}")
+    with pytest.raises(ProblemError, match=r"refuses an image .*; crop it"):
+        train(config, tmp_path / "run", console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
 def test_held_out_problems_without_answers_fail_before_there_is_a_folder(
     make_config: Callable, tmp_path: Path, rows: list
 ):
@@ -413,6 +477,20 @@ def test_a_teacher_with_another_tokenizer_fails_before_there_is_a_folder(
     config = make_config(f"teacher.model={other_tokenizer(tmp_path)}")
     with pytest.raises(ModelError, match=r"have different tokenizers: token '<other>'"):
         train(config, tmp_path / "run", console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_sees_other_pixels_fails_before_there_is_a_folder(
+    make_config: Callable, tmp_path: Path
+):
+    cpu = torch.device("cpu")
+    model = load_model(
+        "tiny:new-teacher-s", device=cpu, dtype=torch.float32, compute_dtype=torch.float32
+    )
+    model.processors[0].image_mean = [0.5, 0.5, 0.5]
+    model.save(tmp_path / "other")
+    with pytest.raises(ModelError, match=r"prepare images differently: image_mean is \(1\.0"):
+        train(make_config(f"teacher.model={tmp_path / 'other'}"), tmp_path / "run", console=quiet())
     assert not (tmp_path / "run").exists()
 
 

@@ -99,7 +99,7 @@ def golden_weights(name: str) -> step_module.Weights:
     original = [[-3.0] * length for length in LENGTHS]
     given = scores(original, None if name == "opd" else degraded)
     method = MethodConfig.model_validate({"name": name})
-    return weigh(method, golden_responses(), given, seed=(42, 1))
+    return weigh(method, golden_responses(), given, tie_keys=["a", "b", "c", "d"])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -144,23 +144,48 @@ def test_the_weighted_sum_is_the_golden_loss():
     assert float(found) == pytest.approx(0.352917, abs=2e-6)
 
 
-def test_ties_are_drawn_by_lot_from_seed_and_step():
-    responses = [[torch.arange(40)]]
-    given = scores([[-1.0] * 40], [[-1.0] * 40])
+def high_of_ties(lengths: list[int], keys: list[str]) -> list[tuple[int, ...]]:
+    """Return the high groups of single rollouts in which every token has the same advantage."""
+    rows = [[-1.0] * length for length in lengths]
+    responses = [[torch.arange(length)] for length in lengths]
+    high = weigh(MethodConfig(), responses, scores(rows, rows), tie_keys=keys).high
+    assert high is not None
+    return [tuple(row.nonzero().flatten().tolist()) for row in high]
 
-    def high(seed: tuple[int, int]) -> list[int]:
-        found = weigh(MethodConfig(), responses, given, seed=seed).high
-        assert found is not None
-        return found[0].nonzero().flatten().tolist()
 
-    assert high((42, 3)) == high((42, 3))
-    assert len({tuple(high(seed)) for seed in [(42, 3), (42, 4), (43, 3), (43, 4)]}) == 4
-    assert high((42, 3)) != list(range(8))
+def test_ties_are_drawn_by_lot_from_the_key_of_the_rollout():
+    assert high_of_ties([40], ["a"]) == high_of_ties([40], ["a"])
+    found = high_of_ties([40] * 4, ["a", "b", "c", "d"])
+    assert len(set(found)) == 4
+    assert tuple(range(8)) not in found
+
+
+def test_ties_do_not_depend_on_the_order_or_the_padding_of_rollouts():
+    assert high_of_ties([40, 60], ["a", "b"]) == high_of_ties([60, 40], ["b", "a"])[::-1]
+    assert high_of_ties([40, 60], ["a", "b"])[0] == high_of_ties([40], ["a"])[0]
+
+
+def test_ties_of_a_run_differ_by_seed_step_problem_and_sibling(
+    make_step: Callable, problems: list[Problem], monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[str] = []
+
+    def watched(*args: Any, tie_keys: list[str]) -> step_module.Weights:
+        seen.extend(tie_keys)
+        return weigh(*args, tie_keys=tie_keys)
+
+    monkeypatch.setattr(step_module, "weigh", watched)
+    for seed in (42, 43):
+        step = make_step(f"training.seed={seed}")
+        for number in (1, 2):
+            step.run(problems[:2], number)
+    num_rollouts = step.config.sampling.num_rollouts
+    assert len(set(seen)) == len(seen) == 2 * 2 * 2 * num_rollouts
 
 
 def test_the_high_group_that_is_logged_is_the_one_that_is_weighted():
     given = scores([[-1.0] * 40], [[-1.0] * 40])
-    weights = weigh(MethodConfig(), [[torch.arange(40)]], given, seed=(42, 3))
+    weights = weigh(MethodConfig(), [[torch.arange(40)]], given, tie_keys=["a"])
     assert weights.high is not None
     # 8 of 40 tokens carry 1/2 of the weight, 32 the other half.
     torch.testing.assert_close(weights.token[weights.high], torch.full((8,), 1 / 16))
@@ -182,7 +207,7 @@ def test_the_summary_of_the_advantages_is_as_worked_out_by_hand():
 def test_the_summary_is_finite_without_any_high_token():
     method = MethodConfig(high_fraction=0)
     given = scores([[-1.0, -1.0]], [[-2.0, -1.0]])
-    summary = advantage_summary(weigh(method, [[torch.arange(2)]], given, seed=(0, 1)))
+    summary = advantage_summary(weigh(method, [[torch.arange(2)]], given, tie_keys=["a"]))
     assert all(math.isfinite(value) for value in summary.values())
 
 
@@ -255,9 +280,9 @@ class Plain:
         """Eq. 5."""
         order = sorted(range(len(advantage)), key=lambda t: -advantage[t])
         size = max(1, math.ceil(0.2 * len(advantage)))
-        assert advantage[order[size - 1]] > 0, "a tie at the border would be drawn by lot"
         if size == len(advantage):
             return kl.mean()
+        assert advantage[order[size - 1]] > 0, "a tie at the border would be drawn by lot"
         return 0.5 * kl[order[:size]].mean() + 0.5 * kl[order[size:]].mean()
 
 
@@ -286,7 +311,7 @@ def test_the_loss_is_equation_6_computed_plainly(
 def test_the_losses_of_the_methods_differ(plain: Plain):
     losses = [plain.loss(method).item() for method in METHODS]
     gaps = [abs(a - b) / a for i, a in enumerate(losses) for b in losses[i + 1 :]]
-    assert min(gaps) > 1e-3
+    assert min(gaps) > 2e-4
 
 
 def test_the_divergence_of_every_token_is_the_plain_kl(

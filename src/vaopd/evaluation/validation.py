@@ -12,6 +12,7 @@ from vaopd.config import RunConfig
 from vaopd.errors import ConfigError
 from vaopd.evaluation.answers import grade
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel
+from vaopd.models.prompts import check_same_prompt
 from vaopd.objective.advantage import visual_advantage
 from vaopd.objective.weights import high_group
 from vaopd.problems.problem import Problem
@@ -64,7 +65,7 @@ class Validator:
         """Return accuracies and advantages of the student as it is now."""
         problems = [problem for problem in self.problems if problem.answer is not None]
         encoder = PromptEncoder(student, self.config.data, self.config.view)
-        sampler = TransformersSampler(student, batch_rows=self.config.sampling.batch_rows)
+        sampler = TransformersSampler(student, batch_tokens=self.config.sampling.batch_tokens)
         options = self.config.validation
         settings = SamplingSettings(
             num_rollouts=options.num_samples,
@@ -79,7 +80,9 @@ class Validator:
         verdicts = _grade(problems, rollouts, student)
         pixelated = teacher_va = student_va = None
         if options.pixelated:
-            degraded = [encoder.both(problem)[1] for problem in problems]
+            degraded = [encoder.degraded(problem) for problem in problems]
+            for prompts in zip(originals, degraded, strict=True):
+                check_same_prompt(*prompts)
             blind = sampler.sample(degraded, settings, progress)
             pixelated = fmean(v.is_correct for v in _grade(problems, blind, student))
             if self.teacher is not None:

@@ -237,6 +237,22 @@ def check_same_tokenizer(student: VisionLanguageModel, teacher: VisionLanguageMo
     )
 
 
+def check_same_pixels(student: VisionLanguageModel, teacher: VisionLanguageModel) -> None:
+    """Check that the teacher can be given the pixel values that the student's processor makes.
+
+    Raises:
+        ModelError: The two image processors cut or scale pixels differently.
+    """
+    ours, theirs = student.family.image_settings, teacher.family.image_settings
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            raise ModelError(
+                f"student {student.name!r} and teacher {teacher.name!r} prepare images "
+                f"differently: {key} is {ours.get(key)} and {theirs.get(key)}; distillation needs "
+                "models of one family, which see the same visual tokens"
+            )
+
+
 class PromptEncoder:
     """Problems to prompts of one model: pixel budget, degraded view, limits, alignment."""
 

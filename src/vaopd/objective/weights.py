@@ -144,6 +144,7 @@ def token_weights(
     high_mass: float = 0.5,
     minimum_advantage: float = 0.0,
     generator: torch.Generator | None = None,
+    high: Bool[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, "B T"]:
     """Return the share of its problem's loss that each response token gets.
 
@@ -170,6 +171,7 @@ def token_weights(
         minimum_advantage: Sum of advantage over a response, in nats, from which its groups
             count in full; 0 is the paper.
         generator: Source of the order among equal tokens; None prefers the earlier.
+        high: The high group, where the caller has chosen it; else it is chosen here.
 
     Returns:
         Non-negative, 0 at padding; sums to the rollout's weight over each response.
@@ -180,7 +182,10 @@ def token_weights(
     """
     _check_share("high_mass", high_mass)
     _check_nats("minimum_advantage", minimum_advantage)
-    high = high_group(advantage, response_mask, high_fraction=high_fraction, generator=generator)
+    if high is None:
+        high = high_group(
+            advantage, response_mask, high_fraction=high_fraction, generator=generator
+        )
     num_tokens = response_mask.sum(-1).double()
     num_high = high.sum(-1).double()
     num_low = num_tokens - num_high

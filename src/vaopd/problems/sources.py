@@ -11,10 +11,12 @@ a path relative to the folder of the file. Images stay encoded until they are us
 """
 
 import json
+import random
 import re
 import tempfile
 import zipfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -83,6 +85,10 @@ def load_problems(source: str, *, limit: int | None = None) -> Sequence[Problem]
     ``drawn:SPLIT[?count=..&..]``   drawn on demand, see ``vaopd.problems.drawn``
     ==============================  ==========================================================
 
+    ``?sample=200&seed=42`` behind any source that is not drawn keeps so many problems without
+    replacement, in their order, chosen by ``random.Random(seed)``: the official release takes its
+    200 validation problems from the 300 of Geometry3K so.
+
     Args:
         source: Where the problems are.
         limit: Read only so many problems from the front.
@@ -95,6 +101,12 @@ def load_problems(source: str, *, limit: int | None = None) -> Sequence[Problem]
         raise ConfigError(f"limit is {limit}, expected at least 1; leave it out to read everything")
     if source.startswith("drawn:"):
         return _drawn(source.removeprefix("drawn:"), limit)
+    source, sample = _sample_suffix(source)
+    problems = _stored(source, limit)
+    return problems if sample is None else _sample(problems, source, *sample)
+
+
+def _stored(source: str, limit: int | None) -> list[Problem]:
     if source.startswith("package:"):
         return _packaged(source.removeprefix("package:"), limit)
     if Path(source).exists():
@@ -111,6 +123,55 @@ def load_problems(source: str, *, limit: int | None = None) -> Sequence[Problem]
         )
     rows = _virl39k_rows() if location == VIRL39K_NAME else _hub_rows(location, split)
     return _collect(rows, location, split, limit)
+
+
+def check_images(
+    problems: Sequence[Problem], progress: Callable[[int], None] = lambda problems: None
+) -> None:
+    """Decode every image once, so that a damaged one is not found in the middle of a run.
+
+    Raises:
+        ProblemError: An image is missing, in no known format, or cut short.
+    """
+
+    def check(problem: Problem) -> None:
+        problem.load_images()
+
+    # Threads, because Pillow decodes outside the interpreter's lock.
+    with ThreadPoolExecutor() as pool:
+        try:
+            for _ in pool.map(check, problems):
+                progress(1)
+        except ProblemError:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _sample_suffix(source: str) -> tuple[str, tuple[int, int] | None]:
+    """Return the source without its ``?sample=N&seed=S``, and the two numbers."""
+    location, mark, query = source.rpartition("?")
+    if not mark or Path(source).exists():
+        return source, None
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    try:
+        size, seed = int(options.pop("sample")), int(options.pop("seed", "42"))
+    except (KeyError, ValueError):
+        size = seed = 0
+    if size < 1 or options:
+        raise ConfigError(
+            f"the options of {source} do not read as sample=N&seed=S; write for example "
+            f"{location}?sample=200&seed=42"
+        )
+    return location, (size, seed)
+
+
+def _sample(problems: list[Problem], source: str, size: int, seed: int) -> list[Problem]:
+    if size > len(problems):
+        raise ConfigError(
+            f"sample={size} is more than the {len(problems)} problems of {source}; lower it"
+        )
+    chosen = sorted(random.Random(seed).sample(range(len(problems)), size))
+    return [problems[index] for index in chosen]
 
 
 def _split_suffix(source: str) -> tuple[str, str]:

@@ -3,7 +3,8 @@
 B decoding rows, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +17,29 @@ from vaopd.models.prompts import EncodedPrompt
 from vaopd.rollouts.sampler import Rollout, SamplingSettings, sampling_noise
 
 
+class ComputeDtypeCache(DynamicCache):
+    """Keys and values at the precision of the forward.
+
+    Under autocast the rotary embedding returns float32 keys: twice the memory, and attention
+    would convert the whole cache again for every token.
+    """
+
+    def __init__(self, config: Any, dtype: torch.dtype) -> None:
+        super().__init__(config=config)
+        self.dtype = dtype
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Append one forward's keys and values; see ``transformers.Cache.update``."""
+        keys, values = key_states.to(self.dtype), value_states.to(self.dtype)
+        return super().update(keys, values, *args, **kwargs)
+
+
 class TransformersSampler:
     """Samples in process from the model that is being trained."""
 
-    def __init__(self, model: VisionLanguageModel, *, batch_rows: int = 256) -> None:
+    def __init__(self, model: VisionLanguageModel, *, batch_tokens: int = 131_072) -> None:
         self.model = model
-        self.batch_rows = batch_rows
+        self.batch_tokens = batch_tokens
         allowed = torch.zeros(model.head.shape[0], dtype=torch.bool)
         allowed[: model.vocab_size] = True
         allowed[model.forbidden_ids] = False
@@ -34,19 +52,30 @@ class TransformersSampler:
         progress: Callable[[int], None] = lambda rows: None,
     ) -> list[list[Rollout]]:
         """Return ``num_rollouts`` responses for each prompt; see ``Sampler``."""
-        per_batch = max(1, self.batch_rows // settings.num_rollouts)
-        if not self.model.family.can_pack:
-            per_batch = 1
         was_training = self.model.model.training
         self.model.model.eval()
         rollouts: list[list[Rollout]] = []
         with torch.no_grad(), self.model.autocast():
-            for start in range(0, len(prompts), per_batch):
-                chunk = prompts[start : start + per_batch]
+            for chunk in self._chunks(prompts, settings):
                 rollouts += self._sample_batch(chunk, settings)
                 progress(len(chunk) * settings.num_rollouts)
         self.model.model.train(was_training)
         return rollouts
+
+    def _chunks(
+        self, prompts: Sequence[EncodedPrompt], settings: SamplingSettings
+    ) -> Iterator[list[EncodedPrompt]]:
+        """Yield runs of prompts whose rows fit the key-value cache if all grow to the limit."""
+        chunk: list[EncodedPrompt] = []
+        for prompt in prompts:
+            longest = max(len(p) for p in [*chunk, prompt]) + settings.max_new_tokens
+            rows = (len(chunk) + 1) * settings.num_rollouts
+            if chunk and (not self.model.family.can_pack or rows * longest > self.batch_tokens):
+                yield chunk
+                chunk = []
+            chunk.append(prompt)
+        if chunk:
+            yield chunk
 
     def _sample_batch(
         self, prompts: Sequence[EncodedPrompt], settings: SamplingSettings
@@ -86,7 +115,8 @@ class TransformersSampler:
         return self._collect(prompts, tokens.tolist(), siblings, set(ends.tolist()))
 
     def _prefill(self, inputs: dict[str, Tensor]) -> tuple[DynamicCache, Float[Tensor, "B H"]]:
-        cache = DynamicCache(config=self.model.model.config.get_text_config())
+        text_config = self.model.model.config.get_text_config()
+        cache = ComputeDtypeCache(text_config, self.model.compute_dtype)
         moved = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
         output = self.model.base(**moved, past_key_values=cache, use_cache=True)
         return cache, output.last_hidden_state[:, -1]

@@ -3,11 +3,14 @@
 The model folder holds float32 weights, so resuming from it loses nothing.
 """
 
+import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vaopd.errors import RunFolderError
@@ -22,10 +25,20 @@ def checkpoint_path(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step_{step:06d}"
 
 
+def checkpoints(run: Path) -> list[Path]:
+    """Return the complete checkpoints of a run, oldest first."""
+    return sorted(p.parents[1] for p in (run / "checkpoints").glob(f"step_*/{STATE}/state.json"))
+
+
 def newest_checkpoint(run: Path) -> Path | None:
     """Return the newest complete checkpoint of a run, or none."""
-    complete = [p.parents[1] for p in (run / "checkpoints").glob(f"step_*/{STATE}/state.json")]
-    return max(complete, default=None)
+    return max(checkpoints(run), default=None)
+
+
+def remove_old_checkpoints(run: Path, keep: int | None) -> None:
+    """Delete all but the newest ``keep`` checkpoints; none of them if that is ``None``."""
+    for folder in checkpoints(run)[:-keep] if keep else []:
+        shutil.rmtree(folder)
 
 
 def save_checkpoint(
@@ -48,18 +61,20 @@ def load_checkpoint(
     """Put weights and moments back and return the saved state.
 
     Raises:
-        RunFolderError: The checkpoint belongs to another model.
+        RunFolderError: The checkpoint is damaged or belongs to another model.
     """
-    # Loading a copy through transformers undoes whatever key mapping its saving did.
-    source = type(student.model).from_pretrained(folder, dtype=torch.float32)
     try:
-        student.model.load_state_dict(source.state_dict())
-    except RuntimeError as error:
+        weights = _saved_weights(folder, student)
+        moments = load_file(folder / STATE / "optimizer.safetensors")
+        state = json.loads((folder / STATE / "state.json").read_text(encoding="utf-8"))
+    except RunFolderError:
+        raise
+    except (OSError, SafetensorError, ValueError) as error:
         raise RunFolderError(
-            f"checkpoint {folder} does not fit the student {student.name!r} "
-            f"({' '.join(str(error).split())[:200]}); resume with the recipe it was made by"
-        ) from None
-    moments = load_file(folder / STATE / "optimizer.safetensors")
+            f"checkpoint {folder} cannot be read ({' '.join(str(error).split())[:200]}); remove "
+            "that folder to resume from the one before it"
+        ) from error
+    student.model.load_state_dict(weights)
     for name, parameter in student.model.named_parameters():
         keys = {k: f"{name}::{k}" for k in ("step", "exp_avg", "exp_avg_sq")}
         if keys["step"] in moments:
@@ -67,7 +82,32 @@ def load_checkpoint(
             optimizer.state[parameter] = {
                 k: moments[v].to(parameter.device) for k, v in keys.items()
             }
-    return json.loads((folder / STATE / "state.json").read_text(encoding="utf-8"))
+    return state
+
+
+def _saved_weights(folder: Path, student: VisionLanguageModel) -> dict[str, torch.Tensor]:
+    """Return the weights under the names of the model in memory.
+
+    Loading a copy through transformers undoes whatever key mapping its saving did.
+    """
+    try:
+        # Our own configuration: without its config.json, transformers would build a model of the
+        # class's default size, tens of gigabytes.
+        source, report = type(student.model).from_pretrained(
+            folder,
+            config=copy.deepcopy(student.model.config),
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        misfit = "; ".join(f"{key}: {sorted(names)}" for key, names in report.items() if names)
+    except RuntimeError as error:
+        source, misfit = None, " ".join(str(error).split())
+    if source is None or misfit:
+        raise RunFolderError(
+            f"checkpoint {folder} does not fit the student {student.name!r} ({misfit[:200]}); "
+            "resume with the recipe it was made by"
+        )
+    return source.state_dict()
 
 
 def _moments(

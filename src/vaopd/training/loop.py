@@ -13,12 +13,17 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from vaopd.config import RunConfig, load_config
-from vaopd.errors import ConfigError, RunFolderError
+from vaopd.config import FREE_ON_RESUME, RunConfig, load_config
+from vaopd.errors import ConfigError, RunFolderError, TrainingError
 from vaopd.evaluation.validation import ValidationResult, Validator
 from vaopd.models.devices import DTYPES, pick_device, pick_dtype
-from vaopd.models.loading import VisionLanguageModel, check_same_tokenizer, load_model
-from vaopd.problems.sources import load_problems
+from vaopd.models.loading import (
+    VisionLanguageModel,
+    check_same_pixels,
+    check_same_tokenizer,
+    load_model,
+)
+from vaopd.problems.sources import check_images, load_problems
 from vaopd.records import (
     append_row,
     keep_rows_up_to,
@@ -33,6 +38,7 @@ from vaopd.training.checkpoint import (
     checkpoint_path,
     load_checkpoint,
     newest_checkpoint,
+    remove_old_checkpoints,
     save_checkpoint,
 )
 from vaopd.training.display import Display
@@ -70,21 +76,30 @@ def train(
         console: Where progress goes; standard error unless told otherwise.
 
     Raises:
-        ConfigError: ``resume`` finds the run of another recipe.
+        ConfigError: ``resume`` comes with ``overwrite``, or finds the run of another recipe.
         RunFolderError: The folder exists without ``resume`` or ``overwrite``, or is no run.
         VaopdError: Anything a user can mend, in one sentence.
     """
     output = Path(output)
+    if resume and overwrite:
+        raise ConfigError("--resume keeps the run folder and --overwrite removes it; give only one")
     if resume:
         _check_same_recipe(config, output)
     else:
         _check_free(output, overwrite)
     run = Run(config, output, console or Console(stderr=True))
     if not resume:
-        run.check_prompts()
-    if overwrite and not resume:
+        run.check_problems()
+    if overwrite:
         remove_run(output)
-    return run.execute(resume)
+    try:
+        return run.execute(resume)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"{str(error).split('. ')[0]}; go on by --resume with a lower "
+            "training.micro_batch_tokens, teacher.batch_tokens or sampling.batch_tokens, or with "
+            "student.gradient_checkpointing=true"
+        ) from error
 
 
 class Run:
@@ -103,7 +118,7 @@ class Run:
         self.student = _load_student(config, device)
         self.teacher = _load_teacher(config, device, self.student)
         self.optimizer = _optimizer(config, self.student)
-        sampler = TransformersSampler(self.student, batch_rows=config.sampling.batch_rows)
+        sampler = TransformersSampler(self.student, batch_tokens=config.sampling.batch_tokens)
         self.step = Step(config, self.student, self.teacher, sampler, self.optimizer)
         self.validator = None
         if self.held_out:
@@ -111,8 +126,8 @@ class Run:
         self.before: ValidationResult | None = None
         self.after: ValidationResult | None = None
 
-    def check_prompts(self) -> None:
-        """Encode what the run begins with, so that bad data fails before there is a folder.
+    def check_problems(self) -> None:
+        """Encode what the run begins with and decode all images, before there is a folder.
 
         Raises:
             ProblemError: An image cannot be read, a prompt is too long, or sft has no reference.
@@ -123,12 +138,20 @@ class Run:
         if self.config.method.name == "sft":
             for problem in first:
                 reference_rollouts(problem, self.student)
+        # Problems that are drawn on demand have no stored image to be damaged.
+        if self.config.data.check_images and isinstance(self.problems, list):
+            with self.display:
+                bar = self.display.start("checking images", len(self.problems))
+                check_images(
+                    self.problems, lambda done: self.display.progress.update(bar, advance=done)
+                )
+                self.display.finish(bar)
 
     def execute(self, resume: bool) -> RunResult:
         """Make or reopen the folder, take every step that is left and write the summary."""
         done = self._reopen() if resume else 0
+        write_text(self.output / "config.yaml", self.config.to_yaml())
         if done == 0:
-            write_text(self.output / "config.yaml", self.config.to_yaml())
             write_json(self.output / "environment.json", _environment(self.student.device))
         with self.display:
             self.display.say(self._headline(done))
@@ -195,6 +218,7 @@ class Run:
             "after": asdict(self.after) if self.after else None,
         }
         save_checkpoint(checkpoint_path(self.output, step), self.student, self.optimizer, state)
+        remove_old_checkpoints(self.output, self.config.training.keep_checkpoints)
 
     def _reopen(self) -> int:
         """Load the newest checkpoint and forget what came after it; return its step."""
@@ -241,10 +265,9 @@ def _check_same_recipe(config: RunConfig, output: Path) -> None:
     if not recipe.is_file():
         raise RunFolderError(f"{output} is no run folder (no config.yaml); start without --resume")
     saved = load_config(recipe)
-    if saved != config:
+    if difference := _difference(saved, config):
         raise ConfigError(
-            f"{output} was made by another recipe: {_difference(saved, config)}; resume with the "
-            "same values"
+            f"{output} was made by another recipe: {difference}; resume with the same values"
         )
 
 
@@ -271,12 +294,13 @@ def _check_removable(output: Path) -> None:
 
 
 def _difference(saved: RunConfig, config: RunConfig) -> str:
+    """Return which values would change what is learned, or nothing."""
     old, new = saved.model_dump(), config.model_dump()
     changes = [
         f"{section}.{key} was {old[section][key]!r} and is {value!r}"
         for section, values in new.items()
         for key, value in values.items()
-        if old[section][key] != value
+        if old[section][key] != value and key not in FREE_ON_RESUME.get(section, ())
     ]
     return "; ".join(changes)
 
@@ -301,6 +325,7 @@ def _load_teacher(
         return None
     teacher = load_teacher(config, device)
     check_same_tokenizer(student, teacher.model)
+    check_same_pixels(student, teacher.model)
     return teacher
 
 

@@ -4,6 +4,7 @@ All weights are final before the first forward with gradient, so micro-batches, 
 split of siblings give the same update. B rollouts of a step, T longest response.
 """
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -116,8 +117,10 @@ class Step:
         scores = None
         if self.teacher is not None:
             scores = self.teacher.score(originals, degraded, responses)
+        names = [f"{r.problem_id}\x00{r.sibling}" for group in rollouts for r in group]
+        seed = f"{self.config.training.seed}\x00{step}"
         weights = weigh(
-            self.config.method, responses, scores, seed=(self.config.training.seed, step)
+            self.config.method, responses, scores, tie_keys=[f"{seed}\x00{n}" for n in names]
         )
         watch.lap("score")
         loss, divergence = self._accumulate(originals, responses, scores, weights)
@@ -233,7 +236,7 @@ def weigh(
     responses: Sequence[Sequence[Tensor]],
     scores: TeacherScores | None,
     *,
-    seed: tuple[int, int],
+    tie_keys: Sequence[str],
 ) -> Weights:
     """Return the token weights of a whole step by the method's rule (Eq. 1 or Eq. 3-6).
 
@@ -241,7 +244,8 @@ def weigh(
         method: Which rule, and its parameters.
         responses: Token ids by problem and sibling.
         scores: The teacher's log-probs; needed by the rules that use visual advantage.
-        seed: Run seed and step, for random ties.
+        tie_keys: Decides equal advantages, one for each rollout: the choice is the same in
+            whatever order and padding the rollouts come.
     """
     lengths = torch.tensor([len(response) for group in responses for response in group])
     problem_ids = torch.tensor([i for i, group in enumerate(responses) for _ in group])
@@ -262,13 +266,15 @@ def weigh(
             epsilon=method.epsilon,
             deviation_floor=method.deviation_floor,
         )
-    tie_seed = (seed[0] * 1_000_003 + seed[1]) % 2**63
-    high = high_group(
-        advantage,
-        mask,
-        high_fraction=method.high_fraction,
-        generator=torch.Generator().manual_seed(tie_seed),
-    )
+    high = torch.zeros_like(mask)
+    for row, (length, key) in enumerate(zip(lengths.tolist(), tie_keys, strict=True)):
+        digest = hashlib.sha256(key.encode()).digest()
+        high[row, :length] = high_group(
+            advantage[row : row + 1, :length],
+            mask[row : row + 1, :length],
+            high_fraction=method.high_fraction,
+            generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")),
+        )[0]
     if method.name in ("va_opd", "token_only"):
         token = token_weights(
             advantage,
@@ -277,7 +283,7 @@ def weigh(
             high_fraction=method.high_fraction,
             high_mass=method.high_mass,
             minimum_advantage=method.minimum_advantage,
-            generator=torch.Generator().manual_seed(tie_seed),
+            high=high,
         )
     else:
         token = rollout[:, None] * mask / mask.sum(-1, keepdim=True).clamp(min=1)

@@ -1,7 +1,7 @@
 """Adapters between our batches and the inputs of each model family."""
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Int
 from PIL import Image
@@ -17,6 +17,9 @@ class Family(Protocol):
 
     can_pack: bool
     """Whether several groups, and siblings behind one prompt, fit in one forward."""
+
+    image_settings: dict[str, Any]
+    """What decides the pixel values a model sees; equal for models that can share them."""
 
     def encode(self, problem: Problem, images: list[Image.Image]) -> EncodedPrompt:
         """Return the chat prompt of a problem with these (possibly degraded) images."""

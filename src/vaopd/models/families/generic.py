@@ -20,6 +20,10 @@ class GenericFamily:
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
+        settings = processor.image_processor.to_dict()
+        self.image_settings: dict[str, Any] = {
+            key: value for key, value in settings.items() if isinstance(value, int | float | list)
+        }
 
     def encode(self, problem: Problem, images: list[Image.Image]) -> EncodedPrompt:
         """Return whatever the model's processor makes of the chat prompt and its images."""

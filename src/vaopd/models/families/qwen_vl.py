@@ -14,21 +14,25 @@ from jaxtyping import Bool, Int
 from PIL import Image
 from torch import Tensor
 
-from vaopd.errors import AlignmentError
+from vaopd.errors import AlignmentError, ProblemError
 from vaopd.models.families import chat_messages
 from vaopd.models.prompts import Batch, EncodedPrompt, Group
 from vaopd.problems.problem import Problem
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
+IMAGE_SETTINGS = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
+"""Sizes are not among them: images are brought to the pixel budget before."""
+
 
 class QwenVLFamily:
     """Adapter of the Qwen-VL models."""
 
-    can_pack = True
-
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any) -> None:
         self.base = model.model
+        # Other kernels take no 4-D boolean mask, or none with holes.
+        self.can_pack = model.config.get_text_config()._attn_implementation == "sdpa"
+        self.image_settings = {key: getattr(image_processor, key) for key in IMAGE_SETTINGS}
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.image_token_id: int = model.config.image_token_id
@@ -42,8 +46,15 @@ class QwenVLFamily:
         Raises:
             AlignmentError: The text itself contains image placeholder tokens, so placeholders and
                 visual tokens cannot match.
+            ProblemError: The image processor refuses an image, such as a strip 200 times as long
+                as wide.
         """
-        pixels = self.image_processor(images=images, return_tensors="pt")
+        try:
+            pixels = self.image_processor(images=images, return_tensors="pt")
+        except ValueError as error:
+            raise ProblemError(
+                f"problem {problem.id}: the image processor refuses an image ({error}); crop it"
+            ) from None
         grids = pixels["image_grid_thw"]
         visual_tokens = (grids.prod(-1) // self.image_processor.merge_size**2).tolist()
         text = self.tokenizer.apply_chat_template(
