@@ -9,28 +9,23 @@ from hypothesis import strategies as st
 
 from vaopd.errors import ConfigError
 from vaopd.evaluation.answers import grade
-from vaopd.problems.drawn import (
-    DIALECTS,
-    KINDS,
-    SIDE_PIXELS,
-    Canvas,
-    DrawnProblems,
-    parse_source,
-)
+from vaopd.problems.dialects import DIALECTS
+from vaopd.problems.drawn import DrawnProblems, parse_source
+from vaopd.problems.figures import KINDS, SIDE_PIXELS, Canvas
 from vaopd.problems.problem import Problem
 from vaopd.views import pixelate
 
 SOLVED = ("triangle", "rectangle", "circle", "bars", "dial", "table")
 """The kinds with words and arithmetic."""
 
-READ_ALOUD = tuple(kind for kind in KINDS if kind not in SOLVED)
+READ_ALOUD = ("number", "numbers")
 
-READING = re.compile(r"(?:is|has the label) (\d+)|(\d+) (?:stands at|belongs to) the")
+READING = re.compile(r"(?:is|has the label|there stands|carries the value) (\d+)")
 
 
 def readings(reference: str) -> list[int]:
     """Return the numbers that a reference says it read in the figure."""
-    return [int(is_ or stands) for is_, stands in READING.findall(reference.split("\\boxed")[0])]
+    return [int(number) for number in READING.findall(reference.split("\\boxed")[0])]
 
 
 def solution(problem: Problem, numbers: list[int]) -> int:
@@ -84,6 +79,89 @@ def test_reading_aloud_ends_in_the_last_number_of_the_figure():
         numbers = re.findall(r"\b\d\d\b", problem.references[0].split("\\boxed")[0])
         assert problem.references[0] == f"{' '.join(numbers)}. \\boxed{{{numbers[-1]}}}"
         assert problem.answer == numbers[-1]
+
+
+def test_sums_are_asked_in_words_and_right_without_the_picture():
+    signs = Counter()
+    for problem in DrawnProblems(num_problems=60, kinds=("sum",)):
+        task = re.fullmatch(r"<image>What is (\d+) ([+-]) (\d+)\?", problem.prompt)
+        assert task is not None
+        left, sign, right = task.groups()
+        assert problem.answer == str(int(left) + int(f"{sign}{right}"))
+        written = f"{left} {sign} {right} = {problem.answer}"
+        assert problem.references == (f"{written}. \\boxed{{{problem.answer}}}",)
+        signs[sign] += 1
+    assert min(signs["+"], signs["-"]) > 5
+
+
+def test_a_misreading_is_followed_to_the_end_and_leaves_the_answer_alone():
+    right, wrong = Counter(), Counter()
+    for index, problem in enumerate(DrawnProblems(num_problems=240, misread=0.5, kinds=SOLVED)):
+        truth = DrawnProblems(num_problems=240, kinds=SOLVED)[index]
+        assert (problem.images, problem.answer) == (truth.images, truth.answer)
+        given, seen = readings(truth.references[0]), readings(problem.references[0])
+        conclusion = solution(problem, seen)
+        assert problem.references[0].endswith(f"\\boxed{{{conclusion}}}")
+        assert conclusion > 0
+        for value, read in zip(given, seen, strict=True):
+            (right if value == read else wrong)[problem.kind] += 1
+            # One digit is wrong, and both numbers have two.
+            assert sum(a != b for a, b in zip(str(value), str(read), strict=True)) <= 1
+    assert set(wrong) == set(SOLVED)
+    assert 0.4 < wrong.total() / (wrong + right).total() < 0.55
+
+
+def test_told_problems_give_in_words_what_others_print():
+    drawn, told = DrawnProblems(kinds=SOLVED), DrawnProblems(kinds=SOLVED, told=1)
+    mixed = DrawnProblems(kinds=SOLVED, told=0.5)
+    chosen = Counter()
+    for index in range(60):
+        plain, given = drawn[index], told[index]
+        assert (plain.answer, plain.references) == (given.answer, given.references)
+        assert plain.images != given.images
+        words = given.prompt.removeprefix(f"{plain.prompt} Given: ")
+        numbers = [int(n) for n in re.findall(r"\d+", words)]
+        assert numbers == readings(plain.references[0])
+        assert mixed[index] in (plain, given)
+        chosen[mixed[index] == given] += 1
+    assert min(chosen.values()) > 15
+
+
+def test_varied_print_shows_the_same_numbers_in_other_ways():
+    plain, varied = DrawnProblems(kinds=tuple(KINDS)), DrawnProblems(kinds=tuple(KINDS), variety=1)
+    half = DrawnProblems(kinds=tuple(KINDS), variety=0.5)
+    same = 0
+    for index in range(54):
+        if plain[index].kind == "sum":
+            continue  # nothing is printed
+        assert plain[index].images != varied[index].images
+        same += plain[index].images == half[index].images
+    # Figures with one number keep it plain half of the time, those with six hardly ever.
+    assert 5 < same < 25
+
+
+@pytest.mark.parametrize("kind", SOLVED)
+def test_varied_print_stays_inside_the_figure(kind: str):
+    for problem in DrawnProblems(num_problems=40, kinds=(kind,), variety=1):
+        (image,) = problem.load_images()
+        edge = np.asarray(image.convert("L")).astype(int)
+        border = np.concatenate([edge[0], edge[-1], edge[:, 0], edge[:, -1]])
+        assert border.min() > 115, "print is darker than shapes"
+
+
+def test_problems_that_teach_reading_are_never_told():
+    for kinds in (READ_ALOUD, ("sum",)):
+        drawn = DrawnProblems(num_problems=20, kinds=kinds)
+        assert list(drawn) == list(DrawnProblems(num_problems=20, kinds=kinds, told=1))
+
+
+def test_reading_aloud_is_never_misread():
+    aloud = DrawnProblems(num_problems=20, kinds=READ_ALOUD)
+    assert list(aloud) == list(DrawnProblems(num_problems=20, kinds=READ_ALOUD, misread=1))
+
+
+def test_every_kind_is_tested_somewhere_here():
+    assert {*SOLVED, *READ_ALOUD, "sum"} == set(KINDS)
 
 
 def test_references_end_in_a_box_that_is_graded_as_right():
@@ -204,9 +282,14 @@ def test_pixelation_hides_which_number_is_printed_and_keeps_where(number, other)
         ({"references": "0"}, "references=0"),
         ({"wording": "1.5"}, "wording=1.5"),
         ({"wording": "nan"}, "wording=nan"),
+        ({"misread": "-0.1"}, "misread=-0.1"),
+        ({"told": "2"}, r"told=2\.0"),
         ({"count": "many"}, "option count='many' of drawn problems must be a number"),
         ({"count": "1.5"}, "option count='1.5'"),
-        ({"size": "3"}, "no option 'size'; use count, seed, references, wording, kinds"),
+        (
+            {"size": "3"},
+            "no option 'size'; use count, seed, references, wording, variety, told, misread, kinds",
+        ),
         ({"kinds": "bars+cube"}, r"unknown drawn kinds \['cube'\]; choose from triangle\+"),
         ({"kinds": ""}, r"unknown drawn kinds \[\]"),
     ],
