@@ -8,7 +8,7 @@ import torch
 
 from vaopd.config import RunConfig, parse_config
 from vaopd.errors import ConfigError
-from vaopd.evaluation import validation
+from vaopd.evaluation import validation, visual_reliance
 from vaopd.evaluation.validation import ValidationResult, Validator
 from vaopd.models.loading import VisionLanguageModel, load_model
 from vaopd.models.prompts import EncodedPrompt
@@ -206,7 +206,7 @@ def test_both_advantages_are_means_over_the_teachers_high_tokens(
         gain = torch.tensor(gains[name]) if views[name] == 1 else torch.zeros(5)
         return [], [gain - 10]
 
-    monkeypatch.setattr(validation, "score_view", fake)
+    monkeypatch.setattr(visual_reliance, "score_view", fake)
     script = Script([["Find the"]], [["?"]])
     monkeypatch.setattr(validation, "TransformersSampler", script)
     monkeypatch.setattr(

@@ -64,6 +64,7 @@ def test_a_run_leaves_the_files_of_a_run_folder(finished: Finished):
         "environment.json",
         "metrics.jsonl",
         "validation.jsonl",
+        "validation",
         "rollouts",
         "checkpoints",
         "final",
@@ -182,6 +183,7 @@ def test_the_same_recipe_gives_the_same_bits(finished: Finished, tmp_path: Path)
         ("rollout_only", {"kl/mean", "va/mean", "accuracy"}, {"nll/mean"}),
         ("token_only", {"kl/mean", "va/mean", "accuracy"}, {"nll/mean"}),
         ("sft", {"nll/mean"}, {"kl/mean", "va/mean", "accuracy"}),
+        ("off_policy_kd", {"nll/mean"}, {"kl/mean", "va/mean", "accuracy"}),
     ],
 )
 def test_every_method_trains_and_logs_what_it_has(

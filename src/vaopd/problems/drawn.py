@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vaopd.errors import ConfigError
 from vaopd.problems.problem import Problem
+from vaopd.problems.scaffolding import FILLERS, filler_sentences
 
 SIDE_PIXELS = 96
 CELL_PIXELS = 16
@@ -296,7 +297,9 @@ DIALECTS = (
 )
 
 
-def _write(figure: Figure, kind: str, wording: int | float, rng: random.Random) -> str:
+def _write(
+    figure: Figure, kind: str, wording: int | float, scaffolding: int | float, rng: random.Random
+) -> str:
     """Return one reference response; short ones leave out the introduction and the rule.
 
     A figure without readings is plain reading aloud: its working is the whole solution.
@@ -311,8 +314,10 @@ def _write(figure: Figure, kind: str, wording: int | float, rng: random.Random) 
     ]
     reading = dialect.joint.join(parts) + "."
     sentences = [reading[0].upper() + reading[1:]]
-    if rng.random() < 0.75:
+    if rng.random() < 0.75 * min(1, scaffolding):
         sentences = [rng.choice(dialect.intros), *sentences, dialect.rules[kind]]
+    fillers = FILLERS[DIALECTS.index(dialect)]
+    sentences += filler_sentences(fillers, len(figure.readings), scaffolding, rng)
     sentences += [f"{rng.choice(dialect.bridges)} {figure.working}."]
     sentences += [f"{rng.choice(dialect.closings)} \\boxed{{{figure.answer}}}"]
     return " ".join(sentences)
@@ -330,6 +335,10 @@ class DrawnProblems(Sequence[Problem]):
     wording: int | float = 0.0
     """Probability that a reference is written in the second dialect, in [0, 1]."""
 
+    scaffolding: int | float = 1.0
+    """Words around the evidence: below 1 the introduction and the rule come that much less often,
+    above 1 there are ``scaffolding - 1`` sentences without any value for each reading."""
+
     references: int = 1
     """Reference responses for each problem, each with wording of its own."""
 
@@ -344,6 +353,11 @@ class DrawnProblems(Sequence[Problem]):
             raise ConfigError(
                 f"drawn problems got count={self.num_problems}, references={self.references}, "
                 f"wording={self.wording}; counts must be at least 1 and wording in [0, 1]"
+            )
+        if not 0 <= self.scaffolding <= 100:
+            raise ConfigError(
+                f"drawn problems got scaffolding={self.scaffolding}; it must be in [0, 100], and "
+                "1 is the usual amount"
             )
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or not self.kinds:
@@ -378,7 +392,8 @@ class DrawnProblems(Sequence[Problem]):
             source="drawn",
             split=self.split,
             references=tuple(
-                _write(figure, kind, self.wording, rng) for _ in range(self.references)
+                _write(figure, kind, self.wording, self.scaffolding, rng)
+                for _ in range(self.references)
             ),
             kind=kind,
         )
@@ -387,10 +402,18 @@ class DrawnProblems(Sequence[Problem]):
 def parse_source(split: str, options: dict[str, str]) -> DrawnProblems:
     """Return the problems of ``drawn:SPLIT?count=..&seed=..&wording=..&kinds=bars+dial``.
 
+    The other options are ``references`` and ``scaffolding``.
+
     Raises:
         ConfigError: An option is unknown or its value does not parse.
     """
-    readers = {"count": int, "seed": int, "references": int, "wording": float}
+    readers = {
+        "count": int,
+        "seed": int,
+        "references": int,
+        "wording": float,
+        "scaffolding": float,
+    }
     values: dict = {}
     for name, text in options.items():
         if name == "kinds":
