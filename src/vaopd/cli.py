@@ -224,7 +224,10 @@ def main() -> None:
         print(f"error: {reason}{place}; check space, permissions and the path", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print("interrupted; --resume goes on from the newest checkpoint", file=sys.stderr)
+        print(
+            "interrupted; train --resume or the same study goes on from the newest checkpoint",
+            file=sys.stderr,
+        )
         raise SystemExit(130) from None
 
 

@@ -65,6 +65,10 @@ def test_the_page_closes_what_it_opens_and_ids_are_unique(page: str):
     Checker().feed(page)
     assert open_tags == []
     assert {"methods", "views", "map"} <= set(seen)
+    assert len(seen) == len(set(seen)) > 100
+    used = re.findall(r'(?:href="#|url\(#)([^"\)]+)', page)
+    assert used
+    assert set(used) <= set(seen)
 
 
 def test_the_page_shows_means_differences_and_what_is_none(page: str):

@@ -1,6 +1,9 @@
 import io
 import json
+import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -101,3 +104,18 @@ def test_a_study_whose_runs_fail_is_written_all_the_same(plan: Plan, tmp_path: P
     assert study["protocol"]["commits"] == ["abc1234"]
     assert study["protocol"]["recipe"] == plan.text
     assert "no blur today" in (tmp_path / "out" / "study.html").read_text()
+
+
+def test_a_study_that_is_killed_takes_its_runs_with_it(plan: Plan, tmp_path: Path):
+    # The run notes its process and sleeps; the study is killed from inside, as by `kill`.
+    script = Path(sys.executable)
+    script.write_text('#!/bin/sh\necho $$ > "$6.pid"\nmkdir -p "$6"\nexec sleep 60\n')
+    (tmp_path / "out" / "runs").mkdir(parents=True)
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    with pytest.raises(SystemExit) as stop:
+        execute(plan, tmp_path / "out", jobs=1)
+    assert stop.value.code == 143
+    (pid,) = [int(path.read_text()) for path in (tmp_path / "out" / "runs").glob("*.pid")]
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -79,7 +80,7 @@ class PlannedRun:
 
     config: RunConfig
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Folder of the run: method, seed and the hash of the resolved recipe."""
         text = json.dumps(self.config.model_dump(mode="json"), sort_keys=True)

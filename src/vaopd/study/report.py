@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from vaopd.evaluation.statistics import Interval
 from vaopd.records import read_rows
-from vaopd.study.figures import Line, Point, gain_plot, interval_plot, line_plot
+from vaopd.study.figures import Line, Point, gain_plot, interval_plot, line_plot, with_own_ids
 from vaopd.study.recipe import Plan, Table
 from vaopd.study.results import SPARSITY_SHARES, Results, learning_curve, sparsity
 from vaopd.study.runs import is_finished, run_folder
@@ -79,7 +79,7 @@ def render(plan: Plan, results: Results, output: Path, study: dict[str, Any]) ->
     )
     return environment.get_template("study.html.jinja").render(
         tables=[_table(table, results, output, study["failures"]) for table in plan.tables],
-        maps=[Markup(svg) for svg in _regime_maps(plan, results)],
+        maps=_inline(_regime_maps(plan, results), "map"),
         protocol=study["protocol"],
     )
 
@@ -114,8 +114,13 @@ def _table(
         "kinds": kinds,
         "kind_rows": _rows(table, results, kinds),
         "failures": [row for row in failures if row["table"] == table.name],
-        "figures": [Markup(svg) for svg in _figures(table, results, output)],
+        "figures": _inline(_figures(table, results, output), table.name),
     }
+
+
+def _inline(svgs: list[str], place: str) -> list[Markup]:
+    """Return plots as parts of the page; matplotlib gives all of them the same ids."""
+    return [Markup(with_own_ids(svg, f"{place}-{n}-")) for n, svg in enumerate(svgs)]
 
 
 def _rows(table: Table, results: Results, metrics: list[Metric]) -> list[dict[str, Any]]:

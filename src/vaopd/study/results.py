@@ -23,11 +23,12 @@ Row = dict[str, Any]
 SPARSITY_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 """Of tokens, on the horizontal axis of Fig. 2a."""
 
-NEEDS_SAME_VIEW = ("accuracy_pixelated", "answer_change_rate", "student_va", "va_correlation")
-"""Metrics that mean the same in two arms only if both degrade the image in the same way."""
+NEEDS_SAME_TEACHER = ("student_va", "va_correlation", "va_mass_top_10")
+"""Metrics over tokens that the teacher (and ``method.high_fraction``) choose: comparable only where
+both arms have the same."""
 
-NEEDS_SAME_TEACHER = ("student_va", "va_correlation")
-"""And those whose tokens the teacher and ``method.high_fraction`` choose."""
+NEEDS_SAME_VIEW = ("accuracy_pixelated", "answer_change_rate", *NEEDS_SAME_TEACHER)
+"""Metrics that mean the same in two arms only if both degrade the image in the same way."""
 
 
 @dataclass(frozen=True)
@@ -299,15 +300,17 @@ def _protocol(config: RunConfig) -> tuple:
 
 
 def failed_arms(plan: Plan, failures: dict[str, str]) -> list[Row]:
-    """Return a row for each table, arm and seed that has no numbers, with the run's message."""
-
-    def is_failed(run: PlannedRun) -> bool:
-        return run.name in failures
-
+    """Return a row for each table, trained arm and seed whose run failed, with its message."""
     return [
-        {"table": t.name, "arm": a, "seed": seed, "run": run.name, "message": failures[run.name]}
-        for t in plan.tables
-        for a, arm in t.arms.items()
+        {
+            "table": table.name,
+            "arm": name,
+            "seed": seed,
+            "run": run.name,
+            "message": failures[run.name],
+        }
+        for table in plan.tables
+        for name, arm in table.arms.items()
         for seed, run in arm.runs.items()
-        if is_failed(run)
+        if run.name in failures and not arm.is_untrained
     ]

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -153,7 +155,10 @@ def num_cores() -> int:
 
 @contextmanager
 def _stopping(active: Iterable[_Process]) -> Iterator[None]:
-    """End what still runs when the study is interrupted; each run can be resumed."""
+    """End what still runs when the study is interrupted or killed; each run can be resumed."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    # Python would end at once and leave the runs behind, which are in sessions of their own.
+    before = signal.signal(signal.SIGTERM, _end_on_signal) if in_main_thread else None
     try:
         yield
     finally:
@@ -165,6 +170,12 @@ def _stopping(active: Iterable[_Process]) -> Iterator[None]:
             except subprocess.TimeoutExpired:
                 process.popen.kill()
             process.log.close()
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _end_on_signal(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _time_left(elapsed: float, worked: float, left: float) -> str:
