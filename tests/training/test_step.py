@@ -643,8 +643,8 @@ def test_no_gradient_is_left_for_the_next_step(make_step: Callable, problems: li
 class PoisonedTeacher(LocalTeacher):
     """Finite log-probs, but one hidden state of the second problem is not."""
 
-    def score(self, *arguments: Any) -> TeacherScores:
-        result = super().score(*arguments)
+    def score(self, *arguments: Any, **options: Any) -> TeacherScores:
+        result = super().score(*arguments, **options)
         result.hidden[4][2, 0] = float("nan")
         return result
 

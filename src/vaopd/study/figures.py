@@ -104,6 +104,12 @@ def gain_plot(series: dict[str, list[tuple[float, Interval]]], x_label: str, y_l
     return _svg(draw, height=3.0)
 
 
+def with_own_ids(svg: str, prefix: str) -> str:
+    """Return the SVG with a prefix on every id, so that a page can hold several."""
+    svg = re.sub(r' id="', f' id="{prefix}', svg)
+    return re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", svg)
+
+
 def _bar(
     axes: Axes, interval: Interval, place: int | float, colour: str, *, is_vertical: bool
 ) -> None:

@@ -270,7 +270,8 @@ def _comparisons(table: Table, arm: str, arms: dict[str, dict[int, Measured]]) -
         if not _is_comparable(metric, table.arms[arm], table.arms[baseline]):
             continue
         first, second = (
-            np.stack([_values(arm[seed], metric) for seed in seeds]) for arm in (ours, theirs)
+            np.stack([_values(by_seed[seed], metric) for seed in seeds])
+            for by_seed in (ours, theirs)
         )
         complete = ~np.isnan(first - second).any(0)
         if complete.any():

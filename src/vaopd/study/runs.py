@@ -53,6 +53,7 @@ class Runner:
         self.jobs = jobs
         self.console = console
         self.last_line = 0.0
+        self.signal: int | None = None
         self.progress = Progress(
             TextColumn("runs"),
             BarColumn(bar_width=20),
@@ -75,12 +76,13 @@ class Runner:
         failures: dict[str, str] = {}
         begun, open_before = time.monotonic(), self._open_share(waiting)
         active: list[_Process] = []
-        with self.progress, _stopping(active):
+        with self.progress, self._stopping(active):
             bar = self.progress.add_task("runs", total=len(runs), completed=done, note="")
             while waiting or active:
                 while waiting and len(active) < self.jobs:
                     active.append(self._start(waiting.pop(0)))
                 time.sleep(POLL_SECONDS)
+                self._check_signal()
                 for process in [p for p in active if p.popen.poll() is not None]:
                     active.remove(process)
                     done += 1
@@ -124,6 +126,36 @@ class Runner:
         failures[name] = _message(self.output / "logs" / f"{name}.txt", process.popen.returncode)
         self._say(f"{count} {name}: failed after {seconds:.0f} s: {failures[name]}")
 
+    @contextmanager
+    def _stopping(self, active: Iterable[_Process]) -> Iterator[None]:
+        """End what still runs when the study is interrupted or killed; each run can be resumed."""
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
+        before = {number: signal.signal(number, self._note_signal) for number in numbers}
+        try:
+            yield
+        finally:
+            for process in active:
+                process.popen.terminate()
+            for process in active:
+                try:
+                    process.popen.wait(STOP_SECONDS)
+                except subprocess.TimeoutExpired:
+                    process.popen.kill()
+                process.log.close()
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+
+    def _note_signal(self, number: int, frame: object) -> None:
+        # Raising here could leave a run behind that has started and is not in the list yet.
+        self.signal = number
+
+    def _check_signal(self) -> None:
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.signal is not None:
+            raise SystemExit(128 + self.signal)
+
     def _open_share(self, runs: Sequence[PlannedRun]) -> float:
         """Return how many runs' worth of steps is still to be done."""
         return float(len(runs)) - sum((self._done_share(run) for run in runs), 0.0)
@@ -151,31 +183,6 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-@contextmanager
-def _stopping(active: Iterable[_Process]) -> Iterator[None]:
-    """End what still runs when the study is interrupted or killed; each run can be resumed."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    # Python would end at once and leave the runs behind, which are in sessions of their own.
-    before = signal.signal(signal.SIGTERM, _end_on_signal) if in_main_thread else None
-    try:
-        yield
-    finally:
-        for process in active:
-            process.popen.terminate()
-        for process in active:
-            try:
-                process.popen.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.popen.kill()
-            process.log.close()
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _end_on_signal(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
 
 
 def _time_left(elapsed: float, worked: float, left: float) -> str:
