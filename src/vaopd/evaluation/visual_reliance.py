@@ -3,14 +3,14 @@
 B rollouts, T response tokens (padded).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from torch import Tensor
 
 from vaopd.evaluation.answers import Grade, is_same_answer
@@ -56,8 +56,8 @@ class TokenAdvantage:
         values = self.teacher[self.mask], self.student[self.mask]
         if any(len(v) < 2 or bool((v == v[0]).all()) for v in values):
             return None
-        found = float(spearmanr(*(v.double().numpy() for v in values)).statistic)
-        return found if math.isfinite(found) else None
+        ranks = [rankdata(v.double().numpy()) for v in values]
+        return float(np.corrcoef(*ranks)[0, 1])
 
     def row(self, index: int) -> dict[str, Any]:
         """Return what a rollout's row of a validation file says of its tokens."""

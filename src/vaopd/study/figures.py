@@ -31,6 +31,8 @@ class Point:
 
     label: str
     interval: Interval
+    colour: int = 0
+    """Index into `COLOURS`, counted round: an arm keeps its colour from plot to plot."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Line:
     x: np.ndarray
     y: np.ndarray
     runs: Sequence[tuple[np.ndarray, np.ndarray]] = ()
+    colour: int = 0
+    """As of `Point`."""
 
 
 def interval_plot(points: Sequence[Point], label: str, *, has_zero_line: bool = False) -> str:
@@ -48,7 +52,7 @@ def interval_plot(points: Sequence[Point], label: str, *, has_zero_line: bool = 
 
     def draw(axes: Axes) -> None:
         for row, point in enumerate(points):
-            _bar(axes, point.interval, row, COLOURS[row % len(COLOURS)], is_vertical=False)
+            _bar(axes, point.interval, row, COLOURS[point.colour % len(COLOURS)], is_vertical=False)
         axes.set_yticks(range(len(points)), [point.label for point in points])
         axes.set_ylim(len(points) - 0.5, -0.5)
         if has_zero_line:
@@ -63,8 +67,8 @@ def line_plot(lines: Sequence[Line], x_label: str, y_label: str, *, is_log: bool
     """Return curves over each other, their runs as thin lines; the vertical axis in shares of 1."""
 
     def draw(axes: Axes) -> None:
-        for number, line in enumerate(lines):
-            colour = COLOURS[number % len(COLOURS)]
+        for line in lines:
+            colour = COLOURS[line.colour % len(COLOURS)]
             for x, y in line.runs:
                 axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.4)
             axes.plot(line.x, line.y, "o-", color=colour, markersize=3, label=line.label)

@@ -161,13 +161,14 @@ def _figures(table: Table, results: Results, output: Path) -> list[str]:
 
 
 def _interval_figures(table: Table, results: Results, output: Path) -> list[str]:
+    order = list(table.arms)
     means = [
-        Point(mean.arm, mean.interval)
+        Point(mean.arm, mean.interval, order.index(mean.arm))
         for mean in results.means
         if (mean.table, mean.metric) == (table.name, "accuracy")
     ]
     gaps = [
-        Point(gap.arm, gap.interval)
+        Point(gap.arm, gap.interval, order.index(gap.arm))
         for gap in results.comparisons
         if (gap.table, gap.metric) == (table.name, "accuracy")
     ]
@@ -196,7 +197,8 @@ def _curves(table: Table, results: Results, output: Path) -> list[str]:
             runs = [(_column(curve, axis), _column(curve, "accuracy")) for curve in curves]
             if runs:
                 x, y = (np.mean(values, axis=0) for values in zip(*runs, strict=True))
-                lines.append(Line(name, x, y, runs if len(runs) > 1 else ()))
+                shown = runs if len(runs) > 1 else ()
+                lines.append(Line(name, x, y, shown, list(table.arms).index(name)))
         if lines:
             figures.append(line_plot(lines, axis, "accuracy"))
     return figures
@@ -209,7 +211,7 @@ def _column(curve: list[dict[str, Any]], key: str) -> np.ndarray:
 def _sparsity_figure(table: Table, results: Results, output: Path) -> list[str]:
     """Return the share of advantage in the top tokens (Fig. 2a of the paper)."""
     lines = []
-    for name, arm in table.arms.items():
+    for number, (name, arm) in enumerate(table.arms.items()):
         runs = []
         for run in arm.runs.values():
             if is_finished(output, run):
@@ -219,7 +221,7 @@ def _sparsity_figure(table: Table, results: Results, output: Path) -> list[str]:
                     runs.append((np.array(SPARSITY_SHARES), found))
         if runs:
             mean = np.mean([y for _, y in runs], axis=0)
-            lines.append(Line(name, np.array(SPARSITY_SHARES), mean, runs))
+            lines.append(Line(name, np.array(SPARSITY_SHARES), mean, runs, number))
     if not lines:
         return []
     return [line_plot(lines, "top tokens by teacher VA", "share of VA", is_log=True)]
