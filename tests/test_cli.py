@@ -242,6 +242,7 @@ def test_debug_shows_where_a_failure_came_from(
 # --- study ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_study_compares_methods_and_a_second_call_repeats_nothing(
     run: Callable, recipe: Path, tmp_path: Path
 ):
