@@ -257,7 +257,7 @@ def test_a_study_compares_methods_and_a_second_call_repeats_nothing(
     assert 0 <= found["base", "accuracy"] <= 1
     for arm in ("opd", "va_opd"):
         assert found[arm, "tokens_trained"] > 0
-        assert found[arm, "student_va"] > 0
+        assert found[arm, "student_va"] >= 0
     assert {row["arm"] for row in study["comparisons"]} == {"va_opd", "base"}
     assert "<svg" in (output / "study.html").read_text()
     started = {path: path.stat().st_mtime_ns for path in output.glob("runs/*/summary.json")}
@@ -271,7 +271,7 @@ def test_a_study_compares_methods_and_a_second_call_repeats_nothing(
     [
         ([], "--arms and --seeds are needed"),
         (["--arms", "opd", "--seeds", "0,x"], "--seeds is '0,x'; write whole numbers"),
-        (["--arms", "opd,grpo", "--seeds", "0"], "method.name is 'grpo'"),
+        (["--arms", "grpo,opd", "--seeds", "0"], "method.name is 'grpo'"),
         (["--arms", "opd", "--seeds", "0"], "no data.validation"),
         (["--arms", "opd", "--seeds", "0", "--quick"], "leave out --tables and --quick"),
     ],
