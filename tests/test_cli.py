@@ -62,7 +62,8 @@ def test_help_and_dry_run_leave_torch_unloaded(recipe: Path):
     code = (
         "import sys\n"
         "from vaopd import cli\n"
-        "for arguments in (['--help'], ['train', '--help'], ['train', sys.argv[1], '--dry-run']):\n"
+        "for arguments in (['--help'], ['train', '--help'], ['study', '--help'], "
+        "['train', sys.argv[1], '--dry-run']):\n"
         "    sys.argv[1:], keep = arguments, sys.argv[1]\n"
         "    try:\n"
         "        cli.main()\n"
@@ -236,3 +237,60 @@ def test_debug_shows_where_a_failure_came_from(
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(ConfigError):
         cli.main()
+
+
+# --- study ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_study_compares_methods_and_a_second_call_repeats_nothing(
+    run: Callable, recipe: Path, tmp_path: Path
+):
+    text = recipe.read_text().replace("data: {", 'data: {validation: "drawn:validation?count=2", ')
+    recipe.write_text(text + "validation: {num_samples: 1, pixelated: true}\n")
+    arguments = [recipe, "--arms", "opd,va_opd,base", "--seeds", "3", "--jobs", "1"]
+    output = tmp_path / "study"
+    code, out, err = run("study", *arguments, "--output", output)
+    assert (code, out.split(";")[0]) == (0, "2 runs"), err
+    study = json.loads((output / "study.json").read_text())
+    found = {(row["arm"], row["metric"]): row["value"] for row in study["rows"]}
+    assert 0 <= found["base", "accuracy"] <= 1
+    for arm in ("opd", "va_opd"):
+        assert found[arm, "tokens_trained"] > 0
+        assert found[arm, "student_va"] >= 0
+    assert {row["arm"] for row in study["comparisons"]} == {"va_opd", "base"}
+    assert "<svg" in (output / "study.html").read_text()
+    started = {path: path.stat().st_mtime_ns for path in output.glob("runs/*/summary.json")}
+    assert run("study", *arguments, "--output", output)[0] == 0
+    assert len(started) == 2
+    assert {path: path.stat().st_mtime_ns for path in started} == started
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--arms and --seeds are needed"),
+        (["--arms", "opd", "--seeds", "0,x"], "--seeds is '0,x'; write whole numbers"),
+        (["--arms", "grpo,opd", "--seeds", "0"], "method.name is 'grpo'"),
+        (["--arms", "opd", "--seeds", "0"], "no data.validation"),
+        (["--arms", "opd", "--seeds", "0", "--quick"], "leave out --tables and --quick"),
+    ],
+)
+def test_wrong_usage_of_study_is_one_sentence_and_exit_code_2(
+    run: Callable, recipe: Path, tmp_path: Path, arguments: list[str], message: str
+):
+    code, out, err = run("study", recipe, *arguments, "--output", tmp_path / "study")
+    assert (code, out) == (2, "")
+    check_one_sentence(err)
+    assert message in err
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_dry_run_of_a_study_lists_its_runs(run: Callable, tmp_path: Path):
+    recipe = Path(__file__).parents[1] / "recipes" / "study.yaml"
+    code, out, _ = run("study", recipe, "--quick", "--dry-run", "--output", tmp_path / "study")
+    assert code == 0
+    names = out.split()
+    assert len(names) == len(set(names)) >= 10
+    assert any(name.startswith("off_policy_kd-seed0-") for name in names)
+    assert not (tmp_path / "study").exists()

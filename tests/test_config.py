@@ -163,6 +163,27 @@ def test_a_wrong_value_is_refused_with_its_path(override: str, message: str):
         config(override)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method.name=sft", "method.drop=random"], "method.drop is 'random', but method.name=sft"),
+        (["method.name=off_policy_kd", "method.drop=lowest"], "method.drop is 'lowest'"),
+        (["method.name=opd", "method.advantage=absolute"], "method.name=opd uses no advantage"),
+        (["method.name=sft", "method.advantage=view_divergence"], "uses no advantage"),
+    ],
+)
+def test_values_that_cannot_go_together_are_refused(overrides: list[str], message: str):
+    values = parse_overrides(["student.model=s", "data.train=t", *overrides])
+    with pytest.raises(ConfigError, match=message):
+        parse_config(values)
+
+
+def test_opd_may_drop_tokens_by_another_advantage():
+    overrides = ["method.name=opd", "method.drop=highest", "method.advantage=absolute"]
+    method = parse_config(parse_overrides(["student.model=s", "data.train=t", *overrides])).method
+    assert method.needs_advantage
+
+
 def test_all_errors_are_reported_together():
     with pytest.raises(ConfigError) as error:
         parse_config(

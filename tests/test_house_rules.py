@@ -6,15 +6,30 @@ from pathlib import Path
 import pytest
 
 from vaopd.config import load_config
+from vaopd.study.recipe import load_plan
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+STUDIES = sorted((ROOT / "recipes").glob("study*.yaml"))
+RECIPES = sorted(set((ROOT / "recipes").rglob("*.yaml")) - set(STUDIES))
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_passes_the_schema(recipe: Path):
     assert load_config(recipe).student.model
+
+
+@pytest.mark.parametrize("recipe", STUDIES, ids=lambda path: path.stem)
+def test_every_study_passes_the_schema(recipe: Path):
+    # Every run of every arm is resolved and checked here.
+    assert len(load_plan(recipe).runs) >= 10
+
+
+def test_the_study_has_all_of_its_tables_and_a_quick_version():
+    assert {path.stem for path in STUDIES} == {"study", "study_regime"}
+    names = {table.name for table in load_plan(ROOT / "recipes" / "study.yaml").tables}
+    assert names >= {"table1", "components", "masking", "sparsity", "sensitivity", "advantage"}
+    assert 10 <= len(load_plan(ROOT / "recipes" / "study.yaml", is_quick=True).runs) <= 20
 
 
 def test_the_recipes_that_the_readme_and_the_paper_need_are_there():

@@ -44,7 +44,8 @@ class TeacherConfig(Section):
     """The frozen model that is imitated."""
 
     model: str = "Qwen/Qwen3-VL-8B-Instruct"
-    """Hub name, local folder or ``tiny:NAME``; not loaded by ``method.name=sft``."""
+    """Hub name, local folder or ``tiny:NAME``; not loaded by ``method.name=sft`` unless
+    ``validation.load_teacher``."""
 
     dtype: Precision = "auto"
     """Precision of the weights. auto = bfloat16 on a GPU, else float32."""
@@ -78,8 +79,14 @@ class DataConfig(Section):
 class MethodConfig(Section):
     """How visual advantage becomes weights (paper, Eq. 3-6)."""
 
-    name: Literal["va_opd", "opd", "rollout_only", "token_only", "sft"] = "va_opd"
-    """``opd`` is the uniform baseline; the two ``_only`` arms are the paper's ablations."""
+    name: Literal["va_opd", "opd", "rollout_only", "token_only", "sft", "off_policy_kd"] = "va_opd"
+    """``opd`` is the uniform baseline; the two ``_only`` arms are the paper's ablations; ``sft``
+    learns the references. ``off_policy_kd`` learns responses that the teacher samples, by their
+    cross-entropy (sequence-level distillation, Kim & Rush 2016): a sampled forward KL."""
+
+    advantage: Literal["sampled", "view_divergence", "absolute"] = "sampled"
+    """What a token's advantage is: the clipped log-ratio of the sampled token (paper), the KL
+    between the teacher's two views over the whole vocabulary, or the size of the log-ratio."""
 
     high_fraction: Fraction = 0.2
     """Share of a response's tokens in the high-advantage group (p_v)."""
@@ -99,8 +106,39 @@ class MethodConfig(Section):
     deviation_floor: NonNegative = 0.0
     """Nats; smallest standard deviation of the sibling z-score; 0 = paper."""
 
+    drop: Literal["none", "highest", "random", "lowest"] = "none"
+    """Which tokens leave the loss, by advantage: the paper's masking study (Fig. 2b)."""
+
+    drop_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of each response's tokens that ``drop`` takes out."""
+
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Used by ``sft`` only; a softer teacher conditions the reverse KL better."""
+    """Of the cross-entropy methods only; a softer teacher conditions the reverse KL better."""
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether the loss is the cross-entropy of given text, which needs no teacher scores."""
+        return self.name in ("sft", "off_policy_kd")
+
+    @property
+    def needs_advantage(self) -> bool:
+        """Whether the teacher has to score the degraded view as well."""
+        weighs = self.name in ("va_opd", "rollout_only", "token_only")
+        return weighs or (self.name == "opd" and self.drop != "none")
+
+    @model_validator(mode="after")
+    def _check_combination(self) -> "MethodConfig":
+        if self.is_supervised and self.drop != "none":
+            raise ValueError(
+                f"method.drop is {self.drop!r}, but method.name={self.name} scores no tokens; use "
+                "opd or va_opd, or method.drop=none"
+            )
+        if self.advantage != "sampled" and not self.needs_advantage:
+            raise ValueError(
+                f"method.advantage is {self.advantage!r}, but method.name={self.name} uses no "
+                "advantage; use va_opd, rollout_only or token_only, or method.advantage=sampled"
+            )
+        return self
 
 
 class ViewConfig(Section):
@@ -153,6 +191,12 @@ class ValidationConfig(Section):
     pixelated: bool = False
     """Also answer with the degraded image, and measure the student's own visual advantage."""
 
+    load_teacher: bool = False
+    """Load the teacher to measure visual advantage where the method needs none (``sft``)."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    """Of the sampling noise, apart from ``training.seed``: runs of other seeds answer alike."""
+
 
 class TrainingConfig(Section):
     """Optimizer, schedule, batches and bookkeeping."""
@@ -191,7 +235,7 @@ class TrainingConfig(Section):
     """Pack siblings behind one copy of prompt and image; false = one row for each rollout."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
-    """Of sampling, data order and ties."""
+    """Of random weights, sampling, data order and ties."""
 
     save_every: PositiveInt | None = 50
     """Steps between checkpoints; null = only at the end."""
@@ -266,7 +310,15 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         ConfigError: The file is missing or no YAML mapping, an override is malformed, or values
             break the schema; all broken values are listed together.
     """
-    path = Path(path)
+    return parse_config(parse_overrides(overrides, read_recipe(Path(path))))
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Return the nested values of a recipe file, not checked against any schema.
+
+    Raises:
+        ConfigError: The file is missing or no YAML mapping.
+    """
     if not path.is_file():
         raise ConfigError(f"recipe {path} does not exist; see the recipes/ folder for examples")
     try:
@@ -276,7 +328,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise ConfigError(f"recipe {path} is not valid YAML: {_one_line(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"recipe {path} must be a mapping of sections, such as 'student:'")
-    return parse_config(parse_overrides(overrides, values))
+    return values
 
 
 def parse_overrides(
@@ -302,7 +354,7 @@ def parse_config(values: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(item) for item in error.errors()]
+        problems = [explain(item, RunConfig) for item in error.errors()]
         raise ConfigError("; ".join(problems)) from None
 
 
@@ -324,10 +376,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: {_one_line(error)}") from None
 
 
-def _explain(item: Any) -> str:
+def explain(item: Any, schema: type[BaseModel]) -> str:
+    """Return one of pydantic's errors as a sentence that says what to do."""
     path = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(path, _all_keys(), n=1, cutoff=0.0)
+        nearest = difflib.get_close_matches(path, _all_keys(schema), n=1, cutoff=0.0)
         return f"unknown key {path}; did you mean {nearest[0]}?"
     if item["type"] == "missing":
         return f"{path} is missing; set it in the recipe or add {path}=VALUE"
@@ -337,11 +390,12 @@ def _explain(item: Any) -> str:
     return f"{path} is {item['input']!r}: {message}"
 
 
-def _all_keys() -> list[str]:
+def _all_keys(schema: type[BaseModel]) -> list[str]:
     keys = []
-    for section, field in RunConfig.model_fields.items():
+    for section, field in schema.model_fields.items():
         keys.append(section)
-        keys += [f"{section}.{key}" for key in field.annotation.model_fields]  # type: ignore[union-attr]
+        inner = getattr(field.annotation, "model_fields", {})
+        keys += [f"{section}.{key}" for key in inner]
     return keys
 
 

@@ -29,5 +29,9 @@ class TrainingError(VaopdError, RuntimeError):
     """Training cannot go on, for example because the loss is not finite."""
 
 
+class StudyError(VaopdError, RuntimeError):
+    """Some runs of a study failed; the message says how many and what the first one said."""
+
+
 class RunFolderError(VaopdError, OSError):
     """A run folder exists already, is missing, or cannot be resumed."""

@@ -8,7 +8,7 @@ import torch
 
 from vaopd.config import RunConfig, parse_config
 from vaopd.errors import ConfigError
-from vaopd.evaluation import validation
+from vaopd.evaluation import validation, visual_reliance
 from vaopd.evaluation.validation import ValidationResult, Validator
 from vaopd.models.loading import VisionLanguageModel, load_model
 from vaopd.models.prompts import EncodedPrompt
@@ -206,7 +206,7 @@ def test_both_advantages_are_means_over_the_teachers_high_tokens(
         gain = torch.tensor(gains[name]) if views[name] == 1 else torch.zeros(5)
         return [], [gain - 10]
 
-    monkeypatch.setattr(validation, "score_view", fake)
+    monkeypatch.setattr(visual_reliance, "score_view", fake)
     script = Script([["Find the"]], [["?"]])
     monkeypatch.setattr(validation, "TransformersSampler", script)
     monkeypatch.setattr(
@@ -253,3 +253,45 @@ def test_without_a_high_group_there_is_no_advantage_to_report(
     result = Validator(options, problems[:1], copied_teacher(student)).run(student)
     assert result.teacher_va is None
     assert result.student_va is None
+
+
+def test_the_noise_does_not_depend_on_the_seed_of_training(
+    student: VisionLanguageModel, problems: list[Problem], monkeypatch: pytest.MonkeyPatch
+):
+    script = Script(*[[["?"] * 2] * 3] * 2)
+    monkeypatch.setattr(validation, "TransformersSampler", script)
+    options = config(pixelated=False)
+    training = options.training.model_copy(update={"seed": 7})
+    for settings in (options, options.model_copy(update={"training": training})):
+        Validator(settings, problems).run(student)
+    assert script.asked[0][1] == script.asked[1][1]
+    assert config(seed=5).validation.seed == 5
+
+
+def test_the_answer_change_rate_compares_siblings_of_the_two_views(
+    student: VisionLanguageModel, problems: list[Problem], monkeypatch: pytest.MonkeyPatch
+):
+    script = Script(
+        [["\\boxed{1}", "\\boxed{2}"], ["no", "\\boxed{4}"], ["\\boxed{5}", "\\boxed{6}"]],
+        [["\\boxed{1.0}", "\\boxed{3}"], ["never", "no"], ["\\boxed{6}", "\\boxed{5}"]],
+    )
+    monkeypatch.setattr(validation, "TransformersSampler", script)
+    found = Validator(config(), problems).examine(student)
+    # 2 became 3, 4 became nothing, 5 and 6 changed places; two without an answer agree.
+    assert found.result.answer_change_rate == pytest.approx(4 / 6)
+    assert [row["is_changed"] for row in found.rows[6:]] == [False, True, False, True, True, True]
+
+
+def test_rows_say_what_was_answered_and_what_was_right(
+    student: VisionLanguageModel, problems: list[Problem], monkeypatch: pytest.MonkeyPatch
+):
+    script = Script([["\\boxed{-1}"], [f"so \\boxed{{{problems[1].answer}}}"], ["no .."]])
+    monkeypatch.setattr(validation, "TransformersSampler", script)
+    options = config(num_samples=1, pixelated=False)
+    rows = Validator(options, problems).examine(student).rows
+    assert [row["extracted"] for row in rows] == ["-1", problems[1].answer, None]
+    assert [row["is_correct"] for row in rows] == [False, True, False]
+    assert [row["is_unparsed"] for row in rows] == [False, False, True]
+    assert [row["finish_reason"] for row in rows] == ["stop", "stop", "length"]
+    assert [row["kind"] for row in rows] == ["circle", "rectangle", "circle"]
+    assert {row["view"] for row in rows} == {"original"}

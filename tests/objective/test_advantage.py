@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vaopd.errors import AlignmentError
-from vaopd.objective.advantage import rollout_advantage, visual_advantage
+from vaopd.objective.advantage import (
+    absolute_advantage,
+    rollout_advantage,
+    view_divergence,
+    visual_advantage,
+)
 
 
 def va(original: list[float], pixelated: list[float], mask: list[bool]) -> torch.Tensor:
@@ -98,3 +103,77 @@ def test_equals_the_formula_token_by_token(tokens):
         for a, b, real in zip(original, pixelated, mask, strict=True)
     ]
     torch.testing.assert_close(va(original, pixelated, mask)[0], torch.tensor(expected))
+
+
+def test_the_absolute_advantage_counts_losses_like_gains():
+    nan = math.nan
+    result = absolute_advantage(
+        torch.tensor([[-1.0, -3.0, nan]]),
+        torch.tensor([[-2.0, -1.0, nan]]),
+        torch.tensor([[True, True, False]]),
+    )
+    torch.testing.assert_close(result, torch.tensor([[1.0, 2.0, 0.0]]))
+
+
+def test_the_absolute_advantage_of_a_token_without_score_is_refused():
+    with pytest.raises(AlignmentError, match="rollout 0, response token 1"):
+        absolute_advantage(
+            torch.tensor([[-1.0, math.inf]]), torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
+        )
+
+
+def test_the_view_divergence_is_the_kl_from_the_original_to_the_pixelated_view():
+    # p = (3/4, 1/4) with the detail, q = (1/2, 1/2) without: 3/4 log 3/2 + 1/4 log 1/2 = .130812.
+    # The other way round it would be 1/2 log 2/3 + 1/2 log 2 = .143841.
+    original, pixelated = torch.tensor([[math.log(3), 0.0]]), torch.tensor([[0.0, 0.0]])
+    result = view_divergence(original, pixelated, torch.eye(2))
+    torch.testing.assert_close(result, torch.tensor([0.130812]), atol=1e-6, rtol=0)
+
+
+def test_the_view_divergence_sees_what_the_sampled_token_does_not():
+    # The detail decides between the first two of three tokens, and the student wrote the third,
+    # equally unlikely in both views: its log-ratio is 0.
+    original, pixelated = torch.tensor([[4.0, 0.0, -9.0]]), torch.tensor([[0.0, 4.0, -9.0]])
+    logprobs = [view.log_softmax(-1)[:, 2:] for view in (original, pixelated)]
+    assert visual_advantage(*logprobs, torch.ones(1, 1, dtype=torch.bool)).item() < 1e-6
+    # (p1 - p2) x 4 with p1 = e^4 / (e^4 + 1) = .982014 up to the third token: 3.856.
+    assert view_divergence(original, pixelated, torch.eye(3)).item() == pytest.approx(3.856, 1e-3)
+
+
+def views(seed: int, num_tokens: int = 7) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((num_tokens, 5), (num_tokens, 5), (13, 5))
+    first, second, head = (torch.randn(shape, generator=generator) for shape in shapes)
+    return first, second, head
+
+
+@given(seed=st.integers(0, 10**6), vocab_size=st.sampled_from([None, 11]))
+def test_the_view_divergence_is_that_of_plain_float64_softmaxes(seed: int, vocab_size: int | None):
+    first, second, head = views(seed)
+    p, q = ((h.double() @ head.double().T)[:, :vocab_size].log_softmax(-1) for h in (first, second))
+    expected = (p.exp() * (p - q)).sum(-1).float()
+    result = view_divergence(first, second, head, vocab_size=vocab_size)
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-4)
+    assert (result >= 0).all()
+
+
+@given(seed=st.integers(0, 10**6), chunk_size=st.integers(1, 9))
+def test_the_chunk_size_never_matters_to_the_view_divergence(seed: int, chunk_size: int):
+    first, second, head = views(seed)
+    torch.testing.assert_close(
+        view_divergence(first, second, head, chunk_size=chunk_size),
+        view_divergence(first, second, head),
+        atol=1e-5,
+        rtol=1e-5,
+    )
+
+
+@given(seed=st.integers(0, 10**6))
+def test_equal_views_diverge_by_exactly_zero(seed: int):
+    first, _, head = views(seed)
+    assert view_divergence(first, first.clone(), head).eq(0).all()
+
+
+def test_the_view_divergence_has_no_gradient():
+    first, second, head = (tensor.requires_grad_() for tensor in views(0))
+    assert not view_divergence(first, second, head).requires_grad

@@ -13,6 +13,7 @@ from vaopd.objective.weights import (
     rollout_weights,
     token_weights,
     uniform_token_weights,
+    without_tokens,
 )
 
 
@@ -477,3 +478,32 @@ def test_equals_the_formula_written_with_lists(batch):
                 line[i] = weight * (share if low else 1 / size)
         expected.append(line)
     close(both(rows, problems), torch.tensor(expected).reshape(len(rows), -1))
+
+
+# --- masking ----------------------------------------------------------------------------------
+
+
+def test_what_is_dropped_leaves_its_weight_to_the_rest_of_its_response():
+    # .2 of .5 goes, so the others grow by .5 / .3; the second response is as it was.
+    weights = torch.tensor([[0.2, 0.2, 0.1], [0.25, 0.25, 0.0]])
+    dropped = torch.tensor([[False, True, False], [False, False, False]])
+    expected = [[1 / 3, 0, 1 / 6], [0.25, 0.25, 0]]
+    close(without_tokens(weights, dropped), expected)
+
+
+def test_a_response_that_would_lose_every_token_keeps_them():
+    weights = torch.tensor([[0.5, 0.0], [0.25, 0.25]])
+    dropped = torch.tensor([[True, False], [True, True]])
+    close(without_tokens(weights, dropped), weights)
+
+
+@given(seed=st.integers(0, 10**6))
+def test_dropping_tokens_never_changes_the_share_of_a_response(seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(4, 6, generator=generator)
+    dropped = torch.rand(4, 6, generator=generator) < 0.5
+    found = without_tokens(weights, dropped)
+    close(found.sum(-1), weights.sum(-1))
+    kept = ~dropped | dropped.all(-1, keepdim=True)
+    assert (found[kept] > 0).all()
+    assert found[~kept].eq(0).all()

@@ -1,3 +1,4 @@
+import hashlib
 import random
 import re
 from collections import Counter
@@ -284,11 +285,13 @@ def test_pixelation_hides_which_number_is_printed_and_keeps_where(number, other)
         ({"wording": "nan"}, "wording=nan"),
         ({"misread": "-0.1"}, "misread=-0.1"),
         ({"told": "2"}, r"told=2\.0"),
+        ({"scaffolding": "-1"}, "scaffolding=-1.0; it must be in"),
+        ({"scaffolding": "nan"}, "scaffolding=nan"),
         ({"count": "many"}, "option count='many' of drawn problems must be a number"),
         ({"count": "1.5"}, "option count='1.5'"),
         (
             {"size": "3"},
-            "no option 'size'; use count, seed, references, wording, variety, told, misread, kinds",
+            "no option 'size'; use count, seed, references, scaffolding, wording, variety, told, ",
         ),
         ({"kinds": "bars+cube"}, r"unknown drawn kinds \['cube'\]; choose from triangle\+"),
         ({"kinds": ""}, r"unknown drawn kinds \[\]"),
@@ -318,3 +321,52 @@ def test_every_problem_has_a_positive_answer(index, seed):
     problem = DrawnProblems(num_problems=10**6 + 1, seed=seed)[index]
     assert 0 < int(problem.answer or 0) < 400
     assert problem.prompt.startswith("<image>")
+
+
+def reference_texts(**options) -> list[str]:
+    problems = DrawnProblems(num_problems=240, kinds=SOLVED, **options)
+    return [problem.references[0] for problem in problems]
+
+
+def test_the_usual_scaffolding_is_what_drawn_problems_always_said():
+    # Of the first dialect, over prompts, answers and references: datasets made by earlier versions.
+    text = "".join(
+        f"{p.id}{p.prompt}{p.answer}{p.references}"
+        for p in DrawnProblems(num_problems=96, references=2, kinds=SOLVED)
+    )
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert digest == "7883c3da22a1ff5ee7309dc335c122e3c12146f6c1a63660bba2c0128e1bf142"
+    # And of both dialects: no random number is drawn for sentences that are not there.
+    assert reference_texts(wording=0.5) == reference_texts(wording=0.5, scaffolding=1)
+
+
+@pytest.mark.parametrize("wording", [0, 1])
+def test_more_scaffolding_is_that_many_sentences_more_for_each_reading(wording):
+    usual, more, most = (
+        [
+            text.count(".") + text.count("?")
+            for text in reference_texts(wording=wording, scaffolding=s)
+        ]
+        for s in (1, 2, 3.5)
+    )
+    wanted = [len(KINDS[k](Canvas(random.Random(0))).readings) for k in SOLVED] * (
+        240 // len(SOLVED)
+    )
+    # One sentence is added for each reading; the first dialect has one full stop in each.
+    extra = [after - before for before, after in zip(usual, more, strict=True)]
+    assert extra == wanted
+    # 2.5 for each reading on average, half a sentence up or down where there is one reading.
+    assert all(abs(m - u - 2.5 * n) <= 0.5 for u, m, n in zip(usual, most, wanted, strict=True))
+
+
+def test_no_scaffolding_leaves_out_introduction_and_rule():
+    texts = reference_texts(scaffolding=0)
+    for text in texts:
+        assert not any(intro in text for intro in DIALECTS[0].intros)
+        assert not any(rule in text for rule in DIALECTS[0].rules.values())
+    assert sum(DIALECTS[0].intros[0] in text for text in reference_texts()) > 20
+
+
+def test_fillers_hold_no_number():
+    texts = [text for dialect in DIALECTS for text in dialect.fillers]
+    assert not any(character.isdigit() for text in texts for character in text)

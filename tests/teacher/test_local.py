@@ -243,3 +243,27 @@ def test_the_two_views_of_a_drawn_problem_differ_to_the_teacher_in_pixels_only(t
     for one, two in zip(originals, degraded, strict=True):
         assert np.array_equal(one.input_ids, two.input_ids)
         assert not one.image_inputs["pixel_values"].equal(two.image_inputs["pixel_values"])
+
+
+def test_the_view_divergence_compares_whole_distributions_of_the_two_views(
+    teacher: LocalTeacher, problems: list[Problem]
+):
+    originals, degraded = views(teacher, problems)
+    scores = teacher.score(originals, degraded, RESPONSES, with_divergence=True)
+    assert scores.view_divergence is not None
+    assert [len(row) for row in scores.view_divergence] == LENGTHS
+    head = teacher.model.head[: teacher.model.vocab_size].double()
+    blind = score_view(teacher.model, degraded, RESPONSES, budget_tokens=1, keep_hidden=True)[0]
+    for found, one, two in zip(scores.view_divergence, scores.hidden, blind, strict=True):
+        p, q = ((hidden.double() @ head.T).log_softmax(-1) for hidden in (one, two))
+        expected = (p.exp() * (p - q)).sum(-1).float()
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+    assert max(row.max().item() for row in scores.view_divergence if len(row)) > 0.01
+
+
+def test_the_view_divergence_is_only_made_where_it_is_asked_for(
+    teacher: LocalTeacher, problems: list[Problem]
+):
+    originals, degraded = views(teacher, problems)
+    assert teacher.score(originals, degraded, RESPONSES).view_divergence is None
+    assert teacher.score(originals, None, RESPONSES, with_divergence=True).view_divergence is None

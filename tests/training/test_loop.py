@@ -20,6 +20,7 @@ from vaopd.records import read_rows
 from vaopd.training import loop
 from vaopd.training.display import step_line
 from vaopd.training.loop import RunResult, train
+from vaopd.training.schedule import problems_of_step
 from vaopd.training.step import Step
 
 
@@ -64,6 +65,7 @@ def test_a_run_leaves_the_files_of_a_run_folder(finished: Finished):
         "environment.json",
         "metrics.jsonl",
         "validation.jsonl",
+        "validation",
         "rollouts",
         "checkpoints",
         "final",
@@ -182,6 +184,7 @@ def test_the_same_recipe_gives_the_same_bits(finished: Finished, tmp_path: Path)
         ("rollout_only", {"kl/mean", "va/mean", "accuracy"}, {"nll/mean"}),
         ("token_only", {"kl/mean", "va/mean", "accuracy"}, {"nll/mean"}),
         ("sft", {"nll/mean"}, {"kl/mean", "va/mean", "accuracy"}),
+        ("off_policy_kd", {"nll/mean"}, {"kl/mean", "va/mean", "accuracy"}),
     ],
 )
 def test_every_method_trains_and_logs_what_it_has(
@@ -197,6 +200,72 @@ def test_every_method_trains_and_logs_what_it_has(
     assert present <= row.keys()
     assert not absent & row.keys()
     assert (tmp_path / "run" / "rollouts").exists() == (method != "sft")
+
+
+def test_off_policy_distillation_learns_what_the_teacher_samples(
+    make_config: Callable, tmp_path: Path
+):
+    overrides = ["training.max_steps=1", "training.log_rollouts_every=1"]
+    config = make_config("method.name=off_policy_kd", *overrides)
+    train(config, tmp_path / "run", console=quiet())
+    rows = read_rows(tmp_path / "run" / "rollouts" / "step_000001.jsonl")
+    # The same recipe with the teacher as the student samples the same responses on-policy.
+    config = make_config("student.model=tiny:new-teacher-s", "method.name=opd", *overrides)
+    teacher = load_model(
+        "tiny:new-teacher-s",
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        compute_dtype=torch.float32,
+    )
+    run = loop.Run(config, tmp_path / "other", quiet())
+    run.student.model.load_state_dict(teacher.model.state_dict())
+    problems = problems_of_step(run.problems, 1, config.training)
+    originals = [run.step.encoder.original(problem) for problem in problems]
+    expected = run.step._rollouts(problems, originals, 1)
+    assert [row["token_ids"] for row in rows] == [
+        list(rollout.response_ids) for group in expected for rollout in group
+    ]
+    assert all("nll" in row and "kl" not in row for row in rows)
+
+
+def test_supervised_runs_measure_advantage_with_a_teacher_that_validation_loads(
+    make_config: Callable, tmp_path: Path
+):
+    config = make_config(
+        "method.name=sft",
+        "training.max_steps=1",
+        "data.validation=drawn:validation?count=1",
+        "validation.pixelated=true",
+        "validation.load_teacher=true",
+    )
+    result = train(config, tmp_path / "run", console=quiet())
+    assert result.after is not None
+    assert result.after.student_va is not None
+    (row,) = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert "nll/mean" in row
+
+
+def test_every_validation_leaves_its_responses(finished: Finished):
+    files = sorted((finished.folder / "validation").iterdir())
+    assert [path.name for path in files] == [f"step_{n:06d}.jsonl" for n in (0, 2, 3)]
+    rows = read_rows(files[-1])
+    # 2 problems, 1 sample, 2 views.
+    assert [row["view"] for row in rows] == ["original"] * 2 + ["degraded"] * 2
+    for row in rows:
+        assert row["step"] == 3
+        assert len(row["tokens"]) == len(row["token_ids"])
+    for seen, blind in zip(rows[:2], rows[2:], strict=True):
+        assert seen["problem_id"] == blind["problem_id"]
+        lengths = {
+            len(seen[key])
+            for key in ("token_ids", "visual_advantage", "student_visual_advantage", "is_high")
+        }
+        assert len(lengths) == 1
+        assert blind["is_changed"] == (seen["extracted"] != blind["extracted"])
+    numbers = finished.rows("validation.jsonl")[-1]
+    assert numbers["accuracy"] == sum(row["is_correct"] for row in rows[:2]) / 2
+    assert numbers["answer_change_rate"] == sum(row["is_changed"] for row in rows[2:]) / 2
+    assert {"va_correlation", "student_va", "teacher_va"} <= numbers.keys()
 
 
 def test_the_optimizer_is_adamw_with_the_values_of_the_recipe(make_step: Callable):

@@ -144,6 +144,106 @@ def test_the_weighted_sum_is_the_golden_loss():
     assert float(found) == pytest.approx(0.352917, abs=2e-6)
 
 
+def weights_with(method: dict[str, Any], **more: Any) -> step_module.Weights:
+    """Return the weights of the golden rollouts; a token without advantage lost 0.7 nats."""
+    degraded = [[-3.0 - (a or -0.7) for a in row] for row in ADVANTAGE]
+    given = dataclasses.replace(scores([[-3.0] * n for n in LENGTHS], degraded), **more)
+    keys = ["a", "b", "c", "d"]
+    return weigh(MethodConfig.model_validate(method), golden_responses(), given, tie_keys=keys)
+
+
+def test_the_highest_tokens_leave_the_loss_and_the_rest_keeps_the_share_of_its_response():
+    method = {"name": "opd", "drop": "highest", "drop_fraction": 0.3}
+    token = weights_with(method).token
+    # ceil(.3 x 6) = 2 of the first row go, with advantages 2 and .4: four tokens share its 1/2.
+    share = 0.5 / 4
+    torch.testing.assert_close(token[0], torch.tensor([share, 0, share, share, 0, share]))
+    # ceil(.3 x 3) = 1 of the second.
+    torch.testing.assert_close(token[1], torch.tensor([0, 0.25, 0.25, 0, 0, 0]))
+    torch.testing.assert_close(token.sum(-1), torch.full((4,), 0.5))
+
+
+def test_the_lowest_tokens_are_among_those_without_advantage():
+    token = weights_with({"name": "opd", "drop": "lowest", "drop_fraction": 0.3}).token
+    dropped = (token[0, :6] == 0).nonzero()[:, 0].tolist()
+    assert len(dropped) == 2
+    assert set(dropped) <= {0, 3, 5}
+    # The only zero of the fourth row, and of the others ceil(.3 x 4) = 2 the .5.
+    assert (token[3, :4] == 0).tolist() == [False, False, True, True]
+
+
+def test_random_tokens_are_drawn_by_the_key_of_their_rollout():
+    method = {"name": "opd", "drop": "random", "drop_fraction": 0.3}
+    token = weights_with(method).token
+    assert torch.equal(token, weights_with(method).token)
+    assert [(row[:n] == 0).sum().item() for row, n in zip(token, LENGTHS, strict=True)] == [
+        2,
+        1,
+        2,
+        2,
+    ]
+    # Chance does not look at the advantage.
+    found = set()
+    for key in range(40):
+        keys = [f"{key}{row}" for row in range(4)]
+        given = scores([[-3.0] * n for n in LENGTHS], ADVANTAGE)
+        token = weigh(
+            MethodConfig.model_validate(method), golden_responses(), given, tie_keys=keys
+        ).token
+        found |= set((token[0, :6] == 0).nonzero()[:, 0].tolist())
+    assert found == set(range(6))
+
+
+def test_dropping_works_on_the_weights_of_any_method_that_scores():
+    plain, without = (
+        weights_with({"name": "va_opd", "drop": drop, "drop_fraction": 0.3}).token
+        for drop in ("none", "highest")
+    )
+    torch.testing.assert_close(without.sum(-1), plain.sum(-1))
+    assert without[0, 1] == without[0, 4] == 0
+
+
+def test_the_absolute_advantage_weighs_what_the_detail_speaks_against():
+    # Tokens without advantage lost 0.7 nats, which is more than the second row's only gain of 0.3.
+    weights = weights_with({"name": "va_opd", "advantage": "absolute"})
+    assert weights.advantage is not None and weights.high is not None
+    torch.testing.assert_close(weights.advantage[1, :3], torch.tensor([0.3, 0.7, 0.7]))
+    assert not weights.high[1, 0]
+
+
+def test_the_view_divergence_takes_the_place_of_the_log_ratio():
+    # The last token of each rollout diverges the most, whatever its log-ratio.
+    divergence = [torch.arange(float(length)) for length in LENGTHS]
+    method = {"name": "va_opd", "advantage": "view_divergence"}
+    weights = weights_with(method, view_divergence=divergence)
+    assert weights.advantage is not None and weights.high is not None
+    assert weights.advantage[3, :4].tolist() == [0, 1, 2, 3]
+    assert [row[n - 1].item() for row, n in zip(weights.high, LENGTHS, strict=True)] == [True] * 4
+
+
+@pytest.mark.parametrize("advantage", ["view_divergence", "absolute"])
+def test_a_step_by_another_advantage_is_another_update(
+    make_step: Callable, problems: list[Problem], advantage: str
+):
+    usual = make_step().run(problems, 1)
+    other = make_step(f"method.advantage={advantage}").run(problems, 1)
+    assert usual.weights.advantage is not None and other.weights.advantage is not None
+    assert not torch.allclose(usual.weights.advantage, other.weights.advantage, atol=1e-3)
+    assert (other.weights.advantage >= 0).all()
+    assert other.loss != usual.loss
+
+
+def test_plain_opd_that_drops_tokens_scores_both_views(
+    make_step: Callable, problems: list[Problem]
+):
+    assert make_step("method.name=opd").run(problems, 1).weights.advantage is None
+    result = make_step("method.name=opd", "method.drop=highest").run(problems, 1)
+    assert result.weights.advantage is not None
+    dropped = result.weights.mask & (result.weights.token == 0)
+    # A tenth of 5, 1, 9, 4, 11 and 6 tokens is 1 (2 of 11), and the only token of one stays.
+    assert dropped.sum(-1).tolist() == [1, 0, 1, 1, 2, 1]
+
+
 def high_of_ties(lengths: list[int], keys: list[str]) -> list[tuple[int, ...]]:
     """Return the high groups of single rollouts in which every token has the same advantage."""
     rows = [[-1.0] * length for length in lengths]
@@ -428,10 +528,10 @@ def test_everything_is_scored_before_the_first_gradient(
     events = []
     score, loss = teacher.score, step_module.weighted_reverse_kl
 
-    def spy_score(originals: Any, *arguments: Any) -> Any:
+    def spy_score(originals: Any, *arguments: Any, **options: Any) -> Any:
         events.append(f"score {len(originals)}")
         assert torch.is_grad_enabled(), "the teacher itself must switch gradients off"
-        return score(originals, *arguments)
+        return score(originals, *arguments, **options)
 
     def spy_loss(hidden: Tensor, *arguments: Any, **options: Any) -> Any:
         events.append("loss")
@@ -543,8 +643,8 @@ def test_no_gradient_is_left_for_the_next_step(make_step: Callable, problems: li
 class PoisonedTeacher(LocalTeacher):
     """Finite log-probs, but one hidden state of the second problem is not."""
 
-    def score(self, *arguments: Any) -> TeacherScores:
-        result = super().score(*arguments)
+    def score(self, *arguments: Any, **options: Any) -> TeacherScores:
+        result = super().score(*arguments, **options)
         result.hidden[4][2, 0] = float("nan")
         return result
 

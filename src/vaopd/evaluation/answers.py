@@ -90,6 +90,13 @@ def grade(response: str, answer: str, *, rule: Rule = "first_committed") -> Grad
     return Grade(extracted, _is_same(extracted, _tidy(without_boxes(answer))))
 
 
+def is_same_answer(first: str | None, second: str | None) -> bool:
+    """Return whether two extracted answers are equal, as `grade` means it; no answer is one too."""
+    if first is None or second is None:
+        return first is second
+    return _is_same(first, second)
+
+
 def _content(text: str, box: Box) -> str:
     return _tidy(without_boxes(text[box.content_start : box.content_end]))
 

@@ -4,21 +4,18 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from vaopd.config import RunConfig
 from vaopd.errors import ConfigError
-from vaopd.evaluation.answers import grade
+from vaopd.evaluation.answers import Grade, grade
+from vaopd.evaluation.visual_reliance import TokenAdvantage, answer_changes, score_advantage
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel
-from vaopd.models.prompts import check_same_prompt
-from vaopd.objective.advantage import visual_advantage
-from vaopd.objective.weights import high_group
+from vaopd.models.prompts import EncodedPrompt, check_same_prompt
 from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
 from vaopd.rollouts.transformers import TransformersSampler
-from vaopd.teacher.local import LocalTeacher, score_view
+from vaopd.teacher.local import LocalTeacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +34,52 @@ class ValidationResult:
     accuracy_pixelated: float | None = None
     """Accuracy with the degraded image, whatever ``view.name`` is."""
 
+    answer_change_rate: float | None = None
+    """Share of samples whose answer differs between the original and the degraded view."""
+
     teacher_va: float | None = None
     """Mean teacher advantage of the high group of the student's own responses, nats."""
 
     student_va: float | None = None
     """Mean advantage that the student itself has on those same tokens, nats."""
+
+    va_correlation: float | None = None
+    """Spearman correlation of the teacher's and the student's advantage over response tokens."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The numbers of one validation and the responses behind them."""
+
+    result: ValidationResult
+    rows: list[dict[str, Any]]
+    """One a response and view, as written to ``validation/step_NNNNNN.jsonl``."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Responses of all problems to one view, with their grades."""
+
+    view: str
+    """``original`` or ``degraded``."""
+
+    problems: Sequence[Problem]
+    rollouts: list[list[Rollout]]
+    texts: list[str]
+    """By rollout, all siblings of the first problem first; grades in the same order."""
+
+    grades: list[Grade]
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over problems and samples."""
+        return fmean(verdict.is_correct for verdict in self.grades)
+
+    @property
+    def flat(self) -> list[tuple[Problem, Rollout]]:
+        """Every rollout with its problem."""
+        pairs = zip(self.problems, self.rollouts, strict=True)
+        return [(problem, rollout) for problem, group in pairs for rollout in group]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +101,46 @@ class Validator:
         self, student: VisionLanguageModel, progress: Callable[[int], None] = lambda rows: None
     ) -> ValidationResult:
         """Return accuracies and advantages of the student as it is now."""
+        return self.examine(student, progress).result
+
+    def examine(
+        self, student: VisionLanguageModel, progress: Callable[[int], None] = lambda rows: None
+    ) -> Validation:
+        """Return accuracies and advantages of the student as it is now, and its responses."""
         problems = [problem for problem in self.problems if problem.answer is not None]
         encoder = PromptEncoder(student, self.config.data, self.config.view)
+        originals = [encoder.original(problem) for problem in problems]
+        seen = self._answers("original", student, problems, originals, progress)
+        if not self.config.validation.pixelated:
+            return Validation(_result(seen), _rows(student, seen))
+        degraded = [encoder.degraded(problem) for problem in problems]
+        for prompts in zip(originals, degraded, strict=True):
+            check_same_prompt(*prompts)
+        blind = self._answers("degraded", student, problems, degraded, progress)
+        advantage = None
+        if self.teacher is not None:
+            advantage = score_advantage(
+                student,
+                self.teacher,
+                (originals, degraded),
+                seen.rollouts,
+                high_fraction=self.config.method.high_fraction,
+            )
+        changes = answer_changes(seen.grades, blind.grades)
+        rows = _rows(student, seen, advantage) + [
+            {**row, "is_changed": is_changed}
+            for row, is_changed in zip(_rows(student, blind), changes, strict=True)
+        ]
+        return Validation(_result(seen, blind, changes, advantage), rows)
+
+    def _answers(
+        self,
+        view: str,
+        student: VisionLanguageModel,
+        problems: Sequence[Problem],
+        prompts: Sequence[EncodedPrompt],
+        progress: Callable[[int], None],
+    ) -> Answers:
         sampler = TransformersSampler(student, batch_tokens=self.config.sampling.batch_tokens)
         options = self.config.validation
         settings = SamplingSettings(
@@ -72,83 +148,18 @@ class Validator:
             temperature=options.temperature,
             top_p=options.top_p,
             max_new_tokens=self.config.sampling.max_new_tokens,
-            seed=self.config.training.seed,
+            seed=options.seed,
             stream="validation",
         )
-        originals = [encoder.original(problem) for problem in problems]
-        rollouts = sampler.sample(originals, settings, progress)
-        verdicts = _grade(problems, rollouts, student)
-        pixelated = teacher_va = student_va = None
-        if options.pixelated:
-            degraded = [encoder.degraded(problem) for problem in problems]
-            for prompts in zip(originals, degraded, strict=True):
-                check_same_prompt(*prompts)
-            blind = sampler.sample(degraded, settings, progress)
-            pixelated = fmean(v.is_correct for v in _grade(problems, blind, student))
-            if self.teacher is not None:
-                teacher_va, student_va = self._reliance(student, originals, degraded, rollouts)
-        flat = [rollout for group in rollouts for rollout in group]
-        by_kind: dict[str, list[bool]] = defaultdict(list)
-        for verdict in verdicts:
-            by_kind[verdict.kind].append(verdict.is_correct)
-        return ValidationResult(
-            accuracy=fmean(v.is_correct for v in verdicts),
-            unparsed=fmean(v.is_unparsed for v in verdicts),
-            truncated=fmean(r.finish_reason == "length" for r in flat),
-            response_length=fmean(len(r.response_ids) for r in flat),
-            accuracy_by_kind={kind: fmean(values) for kind, values in sorted(by_kind.items())},
-            accuracy_pixelated=pixelated,
-            teacher_va=teacher_va,
-            student_va=student_va,
-        )
-
-    def _reliance(
-        self,
-        student: VisionLanguageModel,
-        originals: Sequence,
-        degraded: Sequence,
-        rollouts: list[list[Rollout]],
-    ) -> tuple[float, float] | tuple[None, None]:
-        """Return teacher and student advantage on the teacher's high group."""
-        assert self.teacher is not None
-        responses = [[torch.tensor(r.response_ids) for r in group] for group in rollouts]
-        masses = []
-        for model in (self.teacher.model, student):
-            views = [
-                score_view(
-                    model,
-                    prompts,
-                    responses,
-                    budget_tokens=self.teacher.batch_tokens,
-                    share_prefix=self.teacher.share_prefix,
-                )[1]
-                for prompts in (originals, degraded)
-            ]
-            masses.append(_advantage(*views))
-        (teacher_va, mask), (student_va, _) = masses
-        high = high_group(teacher_va, mask, high_fraction=self.config.method.high_fraction)
-        if not high.any():  # method.high_fraction=0
-            return None, None
-        return teacher_va[high].mean().item(), student_va[high].mean().item()
-
-
-@dataclass(frozen=True)
-class _Verdict:
-    kind: str
-    is_correct: bool
-    is_unparsed: bool
-
-
-def _grade(
-    problems: Sequence[Problem], rollouts: list[list[Rollout]], model: VisionLanguageModel
-) -> list[_Verdict]:
-    verdicts = []
-    for problem, group in zip(problems, rollouts, strict=True):
-        for rollout in group:
-            text = response_text(model, rollout)
-            result = grade(text, problem.answer or "")
-            verdicts.append(_Verdict(problem.kind, result.is_correct, result.extracted is None))
-    return verdicts
+        rollouts = sampler.sample(prompts, settings, progress)
+        texts = [response_text(student, rollout) for group in rollouts for rollout in group]
+        references = [
+            problem.answer or ""
+            for problem, group in zip(problems, rollouts, strict=True)
+            for _ in group
+        ]
+        grades = [grade(text, answer) for text, answer in zip(texts, references, strict=True)]
+        return Answers(view, problems, rollouts, texts, grades)
 
 
 def response_text(model: VisionLanguageModel, rollout: Rollout) -> str:
@@ -156,11 +167,53 @@ def response_text(model: VisionLanguageModel, rollout: Rollout) -> str:
     return model.tokenizer.decode(list(rollout.response_ids), skip_special_tokens=True)
 
 
-def _advantage(original: list[Tensor], degraded: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return padded advantages and their mask."""
-    pad = torch.nn.utils.rnn.pad_sequence
-    mask = pad([torch.ones(len(row), dtype=torch.bool) for row in original], batch_first=True)
-    first, second = (
-        pad([row.float().cpu() for row in rows], batch_first=True) for rows in (original, degraded)
+def _result(
+    seen: Answers,
+    blind: Answers | None = None,
+    changes: list[bool] | None = None,
+    advantage: TokenAdvantage | None = None,
+) -> ValidationResult:
+    by_kind: dict[str, list[bool]] = defaultdict(list)
+    for (problem, _), verdict in zip(seen.flat, seen.grades, strict=True):
+        by_kind[problem.kind].append(verdict.is_correct)
+    rollouts = [rollout for _, rollout in seen.flat]
+    return ValidationResult(
+        accuracy=seen.accuracy,
+        unparsed=fmean(verdict.extracted is None for verdict in seen.grades),
+        truncated=fmean(rollout.finish_reason == "length" for rollout in rollouts),
+        response_length=fmean(len(rollout.response_ids) for rollout in rollouts),
+        accuracy_by_kind={kind: fmean(values) for kind, values in sorted(by_kind.items())},
+        accuracy_pixelated=blind.accuracy if blind else None,
+        answer_change_rate=fmean(changes) if changes else None,
+        teacher_va=advantage.teacher_va if advantage else None,
+        student_va=advantage.student_va if advantage else None,
+        va_correlation=advantage.correlation if advantage else None,
     )
-    return visual_advantage(first, second, mask), mask
+
+
+def _rows(
+    student: VisionLanguageModel, answers: Answers, advantage: TokenAdvantage | None = None
+) -> list[dict[str, Any]]:
+    """Return a row for each response; with the advantages of its tokens where there are any."""
+    rows = []
+    for index, (problem, rollout) in enumerate(answers.flat):
+        verdict = answers.grades[index]
+        rows.append(
+            {
+                "view": answers.view,
+                "problem_id": problem.id,
+                "sibling": rollout.sibling,
+                "kind": problem.kind,
+                "prompt": problem.prompt,
+                "answer": problem.answer,
+                "response": answers.texts[index],
+                "extracted": verdict.extracted,
+                "is_correct": verdict.is_correct,
+                "is_unparsed": verdict.extracted is None,
+                "finish_reason": rollout.finish_reason,
+                "token_ids": list(rollout.response_ids),
+                "tokens": [student.tokenizer.decode([i]) for i in rollout.response_ids],
+                **(advantage.row(index) if advantage else {}),
+            }
+        )
+    return rows

@@ -1,6 +1,6 @@
 """Visual advantage: what the detail of the image is worth to the teacher, token by token.
 
-Letters in shapes: B rollouts, T response tokens (padded).
+Letters in shapes: B rollouts, T response tokens (padded); N tokens, H hidden width, V head rows.
 """
 
 import torch
@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vaopd.errors import AlignmentError
+from vaopd.objective.divergence import weighted_reverse_kl
 
 
 def visual_advantage(
@@ -36,7 +37,75 @@ def visual_advantage(
         AlignmentError: A response token has a non-finite score, which means the
             two views were not scored over the same tokens.
     """
-    gain = (original_logprobs - pixelated_logprobs).detach()
+    return _log_ratio(original_logprobs, pixelated_logprobs, response_mask).clamp(min=0)
+
+
+def absolute_advantage(
+    original_logprobs: Float[Tensor, "B T"],
+    pixelated_logprobs: Float[Tensor, "B T"],
+    response_mask: Bool[Tensor, "B T"],
+) -> Float[Tensor, "B T"]:
+    """Return how much the detail changes the teacher's mind of every response token, in nats.
+
+    Not in the paper, whose Eq. 2 counts gains only::
+
+        A[b,t] = | log p_T(y[b,t] | original) - log p_T(y[b,t] | pixelated) |
+
+    A misread number, which the detail speaks against, counts as much as one read well.
+    Arguments and errors are those of `visual_advantage`.
+    """
+    return _log_ratio(original_logprobs, pixelated_logprobs, response_mask).abs()
+
+
+@torch.no_grad()
+def view_divergence(
+    original_hidden: Float[Tensor, "N H"],
+    pixelated_hidden: Float[Tensor, "N H"],
+    head: Float[Tensor, "V H"],
+    *,
+    vocab_size: int | None = None,
+    chunk_size: int | None = None,
+) -> Float[Tensor, " N"]:
+    """Return how far apart the teacher's two views are at every response position, in nats.
+
+    Not in the paper, which scores the sampled token alone::
+
+        D[n] = sum_j p[n,j] (log p[n,j] - log q[n,j]),  p original view, q pixelated, j < vocab_size
+
+    Where the student misreads a number, the teacher finds its token unlikely under both views and
+    the advantage of Eq. 2 is near 0; the divergence sees that the detail decides there. The
+    same chunked walk as the loss, so no tokens x vocabulary tensor exists.
+
+    Args:
+        original_hidden: The teacher's last hidden states that predict the tokens, original view.
+        pixelated_hidden: The same positions, pixelated view.
+        head: Weights of the teacher's language-model head.
+        vocab_size: Ids that exist; head rows from here on are padding. None means all rows.
+        chunk_size: Tokens in memory at a time; None fits `vaopd.objective.divergence.CHUNK_BYTES`.
+
+    Returns:
+        Non-negative, without gradient; exactly 0 where the views are equal.
+
+    Raises:
+        ConfigError: ``vocab_size`` or ``chunk_size`` does not fit the head.
+    """
+    weights = original_hidden.new_ones(len(original_hidden))
+    _, divergence = weighted_reverse_kl(
+        original_hidden,
+        head,
+        pixelated_hidden,
+        head,
+        weights,
+        vocab_size=vocab_size,
+        chunk_size=chunk_size,
+    )
+    # Rounding may leave -1e-9.
+    return divergence.clamp(min=0)
+
+
+def _log_ratio(original: Tensor, pixelated: Tensor, response_mask: Tensor) -> Tensor:
+    """Return the signed gain from detail, without gradient, 0 at padding; raise if not finite."""
+    gain = (original - pixelated).detach()
     bad = response_mask & ~gain.isfinite()
     if bad.any():
         row, position = bad.nonzero()[0].tolist()
@@ -44,7 +113,7 @@ def visual_advantage(
             f"teacher score is not finite at rollout {row}, response token {position}; "
             "check that both views keep the same number of image tokens"
         )
-    return gain.clamp(min=0).masked_fill(~response_mask, 0.0)
+    return gain.masked_fill(~response_mask, 0.0)
 
 
 def rollout_advantage(

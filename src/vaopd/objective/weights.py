@@ -232,6 +232,30 @@ def uniform_token_weights(
     return (response_mask * shares[:, None]).float()
 
 
+def without_tokens(
+    token_weights: Float[Tensor, "B T"], dropped: Bool[Tensor, "B T"]
+) -> Float[Tensor, "B T"]:
+    """Return the weights with some tokens taken out of the loss and each response's share kept.
+
+    For the masking study, Fig. 2b of Liu et al. 2026 (arXiv:2605.21924), which does not say how
+    the rest is weighted. Here it is scaled, so that no response counts for less::
+
+        c'[b,t] = c[b,t] sum_s c[b,s] / sum_{s not dropped} c[b,s]   where not dropped, else 0
+
+    Args:
+        token_weights: Non-negative; 0 at padding.
+        dropped: True at tokens to take out. A response that would lose all its weight keeps
+            all of its tokens.
+
+    Returns:
+        Non-negative; sums over each response to what it summed to before.
+    """
+    kept = token_weights.double().masked_fill(dropped, 0.0)
+    left = kept.sum(-1, keepdim=True)
+    scaled = kept * (token_weights.double().sum(-1, keepdim=True) / left)
+    return torch.where(left > 0, scaled, token_weights.double()).to(token_weights.dtype)
+
+
 def _problem_indices(
     problem_ids: Tensor | Sequence[Hashable], response_mask: Tensor
 ) -> Int[Tensor, " B"]:

@@ -5,6 +5,7 @@ differ in how to say it, as real models do, so the scaffolding words carry part 
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vaopd.problems.figures import Figure
@@ -20,6 +21,9 @@ class Dialect:
 
     joint: str
     rules: dict[str, str]
+    fillers: tuple[str, ...]
+    """Sentences that say nothing about any value: scaffolding beyond the usual."""
+
     bridges: tuple[str, ...]
     closings: tuple[str, ...]
 
@@ -41,6 +45,12 @@ DIALECTS = (
             "dial": "The question asks for a slightly larger number.",
             "table": "The question asks for the sum of this column.",
         },
+        fillers=(
+            "I keep these numbers in mind.",
+            "The figure gives nothing more that I need.",
+            "I look at the labels of the figure again.",
+            "The rest of the figure says nothing about the answer.",
+        ),
         bridges=("Now I can work it out:", "The rest is arithmetic:"),
         closings=("So the answer is", "Therefore the answer is"),
     ),
@@ -60,6 +70,12 @@ DIALECTS = (
             "dial": "From there we only have to count on by the given amount.",
             "table": "Putting both cells of that column together gives what we want.",
         },
+        fillers=(
+            "Okay, this is everything that the drawing contains.",
+            "We go through the drawing slowly to be careful here.",
+            "Right, now we only have to use what is printed.",
+            "Everything else in this picture is not needed.",
+        ),
         bridges=("Doing the sums we get", "Step by step this becomes"),
         closings=("Hence our final result:", "We end up with"),
     ),
@@ -81,12 +97,32 @@ def _misread(figure: Figure, share: int | float, rng: random.Random) -> tuple[in
     return tuple(values) if figure.solve(*values)[1] > 0 else figure.values
 
 
+def _fill(
+    fillers: Sequence[str], num_readings: int, scaffolding: int | float, rng: random.Random
+) -> list[str]:
+    """Return ``scaffolding - 1`` sentences for each reading, on average; none up to 1.
+
+    Draws nothing where there are none, so the usual scaffolding leaves all other choices alone.
+    """
+    if scaffolding <= 1:
+        return []
+    whole, part = divmod((scaffolding - 1) * num_readings, 1)
+    return rng.choices(fillers, k=int(whole) + (rng.random() < part))
+
+
 def write_response(
-    figure: Figure, kind: str, wording: int | float, misread: int | float, rng: random.Random
+    figure: Figure,
+    kind: str,
+    rng: random.Random,
+    *,
+    wording: int | float,
+    scaffolding: int | float,
+    misread: int | float,
 ) -> str:
     """Return one reference response; short ones leave out the introduction and the rule.
 
     A figure without readings is plain reading aloud: its working is the whole solution.
+    ``DrawnProblems`` explains the three options.
     """
     values = _misread(figure, misread, rng) if misread else figure.values
     working, answer = figure.solve(*values)
@@ -100,8 +136,9 @@ def write_response(
     ]
     reading = dialect.joint.join(parts) + "."
     sentences = [reading[0].upper() + reading[1:]]
-    if rng.random() < 0.75:
+    if rng.random() < 0.75 * min(1, scaffolding):
         sentences = [rng.choice(dialect.intros), *sentences, dialect.rules[kind]]
+    sentences += _fill(dialect.fillers, len(figure.readings), scaffolding, rng)
     sentences += [f"{rng.choice(dialect.bridges)} {working}."]
     sentences += [f"{rng.choice(dialect.closings)} \\boxed{{{answer}}}"]
     return " ".join(sentences)

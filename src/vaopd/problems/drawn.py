@@ -33,6 +33,10 @@ class DrawnProblems(Sequence[Problem]):
     wording: int | float = 0.0
     """Probability that a reference is written in the second dialect, in [0, 1]."""
 
+    scaffolding: int | float = 1.0
+    """Words around the evidence: below 1 the introduction and the rule come that much less often,
+    above 1 there are ``scaffolding - 1`` sentences without any value for each reading."""
+
     variety: int | float = 0.0
     """Share of printed numbers whose size, place and ink vary, in [0, 1]."""
 
@@ -69,6 +73,11 @@ class DrawnProblems(Sequence[Problem]):
             share = getattr(self, name)
             if not 0 <= share <= 1:
                 raise ConfigError(f"drawn problems got {name}={share}; it must be in [0, 1]")
+        if not 0 <= self.scaffolding <= 100:
+            raise ConfigError(
+                f"drawn problems got scaffolding={self.scaffolding}; it must be in [0, 100], and "
+                "1 is the usual amount"
+            )
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or not self.kinds:
             raise ConfigError(f"unknown drawn kinds {unknown}; choose from {'+'.join(KINDS)}")
@@ -109,7 +118,14 @@ class DrawnProblems(Sequence[Problem]):
             source="drawn",
             split=self.split,
             references=tuple(
-                write_response(figure, kind, self.wording, self.misread, rng)
+                write_response(
+                    figure,
+                    kind,
+                    rng,
+                    wording=self.wording,
+                    scaffolding=self.scaffolding,
+                    misread=self.misread,
+                )
                 for _ in range(self.references)
             ),
             kind=kind,
@@ -122,7 +138,9 @@ def parse_source(split: str, options: dict[str, str]) -> DrawnProblems:
     Raises:
         ConfigError: An option is unknown or its value does not parse.
     """
-    readers = {"count": int, "seed": int, "references": int} | dict.fromkeys(SHARES, float)
+    readers = {"count": int, "seed": int, "references": int} | dict.fromkeys(
+        ("scaffolding", *SHARES), float
+    )
     values: dict = {}
     for name, text in options.items():
         if name == "kinds":

@@ -13,6 +13,7 @@ from vaopd.models.devices import pick_dtype
 from vaopd.models.loading import VisionLanguageModel, load_model
 from vaopd.models.packing import micro_batches, response_hidden_states, split_by_rollout
 from vaopd.models.prompts import EncodedPrompt
+from vaopd.objective.advantage import view_divergence
 from vaopd.objective.divergence import sampled_logprobs
 
 Responses = Sequence[Sequence[Int[Tensor, " _"]]]
@@ -34,6 +35,9 @@ class TeacherScores:
     degraded_logprobs: list[Float[Tensor, " _"]] | None
     """The same with the degraded image; none when that view was not asked for."""
 
+    view_divergence: list[Float[Tensor, " _"]] | None = None
+    """KL from the original to the degraded view at each position, nats; where asked for."""
+
 
 class LocalTeacher:
     """A frozen model in this process."""
@@ -51,17 +55,36 @@ class LocalTeacher:
         originals: Sequence[EncodedPrompt],
         degraded: Sequence[EncodedPrompt] | None,
         responses: Responses,
+        *,
+        with_divergence: bool = False,
     ) -> TeacherScores:
         """Return hidden states and log-probs of every response token.
+
+        Args:
+            originals: Prompts with the image.
+            degraded: The same prompts with the degraded image, where that view is wanted.
+            responses: Token ids by problem and sibling.
+            with_divergence: Also compare the views over the whole vocabulary; needs both.
 
         Raises:
             AlignmentError: The model's log-prob of a token is not finite.
         """
         hidden, original = self._view(originals, responses, keep_hidden=True)
-        other = None
+        other = divergence = None
         if degraded is not None:
-            other = self._view(degraded, responses, keep_hidden=False)[1]
-        return TeacherScores(hidden=hidden, original_logprobs=original, degraded_logprobs=other)
+            blind, other = self._view(degraded, responses, keep_hidden=with_divergence)
+            if with_divergence:
+                head, vocab_size = self.model.head, self.model.vocab_size
+                divergence = [
+                    view_divergence(seen, unseen, head, vocab_size=vocab_size)
+                    for seen, unseen in zip(hidden, blind, strict=True)
+                ]
+        return TeacherScores(
+            hidden=hidden,
+            original_logprobs=original,
+            degraded_logprobs=other,
+            view_divergence=divergence,
+        )
 
     def _view(
         self, prompts: Sequence[EncodedPrompt], responses: Responses, *, keep_hidden: bool

@@ -118,7 +118,10 @@ class Run:
         self.student = _load_student(config, device)
         self.teacher = _load_teacher(config, device, self.student)
         self.optimizer = _optimizer(config, self.student)
-        sampler = TransformersSampler(self.student, batch_tokens=config.sampling.batch_tokens)
+        sampler = TransformersSampler(
+            _rollout_model(config, self.student, self.teacher),
+            batch_tokens=config.sampling.batch_tokens,
+        )
         self.step = Step(config, self.student, self.teacher, sampler, self.optimizer)
         self.validator = None
         if self.held_out:
@@ -180,13 +183,24 @@ class Run:
                 group["lr"] = rate
             problems = problems_of_step(self.problems, number, training)
             result = self.step.run(problems, number)
-            is_sft = self.config.method.name == "sft"
+            method = self.config.method
             row = step_metrics(
-                result, problems, self.student, step=number, learning_rate=rate, is_sft=is_sft
+                result,
+                problems,
+                self.student,
+                step=number,
+                learning_rate=rate,
+                is_supervised=method.is_supervised,
             )
             append_row(self.output / "metrics.jsonl", row)
-            if _is_due(training.log_rollouts_every, number) and not is_sft:
-                rows = rollout_rows(result, problems, self.student, step=number)
+            if _is_due(training.log_rollouts_every, number) and method.name != "sft":
+                rows = rollout_rows(
+                    result,
+                    problems,
+                    self.student,
+                    step=number,
+                    is_supervised=method.is_supervised,
+                )
                 write_rows(self.output / "rollouts" / f"step_{number:06d}.jsonl", rows)
             self.display.step(bar, row, self.steps)
             is_last = number == self.steps
@@ -203,10 +217,14 @@ class Run:
         views = 2 if options.pixelated else 1
         total = len(self.validator.problems) * options.num_samples * views
         bar = self.display.start("validating", total)
-        result = self.validator.run(
+        validation = self.validator.examine(
             self.student, lambda rows: self.display.progress.update(bar, advance=rows)
         )
+        result = validation.result
         self.display.finish(bar)
+        # Before the row of numbers: whoever sees that row finds the responses behind it.
+        path = self.output / "validation" / f"step_{step:06d}.jsonl"
+        write_rows(path, [{"step": step, **row} for row in validation.rows])
         append_row(self.output / "validation.jsonl", {"step": step, **asdict(result)})
         self.display.say(f"validation at step {step}: {_describe(result)}")
         return result
@@ -229,12 +247,14 @@ class Run:
             step = state["step"]
             self.before = ValidationResult(**state["before"]) if state["before"] else None
             self.after = ValidationResult(**state["after"]) if state["after"] else None
-        # Without a checkpoint the first validation is repeated, so its row goes as well.
+        # Without a checkpoint the first validation is repeated, so its rows go as well.
+        kept = step if newest else -1
         for name in ("metrics.jsonl", "validation.jsonl"):
-            keep_rows_up_to(self.output / name, step if newest else -1)
-        for path in (self.output / "rollouts").glob("step_*.jsonl"):
-            if int(path.stem.removeprefix("step_")) > step:
-                path.unlink()
+            keep_rows_up_to(self.output / name, kept)
+        for name in ("rollouts", "validation"):
+            for path in (self.output / name).glob("step_*.jsonl"):
+                if int(path.stem.removeprefix("step_")) > kept:
+                    path.unlink()
         return step
 
     def _headline(self, done: int) -> str:
@@ -321,12 +341,23 @@ def _load_student(config: RunConfig, device: torch.device) -> VisionLanguageMode
 def _load_teacher(
     config: RunConfig, device: torch.device, student: VisionLanguageModel
 ) -> LocalTeacher | None:
-    if config.method.name == "sft":
+    measures = config.validation.pixelated and config.validation.load_teacher
+    if config.method.name == "sft" and not measures:
         return None
     teacher = load_teacher(config, device)
     check_same_tokenizer(student, teacher.model)
     check_same_pixels(student, teacher.model)
     return teacher
+
+
+def _rollout_model(
+    config: RunConfig, student: VisionLanguageModel, teacher: LocalTeacher | None
+) -> VisionLanguageModel:
+    """Return the model whose responses are trained on."""
+    if config.method.name == "off_policy_kd":
+        assert teacher is not None
+        return teacher.model
+    return student
 
 
 def _optimizer(config: RunConfig, student: VisionLanguageModel) -> torch.optim.Optimizer:

@@ -20,7 +20,7 @@ def step_metrics(
     *,
     step: int,
     learning_rate: float,
-    is_sft: bool,
+    is_supervised: bool,
 ) -> dict[str, Any]:
     """Return one row of ``metrics.jsonl``; docs/metrics.md explains the names and units."""
     divergence = torch.cat(result.token_divergence)
@@ -29,22 +29,29 @@ def step_metrics(
     row: dict[str, Any] = {
         "step": step,
         "loss": result.loss,
-        "nll/mean" if is_sft else "kl/mean": divergence.mean().item(),
+        "nll/mean" if is_supervised else "kl/mean": divergence.mean().item(),
         **advantage_summary(result.weights),
         "response/length": fmean(lengths),
+        "response/tokens": sum(lengths),
         "response/truncated_share": fmean(r.finish_reason == "length" for r in result.rollouts),
         "gradient_norm": result.gradient_norm,
         "learning_rate": learning_rate,
         **{f"time/{phase}": round(value, 4) for phase, value in seconds.items()},
         "tokens_per_second": sum(lengths) / sum(seconds.values()),
     }
-    if not is_sft and any(problem.answer is not None for problem in problems):
+    # Accuracy is the student's own; supervised text is somebody else's.
+    if not is_supervised and any(problem.answer is not None for problem in problems):
         row["accuracy"] = fmean(v for v in _verdicts(result, problems, student) if v is not None)
     return row
 
 
 def rollout_rows(
-    result: StepResult, problems: Sequence[Problem], student: VisionLanguageModel, *, step: int
+    result: StepResult,
+    problems: Sequence[Problem],
+    student: VisionLanguageModel,
+    *,
+    step: int,
+    is_supervised: bool = False,
 ) -> list[dict[str, Any]]:
     """Return the rows of ``rollouts/step_NNNNNN.jsonl``: each response, token by token."""
     by_id = {problem.id: problem for problem in problems}
@@ -66,7 +73,7 @@ def rollout_rows(
             "rollout_weight": weights.rollout[index].item(),
             "token_ids": list(rollout.response_ids),
             "tokens": [student.tokenizer.decode([i]) for i in rollout.response_ids],
-            "kl": _rounded(result.token_divergence[index]),
+            "nll" if is_supervised else "kl": _rounded(result.token_divergence[index]),
             "token_weight": _rounded(weights.token[index, :length]),
         }
         if result.scores is not None:

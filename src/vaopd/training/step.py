@@ -23,19 +23,18 @@ from vaopd.models.packing import (
     split_by_rollout,
 )
 from vaopd.models.prompts import EncodedPrompt
-from vaopd.objective.advantage import rollout_advantage, visual_advantage
+from vaopd.objective.advantage import absolute_advantage, rollout_advantage, visual_advantage
 from vaopd.objective.divergence import weighted_cross_entropy, weighted_reverse_kl
 from vaopd.objective.weights import (
     high_group,
     rollout_weights,
     token_weights,
     uniform_token_weights,
+    without_tokens,
 )
 from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout, Sampler, SamplingSettings
 from vaopd.teacher.local import LocalTeacher, TeacherScores
-
-USES_ADVANTAGE = ("va_opd", "rollout_only", "token_only")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -55,7 +54,8 @@ class StepResult:
 
     loss: float
     token_divergence: list[Float[Tensor, " _"]]
-    """KL of each response token in nats (negative log-likelihood for sft), by rollout."""
+    """KL of each response token in nats, by rollout; where the method is supervised, the
+    negative log-likelihood."""
 
     gradient_norm: float
     weights: Weights
@@ -106,8 +106,8 @@ class Step:
             TrainingError: The loss or its gradient is not finite; the weights are untouched.
         """
         watch = Stopwatch(self.student.device)
-        needs_view = self.config.method.name in USES_ADVANTAGE
-        originals, degraded = self._encode(problems, needs_view)
+        method = self.config.method
+        originals, degraded = self._encode(problems, method.needs_advantage)
         watch.lap("data")
         rollouts = self._rollouts(problems, originals, step)
         responses = [
@@ -115,13 +115,14 @@ class Step:
         ]
         watch.lap("sample")
         scores = None
-        if self.teacher is not None:
-            scores = self.teacher.score(originals, degraded, responses)
+        if self.teacher is not None and not method.is_supervised:
+            with_divergence = method.advantage == "view_divergence"
+            scores = self.teacher.score(
+                originals, degraded, responses, with_divergence=with_divergence
+            )
         names = [f"{r.problem_id}\x00{r.sibling}" for group in rollouts for r in group]
         seed = f"{self.config.training.seed}\x00{step}"
-        weights = weigh(
-            self.config.method, responses, scores, tie_keys=[f"{seed}\x00{n}" for n in names]
-        )
+        weights = weigh(method, responses, scores, tie_keys=[f"{seed}\x00{n}" for n in names])
         watch.lap("score")
         loss, divergence = self._accumulate(originals, responses, scores, weights)
         gradient_norm = self._update(loss, problems)
@@ -147,6 +148,7 @@ class Step:
     def _rollouts(
         self, problems: Sequence[Problem], prompts: list[EncodedPrompt], step: int
     ) -> list[list[Rollout]]:
+        # For off_policy_kd the sampler is the teacher's: sequence-level distillation.
         if self.config.method.name == "sft":
             return [reference_rollouts(problem, self.student) for problem in problems]
         options = self.config.sampling
@@ -253,9 +255,7 @@ def weigh(
     uniform = uniform_token_weights(mask, problem_ids)
     if scores is None or scores.degraded_logprobs is None:
         return Weights(token=uniform, rollout=uniform.sum(-1), mask=mask)
-    advantage = visual_advantage(
-        _pad(scores.original_logprobs, mask), _pad(scores.degraded_logprobs, mask), mask
-    )
+    advantage = _advantage(method, scores, scores.degraded_logprobs, mask)
     rollout = uniform.sum(-1)
     if method.name in ("va_opd", "rollout_only"):
         rollout = rollout_weights(
@@ -266,15 +266,7 @@ def weigh(
             epsilon=method.epsilon,
             deviation_floor=method.deviation_floor,
         )
-    high = torch.zeros_like(mask)
-    for row, (length, key) in enumerate(zip(lengths.tolist(), tie_keys, strict=True)):
-        digest = hashlib.sha256(key.encode()).digest()
-        high[row, :length] = high_group(
-            advantage[row : row + 1, :length],
-            mask[row : row + 1, :length],
-            high_fraction=method.high_fraction,
-            generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")),
-        )[0]
+    high = _keyed_group(advantage, mask, method.high_fraction, tie_keys)
     if method.name in ("va_opd", "token_only"):
         token = token_weights(
             advantage,
@@ -287,7 +279,47 @@ def weigh(
         )
     else:
         token = rollout[:, None] * mask / mask.sum(-1, keepdim=True).clamp(min=1)
+    if method.drop != "none":
+        sign = {"highest": 1.0, "random": 0.0, "lowest": -1.0}[method.drop]
+        # Keys of their own: the tokens that a tie puts first must not be those that chance drops.
+        keys = [f"drop\x00{key}" for key in tie_keys]
+        token = without_tokens(
+            token, _keyed_group(sign * advantage, mask, method.drop_fraction, keys)
+        )
     return Weights(token=token, rollout=rollout, mask=mask, advantage=advantage, high=high)
+
+
+def _advantage(
+    method: MethodConfig,
+    scores: TeacherScores,
+    degraded_logprobs: Sequence[Tensor],
+    mask: Bool[Tensor, "B T"],
+) -> Float[Tensor, "B T"]:
+    """Return the advantage that ``method.advantage`` names, nats, 0 at padding."""
+    if method.advantage == "view_divergence":
+        assert scores.view_divergence is not None, "the teacher was not asked for the divergence"
+        return _pad(scores.view_divergence, mask)
+    measure = absolute_advantage if method.advantage == "absolute" else visual_advantage
+    return measure(_pad(scores.original_logprobs, mask), _pad(degraded_logprobs, mask), mask)
+
+
+def _keyed_group(
+    values: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    fraction: float,
+    keys: Sequence[str],
+) -> Bool[Tensor, "B T"]:
+    """Return the tokens of largest value in each response; a key orders the ties of its row."""
+    group = torch.zeros_like(mask)
+    for row, (length, key) in enumerate(zip(mask.sum(-1).tolist(), keys, strict=True)):
+        digest = hashlib.sha256(key.encode()).digest()
+        group[row, :length] = high_group(
+            values[row : row + 1, :length],
+            mask[row : row + 1, :length],
+            high_fraction=fraction,
+            generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")),
+        )[0]
+    return group
 
 
 def reference_rollouts(problem: Problem, model: VisionLanguageModel) -> list[Rollout]:

@@ -1,0 +1,138 @@
+"""Does the student itself look? Its advantage beside the teacher's, and answers to both views.
+
+B rollouts, T response tokens (padded).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy.stats import rankdata
+from torch import Tensor
+
+from vaopd.evaluation.answers import Grade, is_same_answer
+from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.prompts import EncodedPrompt
+from vaopd.objective.advantage import visual_advantage
+from vaopd.objective.weights import high_group
+from vaopd.rollouts.sampler import Rollout
+from vaopd.teacher.local import LocalTeacher, score_view
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TokenAdvantage:
+    """Visual advantage of the same tokens, once by the teacher and once by the student."""
+
+    teacher: Float[Tensor, "B T"]
+    """Nats; Eq. 2 of the paper, whatever ``method.advantage`` weighs by."""
+
+    student: Float[Tensor, "B T"]
+    """The same equation with the student in the teacher's place."""
+
+    mask: Bool[Tensor, "B T"]
+    high: Bool[Tensor, "B T"]
+    """The teacher's high group."""
+
+    @property
+    def teacher_va(self) -> float | None:
+        """Mean advantage of the teacher over its high group, nats; none without a group."""
+        return self.teacher[self.high].mean().item() if self.high.any() else None
+
+    @property
+    def student_va(self) -> float | None:
+        """Mean advantage of the student over the teacher's high group, nats."""
+        return self.student[self.high].mean().item() if self.high.any() else None
+
+    @property
+    def correlation(self) -> float | None:
+        """Spearman correlation over all response tokens; none where an advantage is constant.
+
+        Ranks, because a few tokens hold most of the advantage; equal values (the many zeros)
+        share their mean rank.
+        """
+        values = self.teacher[self.mask], self.student[self.mask]
+        if any(len(v) < 2 or bool((v == v[0]).all()) for v in values):
+            return None
+        ranks = [rankdata(v.double().numpy()) for v in values]
+        return float(np.corrcoef(*ranks)[0, 1])
+
+    def row(self, index: int) -> dict[str, Any]:
+        """Return what a rollout's row of a validation file says of its tokens."""
+        tokens = self.mask[index]
+        return {
+            "visual_advantage": _rounded(self.teacher[index][tokens]),
+            "student_visual_advantage": _rounded(self.student[index][tokens]),
+            "is_high": self.high[index][tokens].tolist(),
+        }
+
+
+def score_advantage(
+    student: VisionLanguageModel,
+    teacher: LocalTeacher,
+    views: tuple[Sequence[EncodedPrompt], Sequence[EncodedPrompt]],
+    rollouts: Sequence[Sequence[Rollout]],
+    *,
+    high_fraction: float,
+) -> TokenAdvantage:
+    """Return both models' visual advantage of every token of the student's responses.
+
+    Args:
+        student: The model whose responses these are.
+        teacher: Its advantage decides which tokens need the image.
+        views: Prompts with the original and with the degraded images.
+        rollouts: Responses by problem and sibling.
+        high_fraction: Share of a response's tokens in the teacher's high group.
+
+    Raises:
+        AlignmentError: A log-prob is not finite.
+    """
+    responses = [[torch.tensor(r.response_ids) for r in group] for group in rollouts]
+    advantages = []
+    for model in (teacher.model, student):
+        logprobs = [
+            score_view(
+                model,
+                prompts,
+                responses,
+                budget_tokens=teacher.batch_tokens,
+                share_prefix=teacher.share_prefix,
+            )[1]
+            for prompts in views
+        ]
+        advantages.append(_advantage(*logprobs))
+    (of_teacher, mask), (of_student, _) = advantages
+    return TokenAdvantage(
+        teacher=of_teacher,
+        student=of_student,
+        mask=mask,
+        high=high_group(of_teacher, mask, high_fraction=high_fraction),
+    )
+
+
+def answer_changes(original: Sequence[Grade], degraded: Sequence[Grade]) -> list[bool]:
+    """Return for each pair of samples whether the degraded image led to another answer.
+
+    Two responses without an answer agree. Both were drawn with the same noise, so a student that
+    does not look at the detail changes nothing.
+    """
+    return [
+        not is_same_answer(first.extracted, second.extracted)
+        for first, second in zip(original, degraded, strict=True)
+    ]
+
+
+def _advantage(original: list[Tensor], degraded: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return padded advantages and their mask."""
+    pad = torch.nn.utils.rnn.pad_sequence
+    mask = pad([torch.ones(len(row), dtype=torch.bool) for row in original], batch_first=True)
+    first, second = (
+        pad([row.float().cpu() for row in rows], batch_first=True) for rows in (original, degraded)
+    )
+    return visual_advantage(first, second, mask), mask
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 6) for value in values.tolist()]

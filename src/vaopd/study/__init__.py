@@ -1,0 +1,1 @@
+"""Arms x seeds: the paper's tables and figures in miniature, with intervals. No torch here."""

@@ -1,0 +1,255 @@
+"""What a study is: tables of arms over one base recipe, and which runs that takes."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from vaopd.config import RunConfig, Section, explain, parse_config, parse_overrides, read_recipe
+from vaopd.errors import ConfigError
+
+BASE_ARM = "base"
+"""The untrained student: read from the first validation of another arm's run."""
+
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+Overrides = tuple[str, ...]
+
+
+class AxisConfig(Section):
+    """Where a table stands on an axis of the regime map."""
+
+    name: str
+    """What varies from table to table; tables of one name share a plot."""
+
+    value: float
+    """Where this table stands."""
+
+
+class TableConfig(Section):
+    """Arms that are compared with one baseline."""
+
+    title: str
+    """Heading in the report."""
+
+    baseline: str
+    """The arm that all others are compared with."""
+
+    arms: Annotated[dict[str, Overrides], Field(min_length=1)]
+    """Name of an arm and what it sets; ``base`` is the untrained student and sets nothing."""
+
+    overrides: Overrides = ()
+    """What all arms of the table set."""
+
+    figures: tuple[Literal["intervals", "curves", "sparsity"], ...] = ("intervals",)
+    """Plots below the table."""
+
+    axis: AxisConfig | None = None
+    """Makes the table one point of a regime map."""
+
+
+class QuickConfig(Section):
+    """What ``--quick`` changes."""
+
+    seeds: Seeds
+    overrides: Overrides = ()
+    tables: tuple[str, ...]
+
+
+class StudyConfig(Section):
+    """A study recipe: a base recipe, tables of arms, seeds."""
+
+    recipe: str
+    """Base recipe, relative to this file."""
+
+    tables: Annotated[dict[str, TableConfig], Field(min_length=1)]
+    seeds: Seeds
+    overrides: Overrides = ()
+    """What all runs set."""
+
+    quick: QuickConfig | None = None
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training of a study; tables that need the same one share it."""
+
+    config: RunConfig
+
+    @cached_property
+    def name(self) -> str:
+        """Folder of the run: method, seed and the hash of the resolved recipe."""
+        text = json.dumps(self.config.model_dump(mode="json"), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return f"{self.config.method.name}-seed{self.config.training.seed}-{digest}"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of a table: the same recipe with every seed."""
+
+    runs: dict[int, PlannedRun]
+    """By seed; of the base arm, the runs whose first validation is read."""
+
+    is_untrained: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A planned table."""
+
+    name: str
+    settings: TableConfig
+    arms: dict[str, Arm]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a study will run and show."""
+
+    tables: list[Table]
+    seeds: list[int]
+    text: str
+    """The study recipe as it was read."""
+
+    @property
+    def runs(self) -> dict[str, PlannedRun]:
+        """Every run once, by name, in the order in which the tables ask for it."""
+        return {
+            run.name: run
+            for table in self.tables
+            for arm in table.arms.values()
+            for run in arm.runs.values()
+        }
+
+
+def load_plan(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    arms: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    tables: Sequence[str] | None = None,
+    is_quick: bool = False,
+) -> Plan:
+    """Return the plan of a study recipe, or of an ordinary recipe with ``arms`` as its methods.
+
+    Values win in this order, the last one first: base recipe, the study's overrides, those of
+    ``quick``, ``overrides`` given here, the table's, the arm's, and the seed.
+
+    Raises:
+        ConfigError: A file is missing or breaks its schema, an option does not fit the recipe, or
+            an arm's values break the schema of runs; names the arm.
+    """
+    values = read_recipe(path)
+    if "tables" not in values:
+        study = _plain_study(path, arms, seeds)
+        if tables or is_quick:
+            raise ConfigError(
+                f"{path} is an ordinary recipe, which has no tables and no quick version; leave "
+                "out --tables and --quick, or give a study recipe such as recipes/study.yaml"
+            )
+    else:
+        study = _parse_study(values, path)
+        if arms:
+            raise ConfigError(
+                f"{path} is a study recipe, which names its arms itself; leave out --arms or "
+                "choose among its tables by --tables"
+            )
+    shared = [*study.overrides]
+    chosen, used_seeds = list(study.tables), list(study.seeds)
+    if is_quick:
+        if study.quick is None:
+            raise ConfigError(f"{path} has no quick version; add a quick section or drop --quick")
+        shared += study.quick.overrides
+        chosen, used_seeds = study.quick.tables, list(study.quick.seeds)
+    chosen, used_seeds = list(tables or chosen), list(seeds or used_seeds)
+    base = path.parent / study.recipe
+    planned = [
+        _table(name, _named(study, name, path), base, [*shared, *overrides], used_seeds)
+        for name in chosen
+    ]
+    return Plan(planned, used_seeds, path.read_text(encoding="utf-8"))
+
+
+def _plain_study(
+    path: Path, arms: Sequence[str] | None, seeds: Sequence[int] | None
+) -> StudyConfig:
+    if not arms or not seeds:
+        raise ConfigError(
+            f"{path} is an ordinary recipe, so --arms and --seeds are needed; add for example "
+            "--arms opd,va_opd --seeds 0,1,2"
+        )
+    table = TableConfig(
+        title=path.stem,
+        baseline=arms[0],
+        arms={arm: () if arm == BASE_ARM else (f"method.name={arm}",) for arm in arms},
+        figures=("intervals", "curves"),
+    )
+    return StudyConfig(recipe=path.name, tables={"study": table}, seeds=tuple(seeds))
+
+
+def _parse_study(values: dict[str, Any], path: Path) -> StudyConfig:
+    try:
+        study = StudyConfig.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(explain(item, StudyConfig) for item in error.errors())
+        raise ConfigError(f"study recipe {path}: {problems}") from None
+    for name, table in study.tables.items():
+        if table.baseline not in table.arms:
+            raise ConfigError(
+                f"study recipe {path}: table {name} has no arm {table.baseline!r} for a baseline; "
+                f"choose among {', '.join(table.arms)}"
+            )
+        if table.arms.get(BASE_ARM):
+            raise ConfigError(
+                f"study recipe {path}: table {name} gives values to the arm base, which is the "
+                "untrained student; rename that arm or empty it"
+            )
+    return study
+
+
+def _named(study: StudyConfig, name: str, path: Path) -> TableConfig:
+    if name not in study.tables:
+        raise ConfigError(f"{path} has no table {name!r}; choose among {', '.join(study.tables)}")
+    return study.tables[name]
+
+
+def _table(
+    name: str, settings: TableConfig, base: Path, shared: list[str], seeds: list[int]
+) -> Table:
+    trained = {
+        arm: Arm({seed: _run(base, [*shared, *settings.overrides, *own], seed) for seed in seeds})
+        for arm, own in settings.arms.items()
+        if arm != BASE_ARM
+    }
+    if not trained:
+        raise ConfigError(
+            f"table {name} has only the arm base, which is read from the run of another arm; add "
+            "one, such as opd"
+        )
+    # Any arm's student is the same before its first step, and is asked the same.
+    first = next(iter(trained.values()))
+    arms = {
+        arm: trained[arm] if arm != BASE_ARM else Arm(first.runs, is_untrained=True)
+        for arm in settings.arms
+    }
+    return Table(name, settings, arms)
+
+
+def _run(base: Path, overrides: list[str], seed: int) -> PlannedRun:
+    values = parse_overrides([*overrides, f"training.seed={seed}"], read_recipe(base))
+    try:
+        config = parse_config(values)
+    except ConfigError as error:
+        raise ConfigError(f"with {' '.join(overrides) or 'no overrides'}: {error}") from None
+    if config.data.validation is None:
+        raise ConfigError(
+            f"{base} has no data.validation, so there is nothing to compare; add "
+            "data.validation=SOURCE"
+        )
+    return PlannedRun(config)

@@ -1,0 +1,242 @@
+"""``study.html``: tables with intervals, plots and protocol on one page without any network."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from vaopd.evaluation.statistics import Interval
+from vaopd.records import read_rows
+from vaopd.study.figures import Line, Point, gain_plot, interval_plot, line_plot, with_own_ids
+from vaopd.study.recipe import Plan, Table
+from vaopd.study.results import SPARSITY_SHARES, Results, learning_curve, sparsity
+from vaopd.study.runs import is_finished, run_folder
+
+TEMPLATES = Path(__file__).parent / "templates"
+NONE = "none"
+"""What a difference is called whose interval contains 0."""
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _number(decimals: int) -> Callable[[float], str]:
+    return lambda value: f"{value:,.{decimals}f}"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is headed and written."""
+
+    name: str
+    label: str
+    write: Callable[[float], str]
+
+
+METRICS = (
+    Metric("accuracy", "accuracy, %", _percent),
+    Metric("accuracy_pixelated", "accuracy, pixelated, %", _percent),
+    Metric("student_va", "student VA, nats", _number(3)),
+    Metric("answer_change_rate", "answers changed, %", _percent),
+    Metric("va_correlation", "correlation of VA", _number(2)),
+    Metric("va_mass_top_10", "VA in top 10 %, %", _percent),
+    Metric("response_length", "tokens a response", _number(1)),
+    Metric("truncated", "truncated, %", _percent),
+    Metric("seconds", "seconds", _number(0)),
+    Metric("tokens_trained", "tokens trained", _number(0)),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of the page: what it is and how sure."""
+
+    text: str
+    interval: str = ""
+
+
+def render(plan: Plan, results: Results, output: Path, study: dict[str, Any]) -> str:
+    """Return the page.
+
+    Args:
+        plan: The tables and their runs.
+        results: Their numbers.
+        output: The study's folder, for the curves.
+        study: The content of ``study.json``: protocol and failures.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=select_autoescape(["jinja", "html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("study.html.jinja").render(
+        tables=[_table(table, results, output, study["failures"]) for table in plan.tables],
+        maps=_inline(_regime_maps(plan, results), "map"),
+        protocol=study["protocol"],
+    )
+
+
+def difference_text(interval: Interval, write: Callable[[float], str]) -> str:
+    """Return a difference with its sign, or ``none`` where its interval contains 0."""
+    if interval.low is None:
+        return f"{_signed(interval.mean, write)} (one seed)"
+    return NONE if interval.is_none else _signed(interval.mean, write)
+
+
+def _signed(value: float, write: Callable[[float], str]) -> str:
+    return ("+" if value >= 0 else "") + write(value)
+
+
+def _table(
+    table: Table, results: Results, output: Path, failures: list[dict[str, Any]]
+) -> dict[str, Any]:
+    names = {mean.metric for mean in results.means if mean.table == table.name}
+    kinds = [
+        Metric(name, f"{name.partition('/')[2]}, %", _percent)
+        for name in sorted(names)
+        if name.startswith("accuracy/")
+    ]
+    shown = [metric for metric in METRICS if metric.name in names]
+    return {
+        "name": table.name,
+        "title": table.settings.title,
+        "baseline": table.settings.baseline,
+        "metrics": shown,
+        "rows": _rows(table, results, shown),
+        "kinds": kinds,
+        "kind_rows": _rows(table, results, kinds),
+        "failures": [row for row in failures if row["table"] == table.name],
+        "figures": _inline(_figures(table, results, output), table.name),
+    }
+
+
+def _inline(svgs: list[str], place: str) -> list[Markup]:
+    """Return plots as parts of the page; matplotlib gives all of them the same ids."""
+    return [Markup(with_own_ids(svg, f"{place}-{n}-")) for n, svg in enumerate(svgs)]
+
+
+def _rows(table: Table, results: Results, metrics: list[Metric]) -> list[dict[str, Any]]:
+    means = {(m.arm, m.metric): m for m in results.means if m.table == table.name}
+    gaps = {(c.arm, c.metric): c for c in results.comparisons if c.table == table.name}
+    rows = []
+    for arm in table.arms:
+        seeds = max((len(m.seeds) for key, m in means.items() if key[0] == arm), default=0)
+        own = [_mean_cell(means.get((arm, metric.name)), metric) for metric in metrics]
+        other = [_gap_cell(gaps.get((arm, metric.name)), metric) for metric in metrics]
+        is_compared = any(key[0] == arm for key in gaps)
+        rows.append({"arm": arm, "seeds": seeds, "own": own, "gaps": other if is_compared else []})
+    return rows
+
+
+def _mean_cell(mean: Any, metric: Metric) -> Cell:
+    if mean is None:
+        return Cell("")
+    return Cell(metric.write(mean.interval.mean), _ends(mean.interval, metric))
+
+
+def _gap_cell(comparison: Any, metric: Metric) -> Cell:
+    if comparison is None:
+        return Cell("")
+    gap = comparison.interval
+    return Cell(difference_text(gap, metric.write), _ends(gap, metric))
+
+
+def _ends(interval: Interval, metric: Metric) -> str:
+    if interval.low is None or interval.high is None:
+        return ""
+    return f"{metric.write(interval.low)} to {metric.write(interval.high)}"
+
+
+def _figures(table: Table, results: Results, output: Path) -> list[str]:
+    makers = {"intervals": _interval_figures, "curves": _curves, "sparsity": _sparsity_figure}
+    return [svg for name in table.settings.figures for svg in makers[name](table, results, output)]
+
+
+def _interval_figures(table: Table, results: Results, output: Path) -> list[str]:
+    order = list(table.arms)
+    means = [
+        Point(mean.arm, mean.interval, order.index(mean.arm))
+        for mean in results.means
+        if (mean.table, mean.metric) == (table.name, "accuracy")
+    ]
+    gaps = [
+        Point(gap.arm, gap.interval, order.index(gap.arm))
+        for gap in results.comparisons
+        if (gap.table, gap.metric) == (table.name, "accuracy")
+    ]
+    figures = [interval_plot(means, "accuracy")] if means else []
+    if gaps:
+        label = f"accuracy above {table.settings.baseline}, points"
+        figures.append(interval_plot(gaps, label, has_zero_line=True))
+    return figures
+
+
+def _curves(table: Table, results: Results, output: Path) -> list[str]:
+    """Return accuracy against steps, seconds and tokens (Fig. 5 of the paper)."""
+    by_arm = {
+        name: [
+            learning_curve(run_folder(output, run))
+            for run in arm.runs.values()
+            if is_finished(output, run)
+        ]
+        for name, arm in table.arms.items()
+        if not arm.is_untrained
+    }
+    figures = []
+    for axis in ("steps", "seconds", "tokens"):
+        lines = []
+        for name, curves in by_arm.items():
+            runs = [(_column(curve, axis), _column(curve, "accuracy")) for curve in curves]
+            if runs:
+                x, y = (np.mean(values, axis=0) for values in zip(*runs, strict=True))
+                shown = runs if len(runs) > 1 else ()
+                lines.append(Line(name, x, y, shown, list(table.arms).index(name)))
+        if lines:
+            figures.append(line_plot(lines, axis, "accuracy"))
+    return figures
+
+
+def _column(curve: list[dict[str, Any]], key: str) -> np.ndarray:
+    return np.array([row[key] for row in curve], dtype=float)
+
+
+def _sparsity_figure(table: Table, results: Results, output: Path) -> list[str]:
+    """Return the share of advantage in the top tokens (Fig. 2a of the paper)."""
+    lines = []
+    for number, (name, arm) in enumerate(table.arms.items()):
+        runs = []
+        for run in arm.runs.values():
+            if is_finished(output, run):
+                files = sorted((run_folder(output, run) / "validation").glob("step_*.jsonl"))
+                found = sparsity(read_rows(files[0 if arm.is_untrained else -1]))
+                if found is not None:
+                    runs.append((np.array(SPARSITY_SHARES), found))
+        if runs:
+            mean = np.mean([y for _, y in runs], axis=0)
+            lines.append(Line(name, np.array(SPARSITY_SHARES), mean, runs, number))
+    if not lines:
+        return []
+    return [line_plot(lines, "top tokens by teacher VA", "share of VA", is_log=True)]
+
+
+def _regime_maps(plan: Plan, results: Results) -> list[str]:
+    """Return the gain in accuracy against each axis, over the tables that stand on it."""
+    axes: dict[str, dict[str, list[tuple[float, Interval]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for table in plan.tables:
+        axis = table.settings.axis
+        for gap in results.comparisons:
+            is_here = (gap.table, gap.metric) == (table.name, "accuracy")
+            if axis and is_here and not table.arms[gap.arm].is_untrained:
+                series = f"{gap.arm} - {gap.baseline}"
+                axes[axis.name][series].append((axis.value, gap.interval))
+    return [gain_plot(series, name, "gain in accuracy") for name, series in axes.items()]

@@ -1,0 +1,95 @@
+"""A study from recipe to page: train what is missing, then compare and write."""
+
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vaopd.errors import StudyError
+from vaopd.records import write_json, write_text
+from vaopd.study.recipe import Plan
+from vaopd.study.report import render
+from vaopd.study.results import Mean, collect, failed_arms
+from vaopd.study.runs import Runner, is_finished, num_cores, run_folder
+
+
+def run_study(
+    plan: Plan,
+    output: Path,
+    *,
+    jobs: int,
+    console: Console | None = None,
+    command: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Train every run of the plan that is not finished, write json and page; return the json.
+
+    Args:
+        plan: What to run and compare.
+        output: Folder of the study; runs in it that are finished are not repeated.
+        jobs: Runs side by side; the cores are shared out among them.
+        console: Where progress goes; standard error unless told otherwise.
+        command: What to record as the command; the process's own unless told otherwise.
+
+    Raises:
+        StudyError: Runs failed; everything that did not fail is written all the same.
+    """
+    runner = Runner(output, jobs=jobs, console=console or Console(stderr=True))
+    failures = runner.execute(plan.runs)
+    study = write_study(plan, output, failures, command or sys.argv)
+    if failures:
+        raise StudyError(
+            f"{len(failures)} of {len(plan.runs)} runs failed, first {next(iter(failures))}: "
+            f"{next(iter(failures.values()))}; {output / 'study.html'} shows the others, and the "
+            "same command tries again"
+        )
+    return study
+
+
+def write_study(
+    plan: Plan, output: Path, failures: dict[str, str], command: Sequence[str]
+) -> dict[str, Any]:
+    """Write ``study.json`` and ``study.html`` from the finished runs; return the json."""
+    results = collect(plan, output)
+    study = {
+        "rows": results.rows,
+        "means": [_mean_row(mean) for mean in results.means],
+        "comparisons": [comparison.row() for comparison in results.comparisons],
+        "failures": failed_arms(plan, failures),
+        "protocol": protocol(plan, output, command),
+    }
+    write_json(output / "study.json", study)
+    write_text(output / "study.html", render(plan, results, output, study))
+    return study
+
+
+def protocol(plan: Plan, output: Path, command: Sequence[str]) -> dict[str, Any]:
+    """Return what somebody else needs to do the same again."""
+    finished = [run_folder(output, run) for run in plan.runs.values() if is_finished(output, run)]
+    environments = [_read_json(folder / "environment.json") for folder in finished]
+    first = environments[0] if environments else {}
+    return {
+        "command": shlex.join(["vaopd", *command[1:]]),
+        "commits": sorted({str(environment["commit"]) for environment in environments}),
+        "seeds": plan.seeds,
+        "machine": f"{first.get('device', 'unknown device')}, {num_cores()} cores, "
+        f"{first.get('threads', '?')} threads a run, {platform.platform()}",
+        "versions": {"python": platform.python_version(), **first.get("packages", {})},
+        "date": datetime.now(UTC).date().isoformat(),
+        "recipe": plan.text,
+    }
+
+
+def _mean_row(mean: Mean) -> dict[str, Any]:
+    values = asdict(mean)
+    return values | values.pop("interval")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,199 @@
+"""Runs of a study: trainings as processes of their own, side by side, each at most once."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from vaopd.records import write_text
+from vaopd.study.recipe import PlannedRun
+
+POLL_SECONDS = 0.5
+PLAIN_SECONDS = 30.0
+"""Without a terminal, progress between two ends of runs is printed at most this often."""
+
+STOP_SECONDS = 10.0
+"""What a run gets to end by itself when the study is interrupted."""
+
+
+def run_folder(output: Path, run: PlannedRun) -> Path:
+    """Return where a run of the study in ``output`` is."""
+    return output / "runs" / run.name
+
+
+def is_finished(output: Path, run: PlannedRun) -> bool:
+    """Return whether the run has reached its end."""
+    return (run_folder(output, run) / "summary.json").is_file()
+
+
+@dataclass
+class _Process:
+    run: PlannedRun
+    popen: subprocess.Popen
+    log: IO[bytes]
+    started: float
+
+
+class Runner:
+    """Takes every run of a plan to its end, a few at a time."""
+
+    def __init__(self, output: Path, *, jobs: int, console: Console) -> None:
+        self.output = output
+        self.jobs = jobs
+        self.console = console
+        self.last_line = 0.0
+        self.signal: int | None = None
+        self.progress = Progress(
+            TextColumn("runs"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def execute(self, runs: dict[str, PlannedRun]) -> dict[str, str]:
+        """Train what is not finished; return the message of each run that failed, by name.
+
+        A run that was interrupted goes on from its newest checkpoint. A failing run does not stop
+        the others.
+        """
+        waiting = [run for run in runs.values() if not is_finished(self.output, run)]
+        done = len(runs) - len(waiting)
+        self._say(f"{len(runs)} runs, {done} of them finished before, {self.jobs} at a time")
+        failures: dict[str, str] = {}
+        begun, open_before = time.monotonic(), self._open_share(waiting)
+        active: list[_Process] = []
+        with self.progress, self._stopping(active):
+            bar = self.progress.add_task("runs", total=len(runs), completed=done, note="")
+            while waiting or active:
+                while waiting and len(active) < self.jobs:
+                    active.append(self._start(waiting.pop(0)))
+                time.sleep(POLL_SECONDS)
+                self._check_signal()
+                for process in [p for p in active if p.popen.poll() is not None]:
+                    active.remove(process)
+                    done += 1
+                    self._end(process, failures, f"{done}/{len(runs)}")
+                left = self._open_share([*waiting, *(process.run for process in active)])
+                note = _time_left(time.monotonic() - begun, open_before - left, left)
+                self.progress.update(bar, completed=done, note=note)
+                self._say_sometimes(f"{done}/{len(runs)} runs{note and ', '}{note}")
+        return failures
+
+    def _start(self, run: PlannedRun) -> _Process:
+        folder = run_folder(self.output, run)
+        recipe = self.output / "recipes" / f"{run.name}.yaml"
+        write_text(recipe, run.config.to_yaml())
+        command = [sys.executable, "-m", "vaopd", "train", str(recipe), "--output", str(folder)]
+        if (folder / "config.yaml").is_file():
+            command.append("--resume")
+        elif folder.exists():
+            # Killed before its first file: nothing in it to go on from.
+            shutil.rmtree(folder)
+        path = self.output / "logs" / f"{run.name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = path.open("wb")
+        popen = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": str(max(1, num_cores() // self.jobs))},
+            start_new_session=True,  # an interrupt reaches the study, which stops its runs itself
+        )
+        return _Process(run, popen, log, time.monotonic())
+
+    def _end(self, process: _Process, failures: dict[str, str], count: str) -> None:
+        process.log.close()
+        seconds = time.monotonic() - process.started
+        name = process.run.name
+        if process.popen.returncode == 0 and is_finished(self.output, process.run):
+            self._say(f"{count} {name}: done in {seconds:.0f} s")
+            return
+        failures[name] = _message(self.output / "logs" / f"{name}.txt", process.popen.returncode)
+        self._say(f"{count} {name}: failed after {seconds:.0f} s: {failures[name]}")
+
+    @contextmanager
+    def _stopping(self, active: Iterable[_Process]) -> Iterator[None]:
+        """End what still runs when the study is interrupted or killed; each run can be resumed."""
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
+        before = {number: signal.signal(number, self._note_signal) for number in numbers}
+        try:
+            yield
+        finally:
+            for process in active:
+                process.popen.terminate()
+            for process in active:
+                try:
+                    process.popen.wait(STOP_SECONDS)
+                except subprocess.TimeoutExpired:
+                    process.popen.kill()
+                process.log.close()
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+
+    def _note_signal(self, number: int, frame: object) -> None:
+        # Raising here could leave a run behind that has started and is not in the list yet.
+        self.signal = number
+
+    def _check_signal(self) -> None:
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.signal is not None:
+            raise SystemExit(128 + self.signal)
+
+    def _open_share(self, runs: Sequence[PlannedRun]) -> float:
+        """Return how many runs' worth of steps is still to be done."""
+        return float(len(runs)) - sum((self._done_share(run) for run in runs), 0.0)
+
+    def _done_share(self, run: PlannedRun) -> float:
+        """Return how much of a run is done, in [0, 1]; 0 where its length is not in the recipe."""
+        steps = run.config.training.max_steps
+        path = run_folder(self.output, run) / "metrics.jsonl"
+        if steps is None or not path.is_file():
+            return 0.0
+        return min(1.0, path.read_bytes().count(b"\n") / steps)
+
+    def _say(self, text: str) -> None:
+        self.last_line = time.monotonic()
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _say_sometimes(self, text: str) -> None:
+        is_due = time.monotonic() - self.last_line >= PLAIN_SECONDS
+        if is_due and not self.console.is_terminal:
+            self._say(text)
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _time_left(elapsed: float, worked: float, left: float) -> str:
+    """Return what remains at the speed so far, in words; nothing before there is a speed."""
+    if worked <= 0:
+        return ""
+    return f"about {elapsed / worked * left / 60:.0f} min left"
+
+
+def _message(log: Path, code: int) -> str:
+    """Return the last line a failed run printed, which is its one-sentence error."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return last.removeprefix("error: ") or f"ended with exit code {code}"

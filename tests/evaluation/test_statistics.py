@@ -1,0 +1,120 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from vaopd.evaluation.statistics import Interval, mean_interval, paired_difference
+
+TABLES = arrays(np.float64, (3, 7), elements=st.integers(0, 8).map(lambda n: n / 8))
+
+
+def test_the_mean_of_a_table_is_the_mean_of_its_cells():
+    table = np.array([[1.0, 0.0], [1.0, 1.0]])
+    assert mean_interval(table).mean == 0.75
+
+
+def test_an_arm_that_always_gains_the_same_has_an_interval_of_no_width():
+    # 3 seeds, 5 problems, 0.25 more everywhere: every resample has the same mean.
+    baseline = np.random.default_rng(0).integers(0, 2, (3, 5)) / 1.0
+    assert paired_difference(baseline + 0.25, baseline) == Interval(0.25, 0.25, 0.25)
+
+
+def test_pairing_removes_what_makes_problems_hard():
+    # Problems differ by 0 to 100, arms by 1 plus or minus a little.
+    generator = np.random.default_rng(0)
+    hardness = np.linspace(0, 100, 40) + np.zeros((4, 1))
+    arm = hardness + 1 + generator.normal(0, 0.1, hardness.shape)
+    difference = paired_difference(arm, hardness)
+    assert difference.low is not None and difference.high is not None
+    assert 0.9 < difference.low < 1 < difference.high < 1.1
+    assert not difference.is_none
+    alone = mean_interval(arm)
+    assert alone.low is not None and alone.high is not None and alone.high - alone.low > 10
+
+
+def test_the_bootstrap_of_one_seed_is_that_of_its_problems():
+    # 100 problems, half of them right: the error of a share is 0.05, its interval 0.5 -+ 0.098.
+    interval = mean_interval(np.array([[0.0, 1.0] * 50]))
+    assert (interval.low, interval.high) == pytest.approx((0.402, 0.598), abs=0.012)
+
+
+def test_seeds_are_resampled_as_well():
+    # All problems of a seed agree, so only the draw of 2 seeds matters: the means of resamples are
+    # 0, 0.5 and 1 with 1/4, 1/2, 1/4.
+    interval = mean_interval(np.array([[0.0] * 30, [1.0] * 30]))
+    assert (interval.low, interval.high) == (0, 1)
+
+
+def test_one_number_a_run_gets_students_interval_over_seeds():
+    # 1, 2, 3: deviation 1, error 1 / sqrt(3); t of 2 degrees of freedom at 97.5 % is 4.302653.
+    interval = mean_interval(np.array([[1.0], [2.0], [3.0]]))
+    reach = 4.302653 / math.sqrt(3)
+    assert (interval.mean, interval.low, interval.high) == pytest.approx((2, 2 - reach, 2 + reach))
+
+
+def test_one_number_of_one_run_has_no_interval_and_shows_no_difference():
+    interval = paired_difference(np.array([[5.0]]), np.array([[1.0]]))
+    assert interval == Interval(4.0, None, None)
+    assert interval.is_none
+
+
+@pytest.mark.parametrize(
+    ("interval", "is_none"),
+    [
+        (Interval(1.0, -0.1, 2.0), True),
+        (Interval(1.0, 0.0, 2.0), True),
+        (Interval(1.0, 0.1, 2.0), False),
+        (Interval(-1.0, -2.0, -0.1), False),
+    ],
+)
+def test_a_difference_whose_interval_contains_zero_is_none(interval: Interval, is_none: bool):
+    assert interval.is_none == is_none
+
+
+def test_intervals_of_normal_noise_contain_the_truth_about_as_often_as_they_say():
+    # 200 tables of 5 seeds x 40 problems around 0.3, deviations 0.3 by problem, 0.3 by answer. The
+    # bootstrap over two axes counts the answers' noise more than once, so it is on the safe side.
+    generator = np.random.default_rng(3)
+    hits = 0
+    for trial in range(200):
+        problems, answers = generator.normal(0, 0.3, (1, 40)), generator.normal(0, 0.3, (5, 40))
+        interval = mean_interval(0.3 + problems + answers, seed=trial)
+        assert interval.low is not None and interval.high is not None
+        hits += interval.low <= 0.3 <= interval.high
+    # Three standard deviations of 200 draws at 95 % are 4.6 points.
+    assert hits >= 181
+
+
+@settings(max_examples=25, deadline=None)
+@given(first=TABLES, second=TABLES)
+def test_swapping_the_arms_turns_the_difference_around(first: np.ndarray, second: np.ndarray):
+    forth, back = paired_difference(first, second), paired_difference(second, first)
+    assert None not in (forth.low, forth.high, back.low, back.high)
+    assert (forth.mean, forth.low, forth.high) == pytest.approx(
+        (-back.mean, -(back.high or 0), -(back.low or 0)), abs=1e-12
+    )
+    assert forth.is_none == back.is_none
+
+
+@settings(max_examples=25, deadline=None)
+@given(table=TABLES)
+def test_equal_arms_differ_by_exactly_zero(table: np.ndarray):
+    assert paired_difference(table, table) == Interval(0.0, 0.0, 0.0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(table=TABLES)
+def test_the_mean_lies_in_its_interval_and_both_within_the_values(table: np.ndarray):
+    interval = mean_interval(table)
+    assert interval.low is not None and interval.high is not None
+    assert table.min() - 1e-12 <= interval.low <= interval.mean + 1e-12
+    assert interval.mean - 1e-12 <= interval.high <= table.max() + 1e-12
+
+
+def test_the_same_seed_of_resampling_gives_the_same_interval():
+    table = np.random.default_rng(1).random((3, 9))
+    assert mean_interval(table, seed=4) == mean_interval(table, seed=4)
+    assert mean_interval(table, seed=4) != mean_interval(table, seed=5)

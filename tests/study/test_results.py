@@ -1,0 +1,127 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vaopd.study.recipe import Plan, load_plan
+from vaopd.study.results import (
+    NEEDS_SAME_VIEW,
+    SPARSITY_SHARES,
+    collect,
+    learning_curve,
+    sparsity,
+)
+from vaopd.study.runs import run_folder
+
+WRONG, ONE, HALF, ALL = [False] * 4, [True] + [False] * 3, [True, True, False, False], [True] * 4
+
+
+@pytest.fixture
+def plan(recipe: Path, finish: Callable) -> Plan:
+    """Two seeds of opd reach 1/4 and 1/2, of va_opd 1/2 and 1; the student began with 1/4."""
+    plan = load_plan(recipe, tables=["methods"])
+    arms = plan.tables[0].arms
+    for seed, opd, va_opd in ((0, ONE, HALF), (1, HALF, ALL)):
+        finish(arms["opd"].runs[seed], ONE, opd)
+        finish(arms["va_opd"].runs[seed], ONE, va_opd, seconds=3.0)
+    return plan
+
+
+def values(plan: Plan, output: Path, metric: str) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for row in collect(plan, output).rows:
+        if row["metric"] == metric:
+            found.setdefault(row["arm"], []).append(row["value"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("metric", "base", "opd", "va_opd"),
+    [
+        ("accuracy", [0.25, 0.25], [0.25, 0.5], [0.5, 1.0]),
+        ("accuracy/bars", [0.5, 0.5], [0.5, 1.0], [1.0, 1.0]),
+        ("accuracy/dial", [0.0, 0.0], [0.0, 0.0], [0.0, 1.0]),
+        ("accuracy_pixelated", [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]),
+        ("answer_change_rate", [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]),
+        ("student_va", [0.5, 0.5], [0.5, 0.5], [0.5, 0.5]),
+        ("va_correlation", [0.25, 0.25], [0.25, 0.25], [0.25, 0.25]),
+        ("response_length", [2.0, 2.0], [2.0, 2.0], [2.0, 2.0]),
+        ("truncated", [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]),
+        # Two steps of 2 + 1 and of 3 + 1 seconds, with 10 and 20 tokens.
+        ("seconds", None, [6.0, 6.0], [8.0, 8.0]),
+        ("tokens_trained", None, [30.0, 30.0], [30.0, 30.0]),
+    ],
+)
+def test_rows_hold_each_metric_of_each_seed(
+    plan: Plan, tmp_path: Path, metric: str, base: list | None, opd: list, va_opd: list
+):
+    expected = {"opd": opd, "va_opd": va_opd} | ({"base": base} if base else {})
+    assert values(plan, tmp_path / "out", metric) == expected
+
+
+def test_differences_are_paired_with_the_baseline_over_the_same_seeds(plan: Plan, tmp_path: Path):
+    rows = [comparison.row() for comparison in collect(plan, tmp_path / "out").comparisons]
+    (gain,) = (row for row in rows if (row["arm"], row["metric"]) == ("va_opd", "accuracy"))
+    assert set(gain) == {
+        "table", "arm", "baseline", "metric", "difference", "low", "high", "seeds"
+    }  # fmt: skip
+    # 1/2 - 1/4 and 1 - 1/2.
+    assert (gain["baseline"], gain["difference"], gain["seeds"]) == ("opd", 0.375, [0, 1])
+    assert gain["low"] < 0.375 < gain["high"]
+    (seconds,) = (row for row in rows if (row["arm"], row["metric"]) == ("va_opd", "seconds"))
+    assert (seconds["difference"], seconds["low"], seconds["high"]) == (2, 2, 2)
+    assert not [row for row in rows if row["arm"] == row["baseline"]]
+
+
+def test_a_seed_that_only_one_arm_has_finished_is_left_out(
+    recipe: Path, finish: Callable, tmp_path: Path
+):
+    plan = load_plan(recipe, tables=["methods"])
+    arms = plan.tables[0].arms
+    finish(arms["opd"].runs[0], ONE, ONE)
+    finish(arms["va_opd"].runs[0], ONE, HALF)
+    finish(arms["va_opd"].runs[1], ONE, ALL)
+    results = collect(plan, tmp_path / "out")
+    gains = {c.arm: c for c in results.comparisons if c.metric == "accuracy"}
+    assert gains["va_opd"].seeds == [0]
+    assert gains["va_opd"].interval.mean == 0.25
+    # The untrained student of seed 1 is read from the run of another arm.
+    assert values(plan, tmp_path / "out", "accuracy")["base"] == [0.25, 0.25]
+
+
+def test_arms_that_degrade_the_image_in_other_ways_are_compared_only_where_that_is_fair(
+    recipe: Path, finish: Callable, tmp_path: Path
+):
+    plan = load_plan(recipe, tables=["views"])
+    for arm in plan.tables[0].arms.values():
+        for run in arm.runs.values():
+            finish(run, ONE, HALF)
+    compared = {comparison.metric for comparison in collect(plan, tmp_path / "out").comparisons}
+    assert {"accuracy", "seconds", "response_length"} <= compared
+    assert not compared & set(NEEDS_SAME_VIEW)
+    assert len(NEEDS_SAME_VIEW) == 5
+
+
+def test_a_learning_curve_adds_up_what_was_spent_until_each_validation(plan: Plan, tmp_path: Path):
+    run = plan.tables[0].arms["opd"].runs[1]
+    assert learning_curve(run_folder(tmp_path / "out", run)) == [
+        {"steps": 0, "seconds": 0, "tokens": 0, "accuracy": 0.25},
+        {"steps": 2, "seconds": 6.0, "tokens": 30, "accuracy": 0.5},
+    ]
+
+
+def test_sparsity_is_the_share_of_advantage_in_the_top_tokens():
+    # 100 tokens: one holds 50, nine hold 5 each, ninety hold 5/90 each: 50, 95 and 100 of 100.
+    advantage = [5 / 90] * 45 + [50.0] + [5.0] * 9 + [5 / 90] * 45
+    rows = [{"visual_advantage": advantage[:30]}, {"visual_advantage": advantage[30:]}, {}]
+    shares = sparsity(rows)
+    assert shares is not None
+    assert shares[SPARSITY_SHARES.index(0.01)] == pytest.approx(0.5)
+    assert shares[SPARSITY_SHARES.index(0.1)] == pytest.approx(0.95)
+    assert shares[-1] == pytest.approx(1)
+    assert (np.diff(shares) >= 0).all()
+
+
+def test_without_advantage_there_is_no_sparsity():
+    assert sparsity([{"visual_advantage": [0.0, 0.0]}, {}]) is None
