@@ -5,7 +5,8 @@ from vaopd.inspection.mathematics import has_formula, mathml, readable
 
 @pytest.mark.parametrize(
     "text",
-    [r"$\frac{1}{2}$", r"\(x^2\)", r"\[\sqrt{x}\]", r"$$a+b$$", r"\boxed{45}", r"\boxed{\frac{1}{2}}"],
+    [r"$\frac{1}{2}$", r"\(x^2\)", r"\[\sqrt{x}\]", r"$$a+b$$", r"\boxed{45}",
+     r"\boxed{\frac{1}{2}}"],
 )  # fmt: skip
 def test_every_way_to_write_a_formula_becomes_mathml(text: str):
     page = readable(f"so {text}.")

@@ -41,6 +41,10 @@ def test_the_first_mention_is_the_first_high_token_with_advantage():
     assert first_mention([0, 0], [True, False]) is None
 
 
+def test_a_mention_needs_a_tenth_of_the_largest_advantage():
+    assert first_mention([0.4, 0.5, 5], [True, True, True]) == 1 / 3
+
+
 def test_positions_of_high_tokens_are_fractions_of_the_response():
     assert high_positions([True, False, False, True]) == [0, 0.75]
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,10 +11,7 @@ def pieces(text: str, cuts: list[int]) -> list[str]:
     """Return what a byte-level tokenizer that cuts there decodes each token to."""
     encoded = text.encode()
     edges = sorted({0, len(encoded), *(cut % (len(encoded) + 1) for cut in cuts)})
-    return [
-        encoded[first:last].decode("utf-8", "replace")
-        for first, last in zip(edges, edges[1:], strict=False)
-    ]
+    return [encoded[first:last].decode("utf-8", "replace") for first, last in pairwise(edges)]
 
 
 def test_whole_tokens_keep_their_own_spans():

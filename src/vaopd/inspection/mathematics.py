@@ -11,15 +11,17 @@ from xml.etree import ElementTree
 from latex2mathml.converter import convert
 
 MATHML = "http://www.w3.org/1998/Math/MathML"
-ELEMENTS = frozenset(
-    "math mrow mi mn mo mtext mspace mfrac msqrt mroot msub msup msubsup munder mover munderover "
-    "mtable mtr mtd menclose mpadded mphantom mstyle mmultiscripts mprescripts none".split()
-)
-ATTRIBUTES = frozenset(
-    "display displaystyle scriptlevel mathvariant stretchy fence separator form accent "
-    "accentunder lspace rspace width height depth notation columnalign rowspacing "
-    "columnspacing linethickness minsize maxsize movablelimits largeop linebreak".split()
-)
+ELEMENTS = frozenset({
+    "math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "mfrac", "msqrt", "mroot", "msub", "msup",
+    "msubsup", "munder", "mover", "munderover", "mtable", "mtr", "mtd", "menclose", "mpadded",
+    "mphantom", "mstyle", "mmultiscripts", "mprescripts", "none",
+})  # fmt: skip
+ATTRIBUTES = frozenset({
+    "display", "displaystyle", "scriptlevel", "mathvariant", "stretchy", "fence", "separator",
+    "form", "accent", "accentunder", "lspace", "rspace", "width", "height", "depth", "notation",
+    "columnalign", "rowspacing", "columnspacing", "linethickness", "minsize", "maxsize",
+    "movablelimits", "largeop", "linebreak",
+})  # fmt: skip
 PARTS = {
     "mfrac": 2, "mroot": 2, "msub": 2, "msup": 2, "msubsup": 3,
     "munder": 2, "mover": 2, "munderover": 3,

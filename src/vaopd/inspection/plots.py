@@ -12,6 +12,7 @@ from typing import Any
 from vaopd.inspection.sources import Record, Source
 from vaopd.inspection.statistics import (
     SHARES,
+    Number,
     concentration,
     even_edges,
     first_mention,
@@ -100,9 +101,7 @@ def curves(sources: Sequence[Source]) -> list[Chart]:
         for name in ("metrics", "validation")
     }
     known = {(file, key) for _, _, entries in CURVES for file, key, _ in entries}
-    charts = [
-        _curve_chart(title, unit, entries, files, sources) for title, unit, entries in CURVES
-    ]
+    charts = [_curve_chart(title, unit, entries, files, sources) for title, unit, entries in CURVES]
     found = {
         (file, key): None
         for file, runs in files.items()
@@ -149,9 +148,9 @@ def _curve_chart(
     return {"title": title, "unit": unit, "x": "step", "kind": "line", "series": series}
 
 
-def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, float]:
+def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Number]:
     """Return the numbers of a row; those of an inner object as ``outer/inner``."""
-    flat: dict[str, float] = {}
+    flat: dict[str, Number] = {}
     for key, value in row.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}/")
@@ -228,10 +227,10 @@ def _binned(
     chart: Chart,
     sources: Sequence[Source],
     measured: Sequence[list[Record]],
-    values: Callable[[Record], Iterable[float]],
+    values: Callable[[Record], Iterable[Number]],
     *,
     split: bool,
-    high: float | None = None,
+    high: Number | None = None,
 ) -> Chart:
     """Return a histogram with a line for each run, or for right and wrong where there is one."""
     everything = [value for records in measured for record in records for value in values(record)]
@@ -269,7 +268,7 @@ def _advantage_histogram(sources: Sequence[Source], measured: Sequence[list[Reco
     )
 
 
-def value_or_zero(value: float | None) -> float:
+def value_or_zero(value: Number | None) -> Number:
     """Return 0 for a number that is not there."""
     return 0.0 if value is None else value
 
@@ -287,20 +286,21 @@ def _positions(sources: Sequence[Source], measured: Sequence[list[Record]]) -> C
 
 
 def _first_mentions(sources: Sequence[Source], measured: Sequence[list[Record]]) -> Chart:
-    def first(record: Record) -> list[float]:
+    def first(record: Record) -> list[Number]:
         place = first_mention(record.advantage, record.is_high) if record.is_high else None
         return [] if place is None else [place]
 
     chart = {
         "id": "first-mention",
         "title": "First mention",
-        "caption": "Position of the first high-group token with advantage; share of rollouts.",
+        "caption": "First high token with a tenth of the response's largest advantage; "
+        "share of rollouts.",
         "x": "position in the response",
     }
     return _binned(chart, sources, measured, first, split=True, high=1.0)
 
 
-def relative_weights(source: Source) -> list[tuple[Record, float]]:
+def relative_weights(source: Source) -> list[tuple[Record, Number]]:
     """Return each weighted rollout with its weight times the number of siblings; 1 is uniform."""
     return [
         (record, record.rollout_weight * len(siblings))

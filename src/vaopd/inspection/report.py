@@ -20,7 +20,7 @@ from vaopd.errors import RunFolderError
 from vaopd.inspection.plots import advantage_charts, curves, measured_records
 from vaopd.inspection.rollouts import Pictures, rollout_groups
 from vaopd.inspection.sources import Source, read_source
-from vaopd.inspection.statistics import SHARES, concentration, first_mention, quantile
+from vaopd.inspection.statistics import SHARES, Number, concentration, first_mention, quantile
 from vaopd.records import write_text
 
 SCRIPTS = (
@@ -196,7 +196,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _scales(groups: Sequence[dict[str, Any]]) -> dict[str, float]:
+def _scales(groups: Sequence[dict[str, Any]]) -> dict[str, Number]:
     """Return the value of the strongest colour of each measure, one for the whole page.
 
     The 99th percentile of what is not zero: a single outlier would make all else pale.
@@ -221,7 +221,7 @@ def overview(source: Source) -> dict[str, Any]:
     def key(section: str, name: str) -> str:
         return str(source.config.get(section, {}).get(name, ""))
 
-    def change(name: str) -> tuple[float, float] | None:
+    def change(name: str) -> tuple[Number, Number] | None:
         values = [row[name] for row in source.validation if row.get(name) is not None]
         return (values[0], values[-1]) if values else None
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from vaopd.errors import ConfigError, RunFolderError
-from vaopd.inspection.statistics import advantage_of
+from vaopd.inspection.statistics import Number, advantage_of
 from vaopd.records import read_rows
 
 NUMBERS = (
@@ -48,8 +48,8 @@ class Record:
     row: int
     length: int
     is_correct: bool | None
-    rollout_weight: float | None
-    mean_advantage: float | None
+    rollout_weight: Number | None
+    mean_advantage: Number | None
     advantage: array
     is_high: list[bool]
 

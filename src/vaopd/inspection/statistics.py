@@ -4,11 +4,16 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
+Number = int | float
+"""JSON writes 0 for 0.0, and the type checks of the tests hold an int for no float."""
+
 SHARES = (0.5, 1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 100)
 """Per cent of tokens at which the concentration curve is read."""
 
+MENTION_SHARE = 0.1
 
-def concentration(advantages: Iterable[float]) -> list[float]:
+
+def concentration(advantages: Iterable[Number]) -> list[float]:
     """Return the share of all advantage that the top ``SHARES`` of tokens hold, in [0, 1].
 
     Fig. 2a of the paper. A share that falls inside a token takes that part of it, so that few
@@ -30,13 +35,16 @@ def concentration(advantages: Iterable[float]) -> list[float]:
     return result
 
 
-def first_mention(advantage: Sequence[float], is_high: Sequence[bool]) -> float | None:
-    """Return where the first high-group token with any advantage stands, in [0, 1).
+def first_mention(advantage: Sequence[Number], is_high: Sequence[bool]) -> float | None:
+    """Return where the first high-group token that carries sight stands, in [0, 1).
 
-    0 is the first token. None where no high token has advantage: its group is filled by ties.
+    0 is the first token. To count, a token has ``MENTION_SHARE`` of the response's largest
+    advantage: the group always holds a fifth of the tokens, most of them with next to nothing.
+    None where no high token has advantage: its group is filled by ties.
     """
+    least = MENTION_SHARE * max(advantage, default=0.0)
     for position, (value, high) in enumerate(zip(advantage, is_high, strict=True)):
-        if high and value > 0:
+        if high and value > 0 and value >= least:
             return position / len(advantage)
     return None
 
@@ -46,7 +54,7 @@ def high_positions(is_high: Sequence[bool]) -> list[float]:
     return [position / len(is_high) for position, high in enumerate(is_high) if high]
 
 
-def histogram(values: Sequence[float], edges: Sequence[float]) -> list[int]:
+def histogram(values: Sequence[Number], edges: Sequence[Number]) -> list[int]:
     """Return how many values lie in each bin [edge, next edge); the last bin is closed."""
     counts = [0] * (len(edges) - 1)
     for value in values:
@@ -56,23 +64,21 @@ def histogram(values: Sequence[float], edges: Sequence[float]) -> list[int]:
     return counts
 
 
-def even_edges(low: float, high: float, bins: int) -> list[float]:
+def even_edges(low: Number, high: Number, bins: int) -> list[Number]:
     """Return the edges of equal bins from low to high."""
     if high <= low:
         high = low + 1.0
     return [low + (high - low) * number / bins for number in range(bins + 1)]
 
 
-def quantile(values: Sequence[float], share: float) -> float:
+def quantile(values: Sequence[Number], share: float) -> Number:
     """Return the value below which a share of the values lies (nearest rank); 0 for none."""
     if not values:
         return 0.0
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def advantage_of(row: dict[str, Any]) -> float | None:
+def advantage_of(row: dict[str, Any]) -> Number | None:
     """Return the mean advantage of a rollout in nats, as ``va/mean`` counts it."""
     values = row.get("visual_advantage")
     return fmean(values) if values else None
-
-

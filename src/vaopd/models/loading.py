@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from jaxtyping import Float
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (

@@ -2,7 +2,7 @@ const DASHES = [[], [6, 4], [2, 3], [9, 3, 2, 3]];
 const plots = [];
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const hueOf = (series) => css(`--c${series.hue % 6}`);
-const showValue = (unit) => (_, value) => (value === null ? "–" : unit === "percent" ? percent(value) : short(value));
+const showValue = (unit) => (_, value) => (!isNumber(value) ? "" : unit === "percent" ? percent(value) : short(value));
 
 /* All series over one axis. Points of a scatter may share an x, which a join would merge. */
 function table(chart) {
@@ -31,7 +31,7 @@ function axes(chart) {
   const grid = { stroke: css("--line"), width: 1 };
   const values = (_, marks) => marks.map((mark) => (mark === null ? "" : chart.unit === "percent" ? `${Math.round(mark * 1000) / 10}%` : short(mark)));
   return [
-    { ...look, grid: { show: false }, size: 44, label: chart.x, labelSize: 18, labelFont: look.font, gap: 4,
+    { ...look, grid: { show: false }, size: 28, label: chart.x, labelSize: 18, labelGap: 0, labelFont: look.font, gap: 4,
       values: (_, marks) => marks.map((mark) => (Number.isInteger(mark) || chart.x !== "step" ? String(Number(mark.toFixed(3))) : "")) },
     { ...look, grid, size: 52, values, gap: 4 },
   ];
@@ -48,10 +48,10 @@ function yRange(chart) {
 
 function draw(chart, plot) {
   const options = {
-    width: Math.max(200, plot.clientWidth), height: 230, axes: axes(chart), padding: [8, 8, 0, 0],
+    width: Math.max(200, plot.clientWidth), height: 230, axes: axes(chart), padding: [8, 16, 0, 0],
     scales: { x: { time: false }, y: { range: yRange(chart) } },
     cursor: { points: { size: 7 }, focus: { prox: 24 } }, focus: { alpha: 0.35 },
-    series: [{ label: chart.x, value: (_, value) => (value === null ? "–" : short(value)) }, ...chart.series.map((series) => seriesOptions(series, chart))],
+    series: [{ label: chart.x, value: (_, value) => (isNumber(value) ? short(value) : "") }, ...chart.series.map((series) => seriesOptions(series, chart))],
   };
   const drawn = new uPlot(options, table(chart), plot);
   for (const name of plot.querySelectorAll(".u-legend tr:not(:first-child) th")) {
