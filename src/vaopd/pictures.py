@@ -33,7 +33,7 @@ def encode_picture(image: Image.Image, longest_side: int = LONGEST_SIDE) -> tupl
     image = image.convert("RGB")
     # Shrinking averages over pixels. Nearest would drop thin lines and show moire in the cells.
     image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
-    drawing = _encoded(image, "PNG", optimize=True)
+    drawing = _encoded(image, "PNG")
     if len(drawing) <= SMALL_BYTES:
         return drawing, ".png"
     photo = _encoded(image, "WEBP", quality=WEBP_QUALITY, method=4)
