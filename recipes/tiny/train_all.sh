@@ -48,8 +48,10 @@ teacher_l() {
     run read-teacher-l read tiny:new-teacher-l training.max_steps=800 \
         data.train="drawn:train?count=200000&seed=1&kinds=number+sum+sum" \
         training.problems_per_step=48 training.final_learning_rate_fraction=0.1
-    figures teacher-l runs/tiny/read-teacher-l/final 2400 1e-3 \
+    figures first-teacher-l runs/tiny/read-teacher-l/final 2400 1e-3 \
         "seed=12&wording=0.3&misread=0.2&told=0.3&kinds=$all" method.label_smoothing=0.02
+    figures teacher-l runs/tiny/first-teacher-l/final 500 8e-4 \
+        "seed=13&wording=0.3&misread=0.2&kinds=$all" method.label_smoothing=0.02
 }
 
 (reader && student && teacher_s) &

@@ -167,6 +167,49 @@ def _seeds(text: str | None) -> list[int] | None:
         raise ConfigError(f"--seeds is {text!r}; write whole numbers, as in 0,1,2") from None
 
 
+@app.command()
+def inspect(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Run folders, or files that `vaopd score` wrote.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="HTML file; RUN_DIR/report.html unless given.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Write the page again as a run goes on.")
+    ] = False,
+    max_rollouts: Annotated[
+        int, typer.Option(min=1, help="Most rollouts to show; numbers always count all.")
+    ] = 200,
+    debug: Debug = False,  # read by main()
+) -> None:
+    """Write one self-contained HTML page of rollouts, visual advantage and curves."""
+    from rich.console import Console
+
+    from vaopd.inspection.report import follow_report, report_path, write_report
+
+    target = report_path(paths, output)
+    with Console(stderr=True).status("reading") as status:
+
+        def progress(text: str) -> None:
+            status.update(f"reading {text}")
+
+        write = follow_report if follow else write_report
+        try:
+            report = write(paths, target, max_rollouts=max_rollouts, progress=progress)
+        except KeyboardInterrupt:
+            if not follow:
+                raise
+            # How one stops following: the page of the last step is there and whole.
+            typer.echo(f"stopped following; the page stays: {target}")
+            return
+    left_out = report.total - report.shown
+    shown = f"{report.shown} of {report.total} rollouts ({left_out} left out)"
+    if left_out == 0:
+        shown = f"{report.total} rollouts"
+    typer.echo(f"{shown}, {report.num_bytes / 1e6:.1f} MB: {target}")
+
+
 def _quiet_weights() -> None:
     """Turn off the bars of reading and writing weights, which break our own."""
     from transformers.utils import logging as transformers_logging

@@ -55,6 +55,17 @@ def test_every_row_comes_back_in_order_with_its_own_columns_and_scores(
         assert row["visual_advantage"] == pytest.approx([max(0, o - d) for o, d in gains], abs=2e-6)
 
 
+def test_what_the_teacher_saw_is_saved_and_a_rows_own_images_stay(
+    tmp_path: Path, teacher: LocalTeacher
+):
+    rows = score(write_rows(tmp_path), tmp_path / "scored.jsonl", teacher)
+    assert [row["images"] for row in rows] == [["0.png"], ["1.png"], ["2.png"]]
+    for row in rows:
+        (original,), (degraded,) = row["original_images"], row["degraded_images"]
+        assert original.startswith("scored_images/") and original != degraded
+        assert (tmp_path / original).is_file() and (tmp_path / degraded).is_file()
+
+
 def test_rows_that_share_an_id_are_scored_with_their_own_images(
     tmp_path: Path, teacher: LocalTeacher
 ):

@@ -75,16 +75,16 @@ def test_a_run_leaves_the_files_of_a_run_folder(finished: Finished):
         "step_000002",
         "step_000003",
     ]
-    assert [p.name for p in (finished.folder / "rollouts").iterdir()] == ["step_000002.jsonl"]
+    assert [p.name for p in (finished.folder / "rollouts").glob("*.jsonl")] == ["step_000002.jsonl"]
 
 
 def test_nothing_in_a_run_folder_is_pickled(finished: Finished):
     files = [path for path in finished.folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {
-        ".json", ".jsonl", ".yaml", ".safetensors", ".jinja", ".txt"
+        ".json", ".jsonl", ".yaml", ".safetensors", ".jinja", ".txt", ".png"
     }  # fmt: skip
     for path in files:
-        if path.suffix != ".safetensors":
+        if path.suffix not in (".safetensors", ".png"):
             path.read_text(encoding="utf-8")
     assert len([path for path in files if path.suffix == ".safetensors"]) == 2 + 2 + 1
 
@@ -142,6 +142,22 @@ def test_rollout_rows_hold_every_token_with_its_numbers(finished: Finished):
         total = by_problem.get(row["problem_id"], 0)
         by_problem[row["problem_id"]] = total + row["rollout_weight"]
     assert list(by_problem.values()) == pytest.approx([1, 1])
+
+
+def test_rollout_rows_name_the_pictures_that_the_models_saw(finished: Finished):
+    rows = finished.rows("rollouts/step_000002.jsonl")
+    names = {(row["images"][0], row["degraded_images"][0]) for row in rows}
+    # Two problems of three siblings: each picture is stored once.
+    assert len(names) == 2
+    stored = list((finished.folder / "rollouts" / "images").iterdir())
+    assert len(stored) == 4
+    for original, degraded in names:
+        with (
+            Image.open(finished.folder / "rollouts" / original) as first,
+            Image.open(finished.folder / "rollouts" / degraded) as second,
+        ):
+            assert first.size == second.size
+            assert first.tobytes() != second.tobytes()
 
 
 def test_the_log_line_says_what_a_step_did_and_how_long_its_phases_took(finished: Finished):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
@@ -267,7 +268,7 @@ class PromptEncoder:
         Raises:
             ProblemError: The prompt with its visual tokens is over ``data.max_prompt_tokens``.
         """
-        prompt = self.family.encode(problem, [self._fit(i) for i in problem.load_images()])
+        prompt = self.family.encode(problem, self.original_images(problem))
         if len(prompt) > self.data.max_prompt_tokens:
             raise ProblemError(
                 f"problem {problem.id} has a prompt of {len(prompt)} tokens, over "
@@ -278,13 +279,21 @@ class PromptEncoder:
 
     def degraded(self, problem: Problem) -> EncodedPrompt:
         """Return the prompt with every image degraded as ``view`` says."""
+        return self.family.encode(problem, self.degraded_images(problem))
+
+    def original_images(self, problem: Problem) -> list[Image.Image]:
+        """Return the images inside the pixel budget, as the models see them."""
+        return [self._fit(image) for image in problem.load_images()]
+
+    def degraded_images(self, problem: Problem) -> list[Image.Image]:
+        """Return the images of the degraded view, as the models see them."""
         images = []
         for image in problem.load_images():
             if self.view.stage == "native":
                 images.append(self._fit(views.degrade(image, self.view.name, self.view.ratio)))
             else:
                 images.append(views.degrade(self._fit(image), self.view.name, self.view.ratio))
-        return self.family.encode(problem, images)
+        return images
 
     def both(self, problem: Problem) -> tuple[EncodedPrompt, EncodedPrompt]:
         """Return the original and the degraded prompt.
@@ -296,5 +305,5 @@ class PromptEncoder:
         check_same_prompt(original, degraded)
         return original, degraded
 
-    def _fit(self, image: Any) -> Any:
+    def _fit(self, image: Image.Image) -> Image.Image:
         return views.fit_pixel_budget(image, self.data.min_pixels, self.data.max_pixels)

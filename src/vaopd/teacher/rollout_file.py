@@ -1,6 +1,7 @@
 """``vaopd score``: the visual advantage of any text, from any trainer, JSONL in and JSONL out."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
@@ -13,6 +14,7 @@ from vaopd.errors import ProblemError
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel
 from vaopd.objective.advantage import visual_advantage
 from vaopd.objective.weights import high_group
+from vaopd.pictures import save_picture
 from vaopd.problems.problem import Problem
 from vaopd.problems.sources import Row, jsonl_rows, load_problems, problem_of_row
 from vaopd.teacher.local import LocalTeacher
@@ -43,7 +45,9 @@ def score_file(
 
     A row has a ``response`` (text, scored exactly as it stands) or ``token_ids``, and either its
     problem's own columns (``problem`` and ``images``, or ``question`` and ``image``) or a
-    ``problem_id`` of ``problems``. The output appears under its name only when it is complete.
+    ``problem_id`` of ``problems``. What the teacher saw is saved in ``OUTPUT-STEM_images/`` and
+    named by the columns ``original_images`` and ``degraded_images``; a row's own ``images`` stay.
+    The output appears under its name only when it is complete.
 
     Raises:
         ProblemError: A row has no response or no problem; names the row.
@@ -51,18 +55,22 @@ def score_file(
     by_id = {p.id: p for p in load_problems(problems)} if problems else {}
     partial = output.with_name(f".{output.name}.partial")
     output.parent.mkdir(parents=True, exist_ok=True)
+    pictures = output.with_name(f"{output.stem}_images")
+    had_pictures = pictures.exists()
     total = 0
     try:
         with partial.open("w", encoding="utf-8") as file:
             requests = _requests(rollouts, by_id, teacher.model)
             while rows := list(islice(requests, ROWS_AT_ONCE)):
-                for scored in _score(rows, teacher, encoder, high_fraction):
+                for scored in _score(rows, teacher, encoder, pictures, high_fraction):
                     file.write(json.dumps(scored, ensure_ascii=False) + "\n")
                 total += len(rows)
                 progress(len(rows))
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
+        if not output.exists() and not had_pictures:
+            shutil.rmtree(pictures, ignore_errors=True)
     return total
 
 
@@ -103,6 +111,7 @@ def _score(
     rows: Sequence[ScoredRequest],
     teacher: LocalTeacher,
     encoder: PromptEncoder,
+    pictures: Path,
     high_fraction: float,
 ) -> Iterator[dict[str, Any]]:
     # Rows of one problem share its prompt, wherever they stand in the file.
@@ -110,7 +119,13 @@ def _score(
     groups: dict[tuple, list[int]] = {}
     for index, row in enumerate(rows):
         groups.setdefault((row.problem.prompt, row.problem.images), []).append(index)
-    views = [encoder.both(rows[members[0]].problem) for members in groups.values()]
+    first = [rows[members[0]].problem for members in groups.values()]
+    views = [encoder.both(problem) for problem in first]
+    seen = {
+        index: _saved(problem, encoder, pictures)
+        for problem, members in zip(first, groups.values(), strict=True)
+        for index in members
+    }
     responses = [
         [torch.tensor(rows[index].response_ids) for index in members] for members in groups.values()
     ]
@@ -125,6 +140,7 @@ def _score(
         high = high_group(advantage, mask, high_fraction=high_fraction)
         yield {
             **row.cells,
+            **seen[index],
             "token_ids": list(row.response_ids),
             "tokens": [teacher.model.tokenizer.decode([i]) for i in row.response_ids],
             "original_logprobs": _rounded(original),
@@ -133,6 +149,17 @@ def _score(
             "is_high": high[0].tolist(),
             "rollout_advantage": round(advantage.mean().item(), 6),
         }
+
+
+def _saved(problem: Problem, encoder: PromptEncoder, folder: Path) -> dict[str, list[str]]:
+    views = {
+        "original_images": encoder.original_images(problem),
+        "degraded_images": encoder.degraded_images(problem),
+    }
+    return {
+        column: [f"{folder.name}/{save_picture(image, folder)}" for image in images]
+        for column, images in views.items()
+    }
 
 
 def _rounded(values: torch.Tensor) -> list[float]:

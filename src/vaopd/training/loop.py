@@ -42,7 +42,7 @@ from vaopd.training.checkpoint import (
     save_checkpoint,
 )
 from vaopd.training.display import Display
-from vaopd.training.metrics import rollout_rows, step_metrics
+from vaopd.training.metrics import problem_pictures, rollout_rows, step_metrics
 from vaopd.training.schedule import learning_rate, problems_of_step, total_steps
 from vaopd.training.step import Step, reference_rollouts
 
@@ -194,14 +194,16 @@ class Run:
             )
             append_row(self.output / "metrics.jsonl", row)
             if _is_due(training.log_rollouts_every, number) and method.name != "sft":
+                folder = self.output / "rollouts"
                 rows = rollout_rows(
                     result,
                     problems,
                     self.student,
+                    problem_pictures(result, problems, self.step.encoder, folder),
                     step=number,
                     is_supervised=method.is_supervised,
                 )
-                write_rows(self.output / "rollouts" / f"step_{number:06d}.jsonl", rows)
+                write_rows(folder / f"step_{number:06d}.jsonl", rows)
             self.display.step(bar, row, self.steps)
             is_last = number == self.steps
             if is_last or _is_due(training.validate_every, number):

@@ -1,14 +1,17 @@
 """What a step is remembered by: one row of numbers, and rows of rollouts for the report."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
+from PIL import Image
 
 from vaopd.evaluation.answers import grade
 from vaopd.evaluation.validation import response_text
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.loading import PromptEncoder, VisionLanguageModel
+from vaopd.pictures import save_picture
 from vaopd.problems.problem import Problem
 from vaopd.training.step import StepResult, advantage_summary
 
@@ -45,10 +48,34 @@ def step_metrics(
     return row
 
 
+Pictures = dict[str, dict[str, list[str]]]
+"""Problem id to the columns ``images`` and ``degraded_images``: paths beside the row's file."""
+
+
+def problem_pictures(
+    result: StepResult, problems: Sequence[Problem], encoder: PromptEncoder, folder: Path
+) -> Pictures:
+    """Save what the models saw of every problem, once, and return where it lies.
+
+    A baseline that never scored the degraded view has no ``degraded_images``.
+    """
+    saw_both = result.scores is not None and result.scores.degraded_logprobs is not None
+
+    def saved(images: list[Image.Image]) -> list[str]:
+        return [f"images/{save_picture(image, folder / 'images')}" for image in images]
+
+    return {
+        problem.id: {"images": saved(encoder.original_images(problem))}
+        | ({"degraded_images": saved(encoder.degraded_images(problem))} if saw_both else {})
+        for problem in problems
+    }
+
+
 def rollout_rows(
     result: StepResult,
     problems: Sequence[Problem],
     student: VisionLanguageModel,
+    pictures: Pictures,
     *,
     step: int,
     is_supervised: bool = False,
@@ -66,6 +93,7 @@ def rollout_rows(
             "problem_id": rollout.problem_id,
             "sibling": rollout.sibling,
             "prompt": problem.prompt,
+            **pictures[problem.id],
             "answer": problem.answer,
             "response": response_text(student, rollout),
             "is_correct": verdicts[index],

@@ -1,0 +1,97 @@
+const DASHES = [[], [6, 4], [2, 3], [9, 3, 2, 3]];
+const plots = [];
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const hueOf = (series) => css(`--c${series.hue % 6}`);
+const showValue = (unit) => (_, value) => (!isNumber(value) ? "" : unit === "percent" ? percent(value) : short(value));
+
+/* All series over one axis. Points of a scatter may share an x, which a join would merge. */
+function table(chart) {
+  if (chart.kind !== "scatter") return uPlot.join(chart.series.map((series) => [series.x, series.y]));
+  const points = chart.series.flatMap((series, n) => series.x.map((x, i) => [x, n, series.y[i]]));
+  points.sort((a, b) => a[0] - b[0]);
+  const columns = chart.series.map((_, n) => points.map((point) => (point[1] === n ? point[2] : null)));
+  return [points.map((point) => point[0]), ...columns];
+}
+
+function seriesOptions(series, chart) {
+  const stroke = hueOf(series);
+  const base = { label: series.label, stroke, width: 1.8, dash: DASHES[series.dash % 4], value: showValue(chart.unit), spanGaps: true };
+  if (chart.kind === "scatter") {
+    const fill = series.hue % 2 ? css("--surface") : `${stroke}99`;
+    return { ...base, paths: () => null, points: { show: true, size: 6, width: 1.3, fill, stroke } };
+  }
+  if (chart.kind === "steps")
+    return { ...base, paths: uPlot.paths.stepped({ align: 1 }), points: { show: false }, fill: `${stroke}1f` };
+  const few = series.marks || series.x.length < 12;
+  return { ...base, points: { show: few, size: 6, fill: css("--surface"), stroke } };
+}
+
+function axes(chart) {
+  const look = { stroke: css("--muted"), font: "11px system-ui, sans-serif", ticks: { show: false } };
+  const grid = { stroke: css("--line"), width: 1 };
+  const values = (_, marks) => marks.map((mark) => (mark === null ? "" : chart.unit === "percent" ? `${Math.round(mark * 1000) / 10}%` : short(mark)));
+  return [
+    { ...look, grid: { show: false }, size: 28, label: chart.x, labelSize: 18, labelGap: 0, labelFont: look.font, gap: 4,
+      values: (_, marks) => marks.map((mark) => (Number.isInteger(mark) || chart.x !== "step" ? String(Number(mark.toFixed(3))) : "")) },
+    { ...look, grid, size: 52, values, gap: 4 },
+  ];
+}
+
+function yRange(chart) {
+  return (_, low, high) => {
+    if (low === null) return [0, 1];
+    const room = (high - low || Math.abs(high) || 1) * 0.08;
+    const bottom = chart.unit === "percent" || low >= 0 && low < high * 0.5 ? 0 : low - room;
+    return [bottom, chart.unit === "percent" ? Math.min(1.02, Math.max(high + room, 0.02)) : high + room];
+  };
+}
+
+function draw(chart, plot) {
+  const options = {
+    width: Math.max(200, plot.clientWidth), height: 230, axes: axes(chart), padding: [8, 16, 0, 0],
+    scales: { x: { time: false }, y: { range: yRange(chart) } },
+    cursor: { points: { size: 7 }, focus: { prox: 24 } }, focus: { alpha: 0.35 },
+    series: [{ label: chart.x, value: (_, value) => (isNumber(value) ? short(value) : "") }, ...chart.series.map((series) => seriesOptions(series, chart))],
+  };
+  const drawn = new uPlot(options, table(chart), plot);
+  for (const name of plot.querySelectorAll(".u-legend tr:not(:first-child) th")) {
+    name.tabIndex = 0;
+    name.setAttribute("role", "button");
+    name.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      name.click();
+    });
+  }
+  return drawn;
+}
+
+function summary(chart) {
+  const ends = chart.series.map((series) => `${series.label} from ${short(series.y[0])} to ${short(series.y.at(-1))}`);
+  return `${chart.title}, ${chart.unit || "plain number"} by ${chart.x}. ${ends.join("; ")}.`;
+}
+
+function addChart(chart, root) {
+  const plot = make("div", { class: "plot", role: "img", "aria-label": summary(chart) });
+  const unit = chart.unit && chart.unit !== "percent" && chart.kind === "line" ? chart.unit : "";
+  root.append(make("figure", { class: "chart", id: chart.id ? `chart-${chart.id}` : null },
+    make("figcaption", {}, make("b", {}, chart.title), make("span", {}, chart.caption || unit)), plot));
+  const entry = { chart, plot, drawn: draw(chart, plot) };
+  plots.push(entry);
+  new ResizeObserver(() => {
+    const width = Math.max(200, plot.clientWidth);
+    if (width !== entry.drawn.width) entry.drawn.setSize({ width, height: 230 });
+  }).observe(plot);
+}
+
+function startCharts() {
+  for (const [name, charts] of [["#advantage-charts", DATA.advantageCharts], ["#curve-charts", DATA.curveCharts]])
+    for (const chart of charts) addChart(chart, find(name));
+  /* Colours of a canvas do not follow the style sheet by themselves. */
+  document.addEventListener("themechange", () => {
+    for (const entry of plots) {
+      entry.drawn.destroy();
+      entry.drawn = draw(entry.chart, entry.plot);
+    }
+  });
+}
