@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vaopd.errors import VaopdError
+from vaopd.evaluation import command
 
 app = typer.Typer(
     help="On-policy distillation of vision-language models by visual advantage.",
@@ -15,8 +16,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
 
 
 @app.callback()
@@ -42,7 +41,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and print the recipe only.")
     ] = False,
-    debug: Debug = False,  # read by main()
+    debug: command.Debug = False,  # read by main()
 ) -> None:
     """Train a student by a recipe."""
     from vaopd.config import load_config
@@ -71,7 +70,7 @@ def score(
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE of the recipe schema, such as view.ratio=0.2."),
     ] = None,
-    debug: Debug = False,  # read by main()
+    debug: command.Debug = False,  # read by main()
 ) -> None:
     """Write the visual advantage of every token of any text, from any trainer."""
     from vaopd.config import parse_config, parse_overrides
@@ -109,6 +108,10 @@ def score(
             progress=lambda rows: bar.update(task, advance=rows),
         )
     typer.echo(f"scored {total} rollouts with {teacher}: {output}")
+
+
+app.command()(command.evaluate)
+app.command()(command.compare)
 
 
 def _quiet_weights() -> None:
