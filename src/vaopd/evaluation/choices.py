@@ -74,8 +74,8 @@ def uncommitted_letter(response: str, options: Mapping[str, str]) -> str | None:
     """Return the option of a response without an answer marker or a box.
 
     In this order: the whole response if it is one line, its last line if that opens with a
-    letter or is an option, the last letter in brackets, the only capital among the last five
-    tokens, the only option whose text occurs in a reply shorter than twice all options.
+    letter or is an option, the last letter in brackets or named as an option, the only capital
+    among the last five tokens, the only option whose text occurs in a reply shorter than twice all options.
     """
     lines = [line for line in map(_undressed, response.splitlines()) if line]
     if not lines:
@@ -89,9 +89,10 @@ def uncommitted_letter(response: str, options: Mapping[str, str]) -> str | None:
         if len(equal) == 1:
             return equal[0]
     whole = " ".join(lines)
-    bracketed = [found for found in _BRACKETED.findall(whole) if found in options]
-    if bracketed:
-        return bracketed[-1]
+    for pattern in (_BRACKETED, _NAMED):
+        found = [letter for letter in pattern.findall(whole) if letter in options]
+        if found:
+            return found[-1]
     tail = " ".join(whole.split()[-_TAIL_TOKENS:])
     standing = {found for found in _TOKEN.findall(tail) if found in options}
     if not _ends_with_token(tail, "A"):
@@ -117,11 +118,15 @@ def _plain(text: str) -> str:
 
 
 def _only_mentioned(plain: str, texts: Mapping[str, str]) -> str | None:
-    """Return the letter of the only option whose text occurs as whole words."""
+    """Return the letter of the only option whose text occurs as whole words.
+
+    A number inside a formula is not a mention: "5" is not in "5\\sqrt{3}".
+    """
+    before, behind = r"(?<![\w\\^{}+*/=.-])", r"(?![\w\\^{}+*/=-]|\.\d)"
     mentioned = [
         letter
         for letter, text in texts.items()
-        if text and re.search(rf"(?<!\w){re.escape(text)}(?!\w)", plain)
+        if text and re.search(before + re.escape(text) + behind, plain)
     ]
     # "acute triangle" mentions "triangle" too: the longer one is meant.
     meant = [

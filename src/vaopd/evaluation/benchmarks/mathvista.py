@@ -18,7 +18,7 @@ from vaopd.evaluation.benchmark import (
     by_reference_category,
     image_first,
 )
-from vaopd.evaluation.choices import lettered, letter_of_span, option_lines, uncommitted_letter
+from vaopd.evaluation.choices import letter_of_span, lettered, option_lines, uncommitted_letter
 
 _HINTS = {
     "text": "and provide the correct option letter, e.g., A, B, C, D, at the end.",

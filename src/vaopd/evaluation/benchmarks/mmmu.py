@@ -99,18 +99,18 @@ def grade(response: str, item: Item, rule: Rule) -> Verdict:
     text = response if committed is None else committed
     reference = item.reference
     if reference["options"]:
-        letter = parse_choice(text, reference["options"])
+        letter = parse_choice(text, reference["options"], num_words=len(response.split()))
         return Verdict(letter, letter == reference["answer"])
     if not text.strip():
         return UNPARSED
     return Verdict(text.strip()[:300], is_open_answer(text, reference["answer"]))
 
 
-def parse_choice(text: str, options: Mapping[str, str]) -> str | None:
+def parse_choice(text: str, options: Mapping[str, str], *, num_words: int) -> str | None:
     """Return the letter by the official order: ``(B)``, ``B ``, ``B.``, then option texts.
 
     The last one wins among several of a kind. Option texts count in replies of more than five
-    words only.
+    words (``num_words``, of the whole reply) only.
     """
     text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r"\1", text)
     # The official parser strips these one after the other, each once.
@@ -123,7 +123,7 @@ def parse_choice(text: str, options: Mapping[str, str]) -> str | None:
             # It looks for " B " to order letters without brackets, also those found by "B.".
             ordered = "({})" if pattern == "({})" else " {} "
             return max(found, key=lambda letter: text.rfind(ordered.format(letter)))
-    if len(text.split()) <= 5:
+    if num_words <= 5:
         return None
     low = text.lower()
     mentioned = [letter for letter, option in options.items() if option.lower() in low]
