@@ -143,3 +143,4 @@ def _show(scored: Sequence[Scored], judge: Judge | None) -> None:
             )
     if judge is not None:
         typer.echo(f"judge: {judge.client.summary()}")
+        judge.client.close()

@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -90,8 +91,19 @@ def evaluate(
         for one in benchmarks
     ]
     claim_folder(output, protocol)
-    engine = make_engine()
-    scored = []
+    with closing(make_engine()) as engine:
+        scored = _evaluate_each(found, engine, protocol, output, options)
+        return scored, engine.summary()
+
+
+def _evaluate_each(
+    found: Sequence[ItemSet],
+    engine: Engine,
+    protocol: Protocol,
+    output: Path,
+    options: ScoreOptions,
+) -> list[Scored]:
+    scored: list[Scored] = []
     for items in found:
         folder = output / items.benchmark.name
         items = generate(items.benchmark, items, engine, protocol, folder)
@@ -104,8 +116,9 @@ def evaluate(
         one = score_folder(items.benchmark, items.items, predictions, folder, options)
         data = {"source": items.source, "sha256": items.digest, "skipped": len(items.skipped)}
         scored.append(replace(one, details={**one.details, "data": data}))
+        # After each benchmark: a later failure leaves the results of earlier ones.
         write_results(output, scored, asdict(protocol), options.seed)
-    return scored, engine.summary()
+    return scored
 
 
 def generate(

@@ -35,3 +35,7 @@ class Engine(Protocol):
     def summary(self) -> str:
         """Return what was spent, in one sentence; empty where nothing is counted."""
         ...
+
+    def close(self) -> None:
+        """Give back connections or memory."""
+        ...

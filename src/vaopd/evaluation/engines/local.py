@@ -81,6 +81,9 @@ class TransformersEngine:
         """Nothing is paid for here."""
         return ""
 
+    def close(self) -> None:
+        """Nothing is held that the end of the process does not give back."""
+
     def _prediction(self, rollout: Rollout, prompt_tokens: int) -> Prediction:
         ids = list(rollout.response_ids)
         return Prediction(

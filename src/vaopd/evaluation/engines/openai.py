@@ -67,6 +67,10 @@ class OpenAIEngine:
         """Return requests, tokens and cost."""
         return self.client.summary()
 
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
+
     def _answer_item(
         self, benchmark: str, request: Request, save: Callable[[Item, Prediction], None]
     ) -> None:
