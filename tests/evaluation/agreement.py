@@ -192,7 +192,13 @@ def ocr_cases(root: Path) -> list[Case]:
 
 
 def open_mmmu_cases(root: Path) -> list[Case]:
-    names = {"parse_open_response", "extract_numbers", "normalize_str", "check_is_number", "eval_open"}
+    names = {
+        "parse_open_response",
+        "extract_numbers",
+        "normalize_str",
+        "check_is_number",
+        "eval_open",
+    }
     official = functions(root / "lmms_eval/tasks/mmmu/utils.py", names)
     cases: list[Case] = []
     for number, gold in enumerate(("12", "1,250", "0.75", "mitosis", "['6', 'six']")):

@@ -1,7 +1,7 @@
 """A full-size synthetic set of predictions: the eight benchmarks of the paper, all items.
 
-    python tests/evaluation/synthetic.py DIR [--samples 8]
-    vaopd evaluate --predictions DIR
+python tests/evaluation/synthetic.py DIR [--samples 8]
+vaopd evaluate --predictions DIR
 """
 
 import argparse
@@ -21,7 +21,20 @@ from vaopd.evaluation.predictions import Prediction, write_items
 from vaopd.evaluation.registry import BENCHMARKS, PAPER
 from vaopd.records import write_rows
 
-WORDS = "the lower angle of this figure is equal to what stands beside it and so we add".split()
+WORDS = [
+    "the",
+    "lower",
+    "angle",
+    "of",
+    "this",
+    "figure",
+    "is",
+    "equal",
+    "to",
+    "what",
+    "stands",
+    "so",
+]
 
 
 def rows(name: str, count: int) -> Iterator[dict[str, Any]]:

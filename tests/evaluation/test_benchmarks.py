@@ -60,9 +60,7 @@ def wemath(tree: int, key: str, **cells: Any) -> Item:
 
 def test_wemath_asks_with_one_option_a_line_and_keeps_semicolons_inside_options():
     question = wemath(1, "2steps_1")
-    assert question.prompt == (
-        "<image>Question: How many?\nOptions:\nA. 3 cm\nB. 4; 5 cm\nC. none"
-    )
+    assert question.prompt == ("<image>Question: How many?\nOptions:\nA. 3 cm\nB. 4; 5 cm\nC. none")
 
 
 def test_wemath_leaves_other_splits_out_and_refuses_unknown_keys():

@@ -20,9 +20,7 @@ from vaopd.evaluation.items import load_items
 from vaopd.evaluation.registry import BENCHMARKS, PAPER
 
 Run = Callable[..., tuple[int, str, str]]
-SHARED = Path(
-    os.environ.get("VAOPD_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data")
-)
+SHARED = Path(os.environ.get("VAOPD_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 INDEPENDENT = Path(os.environ.get("VAOPD_INDEPENDENT", "/nowhere"))
 TINY = ("--max-new-tokens", 4, "--min-pixels", 1024, "--max-pixels", 4096)
 

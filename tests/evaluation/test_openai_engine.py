@@ -144,9 +144,7 @@ def test_what_was_answered_before_a_failure_is_kept_and_not_asked_again(
         assert len(server.requests) - asked == 8 - 3
 
 
-def test_the_judge_is_asked_once_and_its_verdicts_stand_beside_the_rules(
-    run: Run, tmp_path: Path
-):
+def test_the_judge_is_asked_once_and_its_verdicts_stand_beside_the_rules(run: Run, tmp_path: Path):
     folder = tmp_path / "out" / "hallusionbench"
     folder.mkdir(parents=True)
     items, predictions = [], []

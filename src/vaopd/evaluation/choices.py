@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from vaopd.evaluation.answers import Rule, extract_answer
 
@@ -73,9 +74,9 @@ def letter_of_span(span: str, options: Mapping[str, str]) -> str | None:
 def uncommitted_letter(response: str, options: Mapping[str, str]) -> str | None:
     """Return the option of a response without an answer marker or a box.
 
-    In this order: the whole response if it is one line, its last line if that opens with a
-    letter or is an option, the last letter in brackets or named as an option, the only capital
-    among the last five tokens, the only option whose text occurs in a reply shorter than twice all options.
+    In this order: the last line, then the first, if it opens with a letter or is an option; the
+    last letter in brackets or named as an option; the only capital among the last five tokens; the
+    only option whose text occurs in a reply shorter than twice all options.
     """
     lines = [line for line in map(_undressed, response.splitlines()) if line]
     if not lines:
@@ -113,14 +114,15 @@ def _ends_with_token(text: str, letter: str) -> bool:
     return re.search(rf"(?<![A-Za-z0-9]){letter}[\s.,;:!?)]*$", text) is not None
 
 
+@lru_cache(maxsize=65536)
 def _plain(text: str) -> str:
     return re.sub(r"\s+", " ", _undressed(text)).casefold().strip(" ,;:!?")
 
 
 def _only_mentioned(plain: str, texts: Mapping[str, str]) -> str | None:
-    """Return the letter of the only option whose text occurs as whole words.
+    r"""Return the letter of the only option whose text occurs as whole words.
 
-    A number inside a formula is not a mention: "5" is not in "5\\sqrt{3}".
+    A number inside a formula is not a mention: "5" is not in "5\sqrt{3}".
     """
     before, behind = r"(?<![\w\\^{}+*/=.-])", r"(?![\w\\^{}+*/=-]|\.\d)"
     mentioned = [

@@ -162,7 +162,8 @@ class ChatClient:
             return error.wait_seconds
         # Jitter, so that requests that failed together do not come back together.
         first = self.server.first_wait_seconds
-        return tenacity.wait_exponential_jitter(first, max=60, jitter=first)(state)
+        wait = tenacity.wait_exponential(multiplier=first, max=60) + tenacity.wait_random(0, first)
+        return wait(state)
 
 
 def _reply(choice: dict[str, Any], message: dict[str, Any], usage: dict[str, Any]) -> Reply:
