@@ -108,11 +108,12 @@ def test_a_benchmark_is_answered_through_a_server(
     assert (score["value"], score["unparsed"], score["samples"]) == (50.0, 0.25, 2)
     assert results["protocol"]["base_url"] == server.url
     assert "8 requests, 0 retries, 800 prompt and 80 response tokens, cost 0.0009" in out
-    assert server.headers[0]["authorization"] == "Bearer secret"
+    headers = {name.lower(): value for name, value in server.headers[0].items()}
+    assert headers["authorization"] == "Bearer secret"
     body = server.requests[0]
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("served", 1.0, 4096)
     assert len({request["seed"] for request in server.requests}) == 8
-    image, text = body["messages"][0]["content"]
+    image, _ = body["messages"][0]["content"]
     data = base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,"))
     with Image.open(io.BytesIO(data)) as sent:
         # 40 x 30 is brought to at most 600 pixels.

@@ -11,64 +11,86 @@ PAGE = "comparison.html"
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
 
 
+ModelOption = Annotated[
+    str | None,
+    typer.Argument(help="Hub name, model folder, checkpoint, tiny:NAME, or a served name."),
+]
+BenchmarkOption = Annotated[
+    str, typer.Option(help="NAME[,NAME..], paper for the eight of Table 1, or own files.")
+]
+OutputFolder = Annotated[
+    Path | None, typer.Option(help="Folder for responses, verdicts and results.json.")
+]
+Samples = Annotated[int, typer.Option(help="Responses for each item (avg@k).")]
+DataOption = Annotated[
+    Path | None, typer.Option(help="Folder (or file) of benchmark data; else the hub.")
+]
+EngineOption = Annotated[
+    Literal["transformers", "openai"], typer.Option(help="In process, or through a server.")
+]
+Predictions = Annotated[
+    Path | None, typer.Option(help="Score these saved responses; needs no model.")
+]
+Temperature = Annotated[float, typer.Option(help="0 = greedy.")]
+TopP = Annotated[float, typer.Option(help="Nucleus mass.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Longest response.")]
+SeedOption = Annotated[int, typer.Option(help="Of sampling.")]
+MinPixels = Annotated[int, typer.Option(help="Smaller images are scaled up.")]
+MaxPixels = Annotated[int, typer.Option(help="Larger images are scaled down.")]
+ExtractionOption = Annotated[
+    Literal["first_committed", "last_boxed"], typer.Option(help="Which answer counts.")
+]
+OnBadRow = Annotated[
+    Literal["error", "skip"], typer.Option(help="Stop at a bad row, or count and skip it.")
+]
+LimitOption = Annotated[int | None, typer.Option(help="Only so many items, from the front.")]
+Device = Annotated[str, typer.Option(help="Of the transformers engine.")]
+BatchTokens = Annotated[
+    int, typer.Option(help="Key-value cache of the transformers engine, in tokens.")
+]
+BaseUrl = Annotated[str | None, typer.Option(help="Server; its key is read from OPENAI_API_KEY.")]
+Concurrency = Annotated[int, typer.Option(help="Requests at a time.")]
+Timeout = Annotated[float, typer.Option(help="Seconds for one request.")]
+PriceInput = Annotated[float | None, typer.Option(help="Price of a million prompt tokens.")]
+PriceOutput = Annotated[float | None, typer.Option(help="Price of a million response tokens.")]
+JudgeModel = Annotated[
+    str | None, typer.Option(help="Also let this model judge, at temperature 0.")
+]
+JudgeBaseUrl = Annotated[
+    str | None, typer.Option(help="Server of the judge; its key is in OPENAI_API_KEY.")
+]
+JudgePrompt = Annotated[
+    Path | None, typer.Option(help="File with {question}, {answer} and {response}.")
+]
+
+
 def evaluate(  # noqa: PLR0913 - one parameter for each option
-    model: Annotated[
-        str | None,
-        typer.Argument(help="Hub name, model folder, checkpoint, tiny:NAME, or a served name."),
-    ] = None,
-    benchmark: Annotated[
-        str, typer.Option(help="NAME[,NAME..], paper for the eight of Table 1, or own files.")
-    ] = "",
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for responses, verdicts and results.json.")
-    ] = None,
-    samples: Annotated[int, typer.Option(help="Responses for each item (avg@k).")] = 8,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder (or file) of benchmark data; else the hub.")
-    ] = None,
-    engine: Annotated[
-        Literal["transformers", "openai"], typer.Option(help="In process, or through a server.")
-    ] = "transformers",
-    predictions: Annotated[
-        Path | None, typer.Option(help="Score these saved responses; needs no model.")
-    ] = None,
-    temperature: Annotated[float, typer.Option(help="0 = greedy.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus mass.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest response.")] = 4096,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 42,
-    min_pixels: Annotated[int, typer.Option(help="Smaller images are scaled up.")] = 262_144,
-    max_pixels: Annotated[int, typer.Option(help="Larger images are scaled down.")] = 4_194_304,
-    extraction: Annotated[
-        Literal["first_committed", "last_boxed"], typer.Option(help="Which answer counts.")
-    ] = "first_committed",
-    on_bad_row: Annotated[
-        Literal["error", "skip"], typer.Option(help="Stop at a bad row, or count and skip it.")
-    ] = "error",
-    limit: Annotated[int | None, typer.Option(help="Only so many items, from the front.")] = None,
-    device: Annotated[str, typer.Option(help="Of the transformers engine.")] = "auto",
-    batch_tokens: Annotated[
-        int, typer.Option(help="Key-value cache of the transformers engine, in tokens.")
-    ] = 131_072,
-    base_url: Annotated[
-        str | None, typer.Option(help="Server; its key is read from OPENAI_API_KEY.")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(help="Requests at a time.")] = 8,
-    timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 600.0,
-    price_input: Annotated[
-        float | None, typer.Option(help="Price of a million prompt tokens.")
-    ] = None,
-    price_output: Annotated[
-        float | None, typer.Option(help="Price of a million response tokens.")
-    ] = None,
-    judge_model: Annotated[
-        str | None, typer.Option(help="Also let this model judge, at temperature 0.")
-    ] = None,
-    judge_base_url: Annotated[
-        str | None, typer.Option(help="Server of the judge; its key is in OPENAI_API_KEY.")
-    ] = None,
-    judge_prompt: Annotated[
-        Path | None, typer.Option(help="File with {question}, {answer} and {response}.")
-    ] = None,
+    model: ModelOption = None,
+    benchmark: BenchmarkOption = "",
+    output: OutputFolder = None,
+    samples: Samples = 8,
+    data: DataOption = None,
+    engine: EngineOption = "transformers",
+    predictions: Predictions = None,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    max_new_tokens: MaxNewTokens = 4096,
+    seed: SeedOption = 42,
+    min_pixels: MinPixels = 262_144,
+    max_pixels: MaxPixels = 4_194_304,
+    extraction: ExtractionOption = "first_committed",
+    on_bad_row: OnBadRow = "error",
+    limit: LimitOption = None,
+    device: Device = "auto",
+    batch_tokens: BatchTokens = 131_072,
+    base_url: BaseUrl = None,
+    concurrency: Concurrency = 8,
+    timeout: Timeout = 600.0,
+    price_input: PriceInput = None,
+    price_output: PriceOutput = None,
+    judge_model: JudgeModel = None,
+    judge_base_url: JudgeBaseUrl = None,
+    judge_prompt: JudgePrompt = None,
     debug: Debug = False,  # read by main()
 ) -> None:
     """Answer benchmarks and score them, or score saved responses.

@@ -33,6 +33,8 @@ several, is wrong.
 End with one line: "verdict: correct" or "verdict: wrong"."""
 JUDGEMENTS = "judgements.jsonl"
 MAX_TOKENS = 512
+JudgementKey = tuple[str, int, str]
+"""Item, sample, and a hash of the response."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ class Judge:
             pool.shutdown(cancel_futures=True)
         return {(one.id, one.sample): stored[_key(one)] for one in flat}
 
-    def _stored(self, path: Path) -> dict["JudgementKey", bool | None]:
+    def _stored(self, path: Path) -> dict[JudgementKey, bool | None]:
         """Return what this judge said before, by response: another text is judged again."""
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,9 +132,6 @@ class Judge:
             "max_tokens": MAX_TOKENS,
         }
         return self.client.complete(payload).text
-
-
-JudgementKey = tuple[str, int, str]
 
 
 def _key(prediction: Prediction) -> JudgementKey:

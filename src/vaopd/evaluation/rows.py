@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from vaopd.errors import ProblemError
 from vaopd.problems.sources import jsonl_rows, unreachable
@@ -32,6 +32,7 @@ class PlacedRow:
     cells: Mapping[str, Any]
 
 
+@runtime_checkable
 class Table(Protocol):
     """Rows of one file or data set."""
 

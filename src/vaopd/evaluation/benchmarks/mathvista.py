@@ -86,7 +86,7 @@ def _query(row: Row, key: str, question: str, choices: list[str]) -> str:
     lines[1] += f" (Unit: {unit})" if unit else ""
     if choices:
         lines += ["Choices:", option_lines(lettered(choices), "({letter}) {text}")]
-    return "\n".join(lines)
+    return "\n".join(lines).strip()
 
 
 def grade(response: str, item: Item, rule: Rule) -> Verdict:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from vaopd.evaluation.benchmark import Item
 from vaopd.evaluation.predictions import Prediction
@@ -16,6 +16,7 @@ class Request:
     samples: Sequence[int]
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Answers items."""
 
