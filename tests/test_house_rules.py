@@ -41,8 +41,7 @@ def test_the_recipes_that_the_readme_and_the_paper_need_are_there():
         "opd_geometry3k",
         "va_opd_virl39k",
         "read",
-        "teacher",
-        "student",
+        "figures",
     }
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vaopd.errors import VaopdError
+from vaopd.evaluation import command
 
 app = typer.Typer(
     help="On-policy distillation of vision-language models by visual advantage.",
@@ -15,8 +16,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
 
 
 @app.callback()
@@ -42,7 +41,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and print the recipe only.")
     ] = False,
-    debug: Debug = False,  # read by main()
+    debug: command.Debug = False,  # read by main()
 ) -> None:
     """Train a student by a recipe."""
     from vaopd.config import load_config
@@ -71,7 +70,7 @@ def score(
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE of the recipe schema, such as view.ratio=0.2."),
     ] = None,
-    debug: Debug = False,  # read by main()
+    debug: command.Debug = False,  # read by main()
 ) -> None:
     """Write the visual advantage of every token of any text, from any trainer."""
     from vaopd.config import parse_config, parse_overrides
@@ -130,7 +129,7 @@ def study(  # noqa: PLR0913  # a parameter for each option of the command
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the recipe and list the runs only.")
     ] = False,
-    debug: Debug = False,  # read by main()
+    debug: command.Debug = False,  # read by main()
 ) -> None:
     """Compare arms over seeds: train what is missing, write study.json and study.html."""
     from vaopd.study.recipe import load_plan
@@ -181,7 +180,7 @@ def inspect(
     max_rollouts: Annotated[
         int, typer.Option(min=1, help="Most rollouts to show; numbers always count all.")
     ] = 200,
-    debug: Debug = False,  # read by main()
+    debug: command.Debug = False,  # read by main()
 ) -> None:
     """Write one self-contained HTML page of rollouts, visual advantage and curves."""
     from rich.console import Console
@@ -208,6 +207,10 @@ def inspect(
     if left_out == 0:
         shown = f"{report.total} rollouts"
     typer.echo(f"{shown}, {report.num_bytes / 1e6:.1f} MB: {target}")
+
+
+app.command()(command.evaluate)
+app.command()(command.compare)
 
 
 def _quiet_weights() -> None:

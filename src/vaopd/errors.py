@@ -35,3 +35,7 @@ class StudyError(VaopdError, RuntimeError):
 
 class RunFolderError(VaopdError, OSError):
     """A run folder exists already, is missing, or cannot be resumed."""
+
+
+class EngineError(VaopdError, RuntimeError):
+    """A serving engine or judge cannot be reached, refuses the request, or answers nonsense."""

@@ -27,6 +27,25 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file.
+
+    Raises:
+        RunFolderError: The file is missing or no JSON object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RunFolderError(
+            f"{path} does not exist; name a folder that was written whole"
+        ) from None
+    except ValueError as error:
+        raise RunFolderError(f"{path} is not JSON ({error}); write it again") from None
+    if not isinstance(value, dict):
+        raise RunFolderError(f"{path} is not a JSON object; write it again")
+    return value
+
+
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write a JSONL file whole."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -33,6 +33,7 @@ training:
   max_steps: 8
   learning_rate: 1.0e-3
   save_every: 3
+  keep_checkpoints: null
   validate_every: 4
   log_rollouts_every: 1
 """

@@ -2,6 +2,8 @@ import pytest
 import torch
 from PIL import Image
 
+from vaopd.config import parse_config
+from vaopd.evaluation.validation import Validator
 from vaopd.models import tiny
 from vaopd.models.loading import VisionLanguageModel, load_model
 from vaopd.models.packing import micro_batches, response_hidden_states
@@ -67,3 +69,30 @@ def test_a_tokenizer_trained_again_is_the_shipped_kind(tmp_path):
     assert tokenizer.pad_token == "<|endoftext|>"
     assert set(tiny.SPECIAL_TOKENS) <= set(tokenizer.get_vocab())
     assert len(tokenizer) <= 300
+
+
+# (accuracy at least, at most) on 48 held-out problems; recipes/tiny/README.md has 120.
+SHIPPED = {
+    "teacher-s": (0.85, 1.0),
+    "teacher-m": (0.95, 1.0),
+    "teacher-l": (0.9, 1.0),
+    "student": (0.2, 0.6),
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_models_answer_as_their_page_says_and_are_blind_to_pixels(name: str):
+    config = parse_config(
+        {
+            "student": {"model": f"tiny:{name}"},
+            "data": {"train": "drawn:train", "min_pixels": 1024},
+            "sampling": {"max_new_tokens": 112},
+            "validation": {"num_samples": 1, "temperature": 0, "pixelated": True},
+        }
+    )
+    validator = Validator(config, list(DrawnProblems("validation", 48, seed=9)))
+    result = validator.run(load(f"tiny:{name}"))
+    least, most = SHIPPED[name]
+    assert least <= result.accuracy <= most
+    assert result.accuracy_pixelated is not None
+    assert result.accuracy_pixelated < 0.1

@@ -230,8 +230,12 @@ def _math_verify() -> ModuleType:
     return math_verify
 
 
+@lru_cache(maxsize=65536)
 def _is_same_expression(extracted: str, answer: str) -> bool:
-    """Whether math-verify finds the two expressions equal; what it cannot read is not equal."""
+    """Whether math-verify finds the two expressions equal; what it cannot read is not equal.
+
+    Remembered: the samples of a problem give the same few answers, and algebra takes milliseconds.
+    """
     library = _math_verify()
     # Its time limit is an alarm signal, which only the main thread can receive.
     in_main_thread = threading.current_thread() is threading.main_thread()

@@ -115,7 +115,7 @@ def _stored(source: str, limit: int | None) -> list[Problem]:
         location, split = _split_suffix(source)
     path = Path(location)
     if path.exists():
-        return _collect(_local_rows(path, split), path.resolve().stem, split, limit)
+        return _collect(local_rows(path, split), path.resolve().stem, split, limit)
     if path.suffix in (".parquet", ".jsonl") or not _HUB_NAME.fullmatch(location):
         raise ProblemError(
             f"{source} does not exist; name a .parquet or .jsonl file, a folder of them, "
@@ -309,7 +309,12 @@ def _image(cell: Any, column: str, folder: Path) -> bytes | Path:
     return path
 
 
-def _local_rows(path: Path, split: str) -> Iterator[Row]:
+def local_rows(path: Path, split: str) -> Iterator[Row]:
+    """Yield the rows of a parquet or JSONL file, or of a folder's files of one split.
+
+    Raises:
+        ProblemError: There is no such file, or it does not read.
+    """
     files = _files(path, split) if path.is_dir() else [path]
     for file in files:
         if file.suffix == ".parquet":
@@ -404,7 +409,7 @@ def _hub_rows(name: str, split: str) -> Iterator[Row]:
         data = datasets.load_dataset(name, split=split)
     # Unreachable, unknown and gated names are OSErrors, an unknown split is a ValueError.
     except (OSError, ValueError) as error:
-        raise _unreachable(f"{name}@{split}", error) from error
+        raise unreachable(f"{name}@{split}", error) from error
     assert isinstance(data, datasets.Dataset)
     for column in {"images", "image"}.intersection(data.column_names):
         # Undecoded: encoded bytes are small, exact, and take no time.
@@ -424,7 +429,7 @@ def _virl39k_rows() -> Iterator[Row]:
             )
         )
     except (OSError, ValueError) as error:
-        raise _unreachable(VIRL39K_NAME, error) from error
+        raise unreachable(VIRL39K_NAME, error) from error
     if not (folder / "images").is_dir():
         # Unpacked aside and renamed, so that an interrupted run leaves no half-filled folder.
         with tempfile.TemporaryDirectory(dir=folder) as aside:
@@ -434,7 +439,8 @@ def _virl39k_rows() -> Iterator[Row]:
     yield from _parquet_rows(folder / VIRL39K_PARQUET)
 
 
-def _unreachable(name: str, error: Exception) -> ProblemError:
+def unreachable(name: str, error: Exception) -> ProblemError:
+    """Return the error of a hub data set that cannot be loaded."""
     reason = str(error).strip().split("\n")[0]
     return ProblemError(
         f"{name} cannot be loaded from the hub ({reason}); where there is no connection, download "

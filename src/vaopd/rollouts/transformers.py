@@ -3,7 +3,7 @@
 B decoding rows, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,18 +52,31 @@ class TransformersSampler:
         progress: Callable[[int], None] = lambda rows: None,
     ) -> list[list[Rollout]]:
         """Return ``num_rollouts`` responses for each prompt; see ``Sampler``."""
-        was_training = self.model.model.training
-        self.model.model.eval()
         rollouts: list[list[Rollout]] = []
-        with torch.no_grad(), self.model.autocast():
-            for chunk in self._chunks(prompts, settings):
-                rollouts += self._sample_batch(chunk, settings)
-                progress(len(chunk) * settings.num_rollouts)
-        self.model.model.train(was_training)
+        for groups in self.stream(prompts, settings):
+            rollouts += groups
+            progress(len(groups) * settings.num_rollouts)
         return rollouts
 
+    def stream(
+        self, prompts: Iterable[EncodedPrompt], settings: SamplingSettings
+    ) -> Iterator[list[list[Rollout]]]:
+        """Yield the responses of a few prompts at a time, as many as are decoded together.
+
+        Prompts are taken from the iterable when their turn comes, so a large set is never encoded
+        as a whole.
+        """
+        was_training = self.model.model.training
+        for chunk in self._chunks(prompts, settings):
+            self.model.model.eval()
+            # Around each batch and not the loop: the caller's code runs between two of them.
+            with torch.no_grad(), self.model.autocast():
+                groups = self._sample_batch(chunk, settings)
+            self.model.model.train(was_training)
+            yield groups
+
     def _chunks(
-        self, prompts: Sequence[EncodedPrompt], settings: SamplingSettings
+        self, prompts: Iterable[EncodedPrompt], settings: SamplingSettings
     ) -> Iterator[list[EncodedPrompt]]:
         """Yield runs of prompts whose rows fit the key-value cache if all grow to the limit."""
         chunk: list[EncodedPrompt] = []

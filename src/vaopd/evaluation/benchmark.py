@@ -1,0 +1,163 @@
+"""What a benchmark is: rows to items, responses to verdicts, verdicts to metrics."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from vaopd.evaluation.answers import Rule
+from vaopd.problems.problem import IMAGE_PLACEHOLDER, Problem
+
+
+@runtime_checkable
+class StoredImage(Protocol):
+    """An image that stays in its file until it is asked for."""
+
+    def load(self) -> bytes | Path:
+        """Return the encoded image or the path of an image file."""
+        ...
+
+
+ImageSource = bytes | Path | StoredImage
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question of a benchmark with everything that scoring needs."""
+
+    id: str
+    prompt: str
+    """The text as it is sent, with one literal ``<image>`` where each image belongs."""
+
+    images: tuple[ImageSource, ...]
+    reference: Mapping[str, Any]
+    """What the rules of the benchmark compare with: JSON values only, kept beside predictions."""
+
+    cluster: str = ""
+    """Items that are resampled together, such as the questions about one figure."""
+
+    place: str = ""
+    """File and row number, for errors."""
+
+    def problem(self, benchmark: str) -> Problem:
+        """Return the item as a problem for a model; reads its images.
+
+        Raises:
+            ProblemError: There is no image, or images and placeholders differ in number.
+        """
+        images = tuple(i if isinstance(i, bytes | Path) else i.load() for i in self.images)
+        return Problem(self.id, self.prompt, images, None, source=benchmark, split="")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one response answered, and whether that is right by the benchmark's rule."""
+
+    extracted: str | None
+    """``None`` where no answer was recognised: unparsed, and wrong."""
+
+    is_correct: bool
+
+    variants: Mapping[str, bool] = field(default_factory=dict)
+    """Verdicts of other published rules, by name."""
+
+
+UNPARSED = Verdict(None, False)
+
+
+@dataclass(frozen=True)
+class Graded:
+    """One response of one sample run with its verdict."""
+
+    item: Item
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One value that a metric is the mean of.
+
+    The score of a part in a sample run is the mean of its values; scores of runs are averaged.
+    """
+
+    part: str
+    cluster: str
+    value: float
+
+
+Row = Mapping[str, Any]
+"""Cells of one row by column; image cells may be ``StoredImage``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """A benchmark: where it lies, how it is asked, and how it is scored."""
+
+    name: str
+    """As written on the command line."""
+
+    title: str
+    hub_id: str | None
+    configs: tuple[str, ...] = ()
+    """Configurations of the hub data set, read one after the other."""
+
+    split: str
+    revision: str | None = None
+    """Commit of the hub data set; ``None`` reads the newest, see ``REVISION_NOTE``."""
+
+    columns: tuple[str, ...]
+    """Columns of the hub layout that are read."""
+
+    files: tuple[str, ...] = ()
+    """Names of local files in the order they are looked for."""
+
+    problems: str | None = None
+    """Source for ``load_problems`` where the rows have the layout of training problems."""
+
+    size: int | None
+    """Published number of items; ``None`` where the user decides."""
+
+    licence: str
+    citation: str
+    item: Callable[[Row], Item | None]
+    """One row to its item; ``None`` for rows of another split or version."""
+
+    grade: Callable[[str, Item, Rule], Verdict]
+    measure: Callable[[Sequence[Graded]], Iterable[Measurement]]
+    """Values of one sample run."""
+
+    combinations: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Metrics that are weighted sums of the scores of parts."""
+
+    headline: str = "accuracy"
+    """The metric of the paper's Table 1."""
+
+    judge_question: Callable[[Item], str] | None = None
+    """The question as a judge reads it; ``None`` where rules decide officially."""
+
+
+REVISION_NOTE = (
+    "no commit is pinned: the hub was not reachable when the layouts were written down, and a "
+    "guessed pin would be worse than none; results.json holds a hash of the items that were scored"
+)
+
+
+def image_first(text: str, count: int = 1) -> str:
+    """Return a prompt with its images before the text."""
+    return IMAGE_PLACEHOLDER * count + text
+
+
+def by_category(
+    run: Sequence[Graded], category: Callable[[Item], str] | None = None
+) -> Iterable[Measurement]:
+    """Yield plain accuracy, and accuracy by category as ``accuracy/CATEGORY``."""
+    for graded in run:
+        item, value = graded.item, float(graded.verdict.is_correct)
+        yield Measurement("accuracy", item.cluster or item.id, value)
+        if category is not None and (name := category(item)):
+            yield Measurement(f"accuracy/{name}", item.cluster or item.id, value)
+
+
+def by_reference_category(run: Sequence[Graded]) -> Iterable[Measurement]:
+    """Yield accuracy overall and by the ``category`` of the reference."""
+    return by_category(run, lambda item: str(item.reference.get("category") or ""))

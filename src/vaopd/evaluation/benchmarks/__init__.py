@@ -1,0 +1,1 @@
+"""One file for each benchmark; ``vaopd.evaluation.registry`` names them."""

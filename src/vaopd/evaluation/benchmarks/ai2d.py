@@ -1,0 +1,58 @@
+"""AI2D: multiple-choice questions about diagrams of primary-school science."""
+
+from vaopd.errors import ProblemError
+from vaopd.evaluation import cells
+from vaopd.evaluation.answers import Rule
+from vaopd.evaluation.benchmark import (
+    Benchmark,
+    Item,
+    Row,
+    Verdict,
+    by_reference_category,
+    image_first,
+)
+from vaopd.evaluation.choices import LETTERS, chosen_letter, option_lines
+
+ASK_LETTER = "Answer with the option's letter from the given choices directly."
+
+
+def item(row: Row) -> Item:
+    """Return one question; the hub's answer is an index, the TSV's a letter."""
+    choices, question = cells.options(row), cells.required(row, "question")
+    answer = cells.required(row, "answer").strip()
+    letter = LETTERS[int(answer)] if answer.isdigit() and int(answer) < 26 else answer
+    if letter not in choices:
+        raise ProblemError(f"the answer {answer!r} is none of the {len(choices)} options")
+    return Item(
+        id=cells.text(row, "id", "index"),
+        prompt=image_first(f"{question}\n{option_lines(choices)}\n{ASK_LETTER}"),
+        images=cells.images(row, "image"),
+        reference={
+            "answer": letter,
+            "options": choices,
+            "category": cells.text(row, "category"),
+            "question": question,
+        },
+    )
+
+
+def grade(response: str, item: Item, rule: Rule) -> Verdict:
+    """Compare letters."""
+    letter = chosen_letter(response, item.reference["options"], rule)
+    return Verdict(letter, letter == item.reference["answer"])
+
+
+BENCHMARK = Benchmark(
+    name="ai2d",
+    title="AI2D",
+    hub_id="lmms-lab/ai2d",
+    split="test",
+    columns=("question", "options", "answer", "image"),
+    files=("test.jsonl", "sample.jsonl", "AI2D_TEST.tsv"),
+    size=3088,
+    licence="of AI2, not stated with the copies on the hub",
+    citation="Kembhavi et al. 2016, arXiv:1603.07396",
+    item=item,
+    grade=grade,
+    measure=by_reference_category,
+)

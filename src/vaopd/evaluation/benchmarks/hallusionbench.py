@@ -1,0 +1,117 @@
+"""HallusionBench: yes-no questions about figures and edited copies of them."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from vaopd.errors import ProblemError
+from vaopd.evaluation import cells
+from vaopd.evaluation.answers import Rule, extract_answer
+from vaopd.evaluation.benchmark import (
+    UNPARSED,
+    Benchmark,
+    Graded,
+    Item,
+    Measurement,
+    Row,
+    Verdict,
+    image_first,
+)
+
+
+def item(row: Row) -> Item | None:
+    """Return one question with an image; questions without (``visual_input`` 0) are left out."""
+    if cells.text(row, "visual_input") == "0":
+        return None
+    index = cells.text(row, "index").split("_")
+    if "set_id" not in row and len(index) >= 6:
+        # VLMEvalKit's TSV has the three numbers in its index.
+        row = {**row, "set_id": index[3], "figure_id": index[4], "question_id": index[5]}
+    category = cells.required(row, "category")
+    subcategory = cells.required(row, "subcategory", "l2-category", "l2_category")
+    ids = [cells.required(row, name) for name in ("set_id", "figure_id", "question_id")]
+    gold = cells.required(row, "gt_answer", "answer").strip().lower()
+    if gold not in ("0", "1", "yes", "no"):
+        raise ProblemError(f"gt_answer is {gold!r}, expected 0, 1, yes or no")
+    group = f"{category}/{subcategory}/{ids[0]}"
+    return Item(
+        id=f"{group}/{ids[1]}/{ids[2]}",
+        prompt=image_first(cells.required(row, "question")),
+        images=cells.images(row, "image"),
+        reference={
+            "answer": "yes" if gold in ("1", "yes") else "no",
+            "category": category,
+            "figure": f"{group}/{ids[1]}",
+            # Across figures of a set, the same question number asks the same.
+            "question_group": f"{group}//{ids[2]}",
+            "question": cells.required(row, "question"),
+            "details": cells.text(row, "gt_answer_details"),
+        },
+        cluster=group,
+    )
+
+
+def grade(response: str, item: Item, rule: Rule) -> Verdict:
+    """Take yes or no as a whole word, from the committed answer or else from all of the reply.
+
+    A text with both words or neither is unparsed, and wrong.
+    """
+    committed = extract_answer(response, rule=rule)
+    said = (yes_or_no(committed) if committed else None) or yes_or_no(response)
+    return UNPARSED if said is None else Verdict(said, said == item.reference["answer"])
+
+
+def yes_or_no(text: str) -> str | None:
+    """Return the only one of the two words that occurs, or ``None``."""
+    words = set(re.findall(r"[^\W_]+", text.lower())) & {"yes", "no"}
+    return words.pop() if len(words) == 1 else None
+
+
+def measure(run: Sequence[Graded]) -> Iterable[Measurement]:
+    """Yield aAcc over questions, fAcc over figures and qAcc over groups of one question.
+
+    A figure or a group counts when all of its questions are right. The three are resampled
+    together by set, because figures and questions of a set share their content.
+    """
+    figures: dict[str, list[Graded]] = defaultdict(list)
+    groups: dict[str, list[Graded]] = defaultdict(list)
+    for graded in run:
+        reference, value = graded.item.reference, float(graded.verdict.is_correct)
+        yield Measurement("aAcc", graded.item.cluster, value)
+        yield Measurement(f"aAcc/{reference['category']}", graded.item.cluster, value)
+        figures[reference["figure"]].append(graded)
+        groups[reference["question_group"]].append(graded)
+    for part, collected in (("fAcc", figures), ("qAcc", groups)):
+        for members in collected.values():
+            all_right = all(member.verdict.is_correct for member in members)
+            yield Measurement(part, members[0].item.cluster, float(all_right))
+
+
+BENCHMARK = Benchmark(
+    name="hallusionbench",
+    title="HallusionBench",
+    hub_id="lmms-lab/HallusionBench",
+    split="image",
+    columns=(
+        "category",
+        "subcategory",
+        "visual_input",
+        "set_id",
+        "figure_id",
+        "question_id",
+        "question",
+        "gt_answer",
+        "gt_answer_details",
+        "image",
+    ),
+    files=("image.jsonl", "HallusionBench.json", "HallusionBench.tsv"),
+    size=951,
+    licence="BSD-3-Clause",
+    citation="Guan et al. 2024, arXiv:2310.14566",
+    item=item,
+    grade=grade,
+    measure=measure,
+    combinations={"mean": {"aAcc": 1 / 3, "fAcc": 1 / 3, "qAcc": 1 / 3}},
+    headline="mean",
+    judge_question=lambda item: item.reference["question"],
+)

@@ -1,0 +1,83 @@
+"""MATH-Vision: competition problems with one figure, choice or free answer."""
+
+import re
+
+from vaopd.evaluation import answers, cells
+from vaopd.evaluation.answers import Rule, extract_answer
+from vaopd.evaluation.benchmark import (
+    Benchmark,
+    Item,
+    Row,
+    Verdict,
+    by_category,
+    image_first,
+)
+from vaopd.evaluation.choices import chosen_letter, option_lines
+from vaopd.problems.problem import IMAGE_PLACEHOLDER
+
+ASK_BOX = (
+    'Please solve the problem and put your answer in one "\\boxed{}". '
+    'If it is a multiple choice question, only one letter is allowed in the "\\boxed{}".'
+)
+_PLACE = re.compile(r"<image(\d+)>")
+
+
+def item(row: Row) -> Item:
+    """Return one problem; its figure stands where ``<image1>`` is.
+
+    Further numbers name parts of the same figure and stay as text.
+    """
+    question, choices = cells.required(row, "question"), cells.options(row)
+    choices = choices if len(choices) > 1 else {}
+    answer = cells.required(row, "answer")
+    text = f"{ASK_BOX}\n{question}"
+    if choices:
+        text += "\n" + option_lines(choices, "({letter}) {text}")
+    text, count = re.subn(r"<image1>", IMAGE_PLACEHOLDER, text, count=1)
+    text = _PLACE.sub(r"(figure \1)", text)
+    return Item(
+        id=cells.required(row, "id", "index"),
+        prompt=text if count else image_first(text),
+        images=cells.images(row, "decoded_image", "image"),
+        reference={
+            "answer": cells.answer_letter(row, choices) if choices else answer,
+            "options": choices,
+            "category": cells.text(row, "subject", "category"),
+            "level": cells.text(row, "level"),
+            "question": question,
+        },
+    )
+
+
+def grade(response: str, item: Item, rule: Rule) -> Verdict:
+    """Compare letters, or free answers by math-verify."""
+    reference = item.reference
+    if not reference["options"]:
+        graded = answers.grade(response, reference["answer"], rule=rule)
+        return Verdict(graded.extracted, graded.is_correct)
+    letter = chosen_letter(response, reference["options"], rule)
+    if letter is None and (span := extract_answer(response, rule=rule)):
+        # A committed value is an answer to a choice question as well, right or wrong.
+        text = reference["options"][reference["answer"]]
+        return Verdict(span, answers.grade(f"\\boxed{{{span}}}", text).is_correct)
+    return Verdict(letter, letter == reference["answer"])
+
+
+def _parts(item: Item) -> str:
+    return str(item.reference["category"])
+
+
+BENCHMARK = Benchmark(
+    name="math_vision",
+    title="MATH-Vision",
+    hub_id="MathLLMs/MathVision",
+    split="testmini",
+    columns=("id", "question", "options", "decoded_image", "answer", "level", "subject"),
+    files=("testmini.jsonl", "MathVision_MINI.tsv"),
+    size=304,
+    licence="MIT",
+    citation="Wang et al. 2024, arXiv:2402.14804",
+    item=item,
+    grade=grade,
+    measure=lambda run: by_category(run, _parts),
+)

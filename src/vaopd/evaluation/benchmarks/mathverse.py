@@ -1,0 +1,164 @@
+"""MathVerse testmini: each problem in five versions with less and less text."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from vaopd.evaluation import answers, cells
+from vaopd.evaluation.answers import Rule
+from vaopd.evaluation.benchmark import (
+    Benchmark,
+    Graded,
+    Item,
+    Measurement,
+    Row,
+    Verdict,
+    image_first,
+)
+from vaopd.evaluation.choices import LETTERS, chosen_letter
+
+VERSIONS = (
+    "Text Dominant",
+    "Text Lite",
+    "Vision Intensive",
+    "Vision Dominant",
+    "Vision Only",
+)
+_CHOICE_LINE = re.compile(r"^\s*\(?([A-H])\s*[:.)]\s*(.+?)\s*$", re.MULTILINE)
+_ASK = {
+    True: "provide the correct option letter, e.g., A, B, C, D.",
+    False: "provide the final value, e.g., 1, 2.5, 300.",
+}
+_UNIT = re.compile(
+    r"(?<=[\d})])\s*(?:\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|(?:square |cubic )?(?:units?|degrees?|"
+    r"cm|mm|km|m|meters?|metres?|feet|ft|inches|in|miles?|yards?|seconds?|hours?|radians?)"
+    r"(?:\^?\{?[23²³]\}?)?)\s*$",
+    re.IGNORECASE,
+)
+
+
+def item(row: Row) -> Item | None:
+    """Return one version of one problem; the published query is sent where the row has it.
+
+    ``Text Only`` is a set of its own and has no image.
+    """
+    metadata = row.get("metadata")
+    details: Mapping[str, Any] = metadata if isinstance(metadata, dict) else {}
+    version = cells.text(row, "problem_version") or str(details.get("problem_version") or "")
+    version = " ".join(version.replace("_", " ").title().split())
+    if version not in VERSIONS:
+        return None
+    is_choice = cells.required(row, "question_type").replace("_", "-") == "multi-choice"
+    question = cells.text(row, "question")
+    full = question or cells.text(row, "question_for_eval")
+    choices = _choices(row, full) if is_choice else {}
+    if is_choice and not choices:
+        # The options stand in the image only.
+        choices = {letter: "" for letter in LETTERS[:6]}
+    problem = cells.text(row, "problem_index", "problem_group")
+    return Item(
+        id=cells.required(row, "sample_index", "pid", "index"),
+        prompt=image_first(
+            cells.text(row, "query_wo") or _query(is_choice, _with_choices(question, row))
+        ),
+        images=cells.images(row, "image", "decoded_image"),
+        reference={
+            "answer": cells.required(row, "answer").strip(),
+            "options": choices,
+            "version": version,
+            "category": version,
+            "question": full,
+            "subject": str(details.get("subject") or details.get("subjects") or ""),
+        },
+        cluster=f"problem {problem}" if problem else "",
+    )
+
+
+def _choices(row: Row, question: str) -> dict[str, str]:
+    listed = "\n".join(cells.sequence(row.get("choices")))
+    return dict(_CHOICE_LINE.findall(listed or question.partition("Choices:")[2]))
+
+
+def _with_choices(question: str, row: Row) -> str:
+    listed = cells.sequence(row.get("choices"))
+    if not question or not listed or "Choices:" in question:
+        return question
+    return f"{question.rstrip()}\nChoices:\n" + "\n".join(listed)
+
+
+def _query(is_choice: bool, question: str) -> str:
+    """Return the direct query for rows that come without it, as the project page's do."""
+    if not question:
+        ask = _ASK[is_choice]
+        return f"According to the question shown in the image, please directly answer it and {ask}"
+    return f"Please directly answer the question and {_ASK[is_choice]}\nQuestion: {question}"
+
+
+def grade(response: str, item: Item, rule: Rule) -> Verdict:
+    """Compare letters, or the free answer by math-verify with units taken off.
+
+    A rule in place of the two steps by a language model: report it as rule-based. A choice may
+    also be named by its text.
+    """
+    reference = item.reference
+    if not reference["options"]:
+        gold = _UNIT.sub("", reference["answer"])
+        graded = answers.grade(response, gold, rule=rule)
+        if graded.extracted is None:
+            # A direct answer is asked for, so a bare value is one.
+            graded = answers.grade(f"Answer: {_bare(response)}", gold)
+        elif not graded.is_correct:
+            # The span without its unit; the rest of the response is not looked at.
+            bare = _UNIT.sub("", graded.extracted)
+            is_correct = answers.grade(f"\\boxed{{{bare}}}", gold).is_correct
+            return Verdict(graded.extracted, is_correct)
+        return Verdict(graded.extracted, graded.is_correct)
+    letter = chosen_letter(response, reference["options"], rule)
+    return Verdict(letter, letter is not None and letter == reference["answer"].strip("()."))
+
+
+def _bare(response: str) -> str:
+    """Return a short line with a number or mathematics in it, or one word; nothing for prose."""
+    line = response.strip()
+    is_short = "\n" not in line and len(line) <= 60
+    is_value = len(line.split()) == 1 or any(c.isdigit() or c in "\\=^" for c in line)
+    return _UNIT.sub("", line) if is_short and is_value else ""
+
+
+def measure(run: Sequence[Graded]) -> Iterable[Measurement]:
+    """Yield accuracy overall and by version."""
+    for graded in run:
+        item, value = graded.item, float(graded.verdict.is_correct)
+        for part in ("micro", item.reference["version"]):
+            yield Measurement(part, item.cluster or item.id, value)
+
+
+BENCHMARK = Benchmark(
+    name="mathverse",
+    title="MathVerse",
+    hub_id="AI4Math/MathVerse",
+    configs=("testmini",),
+    split="testmini",
+    columns=(
+        "sample_index",
+        "problem_index",
+        "problem_version",
+        "question",
+        "image",
+        "answer",
+        "question_type",
+        "metadata",
+        "query_wo",
+        "question_for_eval",
+    ),
+    files=("testmini.jsonl", "sample.jsonl", "MathVerse_MINI.tsv"),
+    size=3940,
+    licence="MIT on the hub's card; the project page says CC BY-SA 4.0",
+    citation="Zhang et al. 2024, arXiv:2403.14624",
+    item=item,
+    grade=grade,
+    measure=measure,
+    combinations={"mean of versions": dict.fromkeys(VERSIONS, 1 / len(VERSIONS))},
+    headline="mean of versions",
+    judge_question=lambda item: item.reference["question"],
+)

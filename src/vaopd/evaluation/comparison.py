@@ -1,0 +1,217 @@
+"""Two evaluations of the same items, compared item by item."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from vaopd.errors import ConfigError
+from vaopd.evaluation.benchmark import Benchmark, Graded, Item, Verdict
+from vaopd.evaluation.benchmarks.problems import problem_benchmark
+from vaopd.evaluation.predictions import ITEMS, read_items
+from vaopd.evaluation.registry import BENCHMARKS, PAPER
+from vaopd.evaluation.runner import VERDICTS
+from vaopd.evaluation.scoring import cluster_weights, metric_values, tables_of
+from vaopd.evaluation.tables import number, title_of
+from vaopd.records import read_rows
+
+RESAMPLES = 5000
+COLUMNS = (
+    "benchmark", "metric", "items", "A", "B", "B - A", "95 % interval", "p bootstrap",
+    "A only / B only", "p McNemar", "unparsed A / B",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How two evaluations differ on one benchmark; all scores in percent."""
+
+    benchmark: str
+    metric: str
+    num_items: int
+    first: float
+    second: float
+    difference: float
+    """Second less first."""
+
+    low: float
+    high: float
+    p_bootstrap: float
+    """Two-sided, of no difference."""
+
+    first_only: int
+    """Items on which the first has more right samples; with one sample, the discordant pairs."""
+
+    second_only: int
+    p_mcnemar: float
+    """Exact, two-sided."""
+
+    unparsed: tuple[float, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the comparison as JSON values."""
+        return asdict(self)
+
+
+def compare_folders(first: Path, second: Path) -> list[Comparison]:
+    """Return the comparison of every benchmark that both folders hold.
+
+    Raises:
+        ConfigError: A folder is no evaluation, or the two share no benchmark or no items.
+    """
+    names = _benchmarks_in(first) & _benchmarks_in(second)
+    if not names:
+        raise ConfigError(
+            f"{first} and {second} have no benchmark in common; evaluate the same one"
+        )
+    order = [*(name for name in (*PAPER, *BENCHMARKS) if name in names), *sorted(names)]
+    return [_compare(name, first / name, second / name) for name in dict.fromkeys(order)]
+
+
+def _benchmarks_in(folder: Path) -> set[str]:
+    found = {file.parent.name for file in folder.glob(f"*/{VERDICTS}")}
+    if not found:
+        raise ConfigError(
+            f"{folder} holds no NAME/{VERDICTS}; name the output folder of vaopd evaluate"
+        )
+    return found
+
+
+def _compare(name: str, first: Path, second: Path) -> Comparison:
+    benchmark = BENCHMARKS.get(name) or problem_benchmark(name, name, source="")
+    items = _common_items(name, first, second)
+    runs = [_graded_runs(folder, items) for folder in (first, second)]
+    a, b, resampled = paired_bootstrap(benchmark, *runs)
+    wins = discordant(*runs)
+    low, high = np.nanpercentile(resampled, [2.5, 97.5])
+    shares = [_unparsed(one) for one in runs]
+    return Comparison(
+        benchmark=name,
+        metric=benchmark.headline,
+        num_items=len(items),
+        first=a,
+        second=b,
+        difference=b - a,
+        low=float(low),
+        high=float(high),
+        p_bootstrap=two_sided_p(resampled),
+        first_only=wins[0],
+        second_only=wins[1],
+        p_mcnemar=mcnemar_p(*wins),
+        unparsed=(shares[0], shares[1]),
+    )
+
+
+def _common_items(name: str, first: Path, second: Path) -> list[Item]:
+    """Return the items that both answered.
+
+    Raises:
+        ConfigError: One id means two questions, or there is no common id.
+    """
+    theirs = {item.id: item for item in read_items(second / ITEMS)}
+    common = [item for item in read_items(first / ITEMS) if item.id in theirs]
+    for item in common:
+        if theirs[item.id].reference != item.reference:
+            raise ConfigError(
+                f"{name}: item {item.id} is another question in {second} than in {first}; "
+                "evaluate both on the same data"
+            )
+    if not common:
+        raise ConfigError(f"{name}: {first} and {second} share no item; evaluate the same data")
+    return common
+
+
+def _graded_runs(folder: Path, items: Sequence[Item]) -> list[list[Graded]]:
+    by_sample: dict[int, dict[str, Verdict]] = {}
+    for row in read_rows(folder / VERDICTS):
+        prefix = "is_correct_"
+        variants = {k.removeprefix(prefix): bool(v) for k, v in row.items() if k.startswith(prefix)}
+        verdict = Verdict(row["extracted"], row["is_correct"], variants)
+        by_sample.setdefault(row["sample"], {})[row["id"]] = verdict
+    return [
+        [Graded(item, verdicts[item.id]) for item in items]
+        for _, verdicts in sorted(by_sample.items())
+    ]
+
+
+def paired_bootstrap(
+    benchmark: Benchmark,
+    first: Sequence[Sequence[Graded]],
+    second: Sequence[Sequence[Graded]],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float, np.ndarray]:
+    """Return both headline scores and the resampled differences, in percent.
+
+    Each resample draws clusters of items once and takes the same ones for both: what makes an
+    item hard is hard for both, and drops out of the difference.
+    """
+    tables = [tables_of(benchmark, runs) for runs in (first, second)]
+    assert tables[0].clusters == tables[1].clusters, "items come in one order"
+    ones = np.ones((1, len(tables[0].clusters)))
+    weights = cluster_weights(len(tables[0].clusters), resamples, seed)
+    points, draws = [], []
+    for table in tables:
+        name = benchmark.headline
+        value = metric_values(benchmark, table, ones).get(name)
+        if value is None:
+            raise ConfigError(
+                f"{benchmark.name}: too few items for {name}; evaluate the complete set"
+            )
+        points.append(float(value[0]))
+        draws.append(metric_values(benchmark, table, weights)[name])
+    return points[0], points[1], draws[1] - draws[0]
+
+
+def two_sided_p(differences: np.ndarray) -> float:
+    """Return twice the smaller tail beyond zero, never 0: one more resample could have crossed."""
+    finite = differences[np.isfinite(differences)]
+    tail = min((finite <= 0).sum(), (finite >= 0).sum())
+    return float(min(1.0, 2 * (tail + 1) / (len(finite) + 1)))
+
+
+def discordant(
+    first: Sequence[Sequence[Graded]], second: Sequence[Sequence[Graded]]
+) -> tuple[int, int]:
+    """Return on how many items each has the larger share of right samples.
+
+    With one sample these are McNemar's discordant pairs. Samples of an item are not independent,
+    so with several an item still counts once.
+    """
+    shares = []
+    for runs in (first, second):
+        right = np.array([[one.verdict.is_correct for one in run] for run in runs])
+        shares.append(right.mean(0))
+    return int((shares[0] > shares[1]).sum()), int((shares[1] > shares[0]).sum())
+
+
+def mcnemar_p(first_only: int, second_only: int) -> float:
+    """Return the exact two-sided p of McNemar's test on discordant pairs."""
+    total = first_only + second_only
+    return 1.0 if total == 0 else float(binomtest(first_only, total).pvalue)
+
+
+def _unparsed(runs: Sequence[Sequence[Graded]]) -> float:
+    flat = [one.verdict.extracted is None for run in runs for one in run]
+    return sum(flat) / len(flat)
+
+
+def comparison_row(one: Comparison) -> tuple[str, ...]:
+    """Return one row of ``COLUMNS``."""
+    return (
+        title_of(one.benchmark),
+        one.metric,
+        str(one.num_items),
+        number(one.first),
+        number(one.second),
+        f"{one.difference:+.2f}",
+        f"{one.low:+.2f} to {one.high:+.2f}",
+        f"{one.p_bootstrap:.4f}",
+        f"{one.first_only} / {one.second_only}",
+        f"{one.p_mcnemar:.4f}",
+        f"{one.unparsed[0]:.1%} / {one.unparsed[1]:.1%}",
+    )

@@ -1,0 +1,1 @@
+"""Engines that answer items: in process, or through a server."""

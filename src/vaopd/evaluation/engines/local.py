@@ -1,0 +1,96 @@
+"""Answers with a transformers model in this process; the samples of an item share one prefill."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from vaopd.config import DataConfig, ViewConfig
+from vaopd.errors import ProblemError
+from vaopd.evaluation.benchmark import Item
+from vaopd.evaluation.engines.engine import Request
+from vaopd.evaluation.predictions import Prediction
+from vaopd.evaluation.protocol import Protocol
+from vaopd.models.devices import pick_device, pick_dtype
+from vaopd.models.loading import PromptEncoder, load_model
+from vaopd.models.prompts import EncodedPrompt
+from vaopd.rollouts.sampler import Rollout, SamplingSettings
+from vaopd.rollouts.transformers import TransformersSampler
+
+MAX_PROMPT_TOKENS = 32_768
+"""Seven images of the largest budget and their text."""
+
+
+class TransformersEngine:
+    """Draws with the keyed noise of training, so a continued run gives what one run would."""
+
+    def __init__(
+        self, protocol: Protocol, *, device: str = "auto", batch_tokens: int = 131_072
+    ) -> None:
+        self.protocol = protocol
+        place = pick_device(device)
+        dtype = pick_dtype("auto", place)
+        self.model = load_model(
+            protocol.model, device=place, dtype=dtype, compute_dtype=dtype, seed=protocol.seed
+        )
+        data = DataConfig(
+            train="",
+            min_pixels=protocol.min_pixels,
+            max_pixels=protocol.max_pixels,
+            max_prompt_tokens=MAX_PROMPT_TOKENS,
+        )
+        self.encoder = PromptEncoder(self.model, data, ViewConfig())
+        self.sampler = TransformersSampler(self.model, batch_tokens=batch_tokens)
+
+    def answer(
+        self,
+        benchmark: str,
+        requests: Iterable[Request],
+        on_done: Callable[[Item, list[Prediction]], None],
+        on_bad_item: Callable[[Item, Exception], None],
+    ) -> None:
+        """Answer a few items at a time; see ``Engine``.
+
+        All samples of an item are drawn even where some are known: they share the prefill, and
+        the keyed noise makes the known ones come out the same.
+        """
+        protocol = self.protocol
+        settings = SamplingSettings(
+            num_rollouts=protocol.samples,
+            temperature=protocol.temperature,
+            top_p=protocol.top_p,
+            max_new_tokens=protocol.max_new_tokens,
+            seed=protocol.seed,
+            stream=f"evaluate {benchmark}",
+        )
+        waiting: dict[str, tuple[Item, int]] = {}
+
+        def prompts() -> Iterator[EncodedPrompt]:
+            for request in requests:
+                try:
+                    prompt = self.encoder.original(request.item.problem(benchmark))
+                except ProblemError as error:
+                    on_bad_item(request.item, error)
+                    continue
+                waiting[request.item.id] = request.item, len(prompt)
+                yield prompt
+
+        for groups in self.sampler.stream(prompts(), settings):
+            for group in groups:
+                item, prompt_tokens = waiting.pop(group[0].problem_id)
+                on_done(item, [self._prediction(rollout, prompt_tokens) for rollout in group])
+
+    def summary(self) -> str:
+        """Nothing is paid for here."""
+        return ""
+
+    def close(self) -> None:
+        """Nothing is held that the end of the process does not give back."""
+
+    def _prediction(self, rollout: Rollout, prompt_tokens: int) -> Prediction:
+        ids = list(rollout.response_ids)
+        return Prediction(
+            id=rollout.problem_id,
+            sample=rollout.sibling,
+            response=self.model.tokenizer.decode(ids, skip_special_tokens=True),
+            finish_reason=rollout.finish_reason,
+            prompt_tokens=prompt_tokens,
+            response_tokens=len(ids),
+        )

@@ -1,0 +1,124 @@
+"""Answers through any OpenAI-compatible server, such as vLLM, SGLang or a paid service."""
+
+import base64
+import hashlib
+import io
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from typing import Any
+
+from PIL import Image
+
+from vaopd.errors import ProblemError
+from vaopd.evaluation.benchmark import Item
+from vaopd.evaluation.engines.chat import ChatClient, Server
+from vaopd.evaluation.engines.engine import Request
+from vaopd.evaluation.predictions import Prediction
+from vaopd.evaluation.protocol import Protocol
+from vaopd.problems.problem import IMAGE_PLACEHOLDER, Problem
+from vaopd.views import fit_pixel_budget
+
+
+class OpenAIEngine:
+    """One request for each sample, several items at a time."""
+
+    def __init__(self, protocol: Protocol, server: Server, *, concurrency: int = 8) -> None:
+        self.protocol = protocol
+        self.client = ChatClient(server)
+        self.concurrency = concurrency
+
+    def answer(
+        self,
+        benchmark: str,
+        requests: Iterable[Request],
+        on_done: Callable[[Item, list[Prediction]], None],
+        on_bad_item: Callable[[Item, Exception], None],
+    ) -> None:
+        """Answer items in any order; see ``Engine``.
+
+        Raises:
+            EngineError: A request failed for good. What was answered before is kept.
+        """
+        lock = threading.Lock()
+
+        def save(item: Item, prediction: Prediction) -> None:
+            with lock:
+                on_done(item, [prediction])
+
+        pool = ThreadPoolExecutor(self.concurrency)
+        futures: dict[Future[None], Item] = {}
+        try:
+            for request in requests:
+                futures[pool.submit(self._answer_item, benchmark, request, save)] = request.item
+            for future in as_completed(futures):
+                error = future.exception()
+                if isinstance(error, ProblemError):
+                    on_bad_item(futures[future], error)
+                elif error is not None:
+                    raise error
+        except BaseException:
+            self.client.close()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def summary(self) -> str:
+        """Return requests, tokens and cost."""
+        return self.client.summary()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
+
+    def _answer_item(
+        self, benchmark: str, request: Request, save: Callable[[Item, Prediction], None]
+    ) -> None:
+        content = self._content(request.item.problem(benchmark))
+        for sample in request.samples:
+            reply = self.client.complete(self._payload(content, request.item.id, sample))
+            save(
+                request.item,
+                Prediction(
+                    id=request.item.id,
+                    sample=sample,
+                    response=reply.text,
+                    finish_reason=reply.finish_reason,
+                    prompt_tokens=reply.prompt_tokens,
+                    response_tokens=reply.response_tokens,
+                ),
+            )
+
+    def _payload(self, content: list[dict[str, Any]], id: str, sample: int) -> dict[str, Any]:
+        protocol = self.protocol
+        digest = hashlib.sha256(f"{protocol.seed}\x00{id}\x00{sample}".encode()).digest()
+        return {
+            "model": protocol.model,
+            "messages": [{"role": "user", "content": content}],
+            "temperature": protocol.temperature,
+            "top_p": protocol.top_p,
+            "max_tokens": protocol.max_new_tokens,
+            # Servers that honour a seed give different samples and the same ones again.
+            "seed": int.from_bytes(digest[:4], "little") >> 1,
+        }
+
+    def _content(self, problem: Problem) -> list[dict[str, Any]]:
+        """Return text and images as parts, in the order of the prompt."""
+        images = iter(problem.load_images())
+        parts: list[dict[str, Any]] = []
+        for number, text in enumerate(problem.prompt.split(IMAGE_PLACEHOLDER)):
+            if number:
+                url = _data_url(self._fit(next(images)))
+                parts.append({"type": "image_url", "image_url": {"url": url}})
+            if text:
+                parts.append({"type": "text", "text": text})
+        return parts
+
+    def _fit(self, image: Image.Image) -> Image.Image:
+        return fit_pixel_budget(image, self.protocol.min_pixels, self.protocol.max_pixels)
+
+
+def _data_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

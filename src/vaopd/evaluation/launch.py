@@ -1,0 +1,146 @@
+"""What ``vaopd evaluate`` does with its options."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from vaopd.errors import ConfigError
+from vaopd.evaluation.engines.chat import ChatClient, Server
+from vaopd.evaluation.engines.engine import Engine
+from vaopd.evaluation.judge import PROMPT, Judge
+from vaopd.evaluation.protocol import Protocol, protocol_in
+from vaopd.evaluation.registry import find_benchmarks
+from vaopd.evaluation.runner import (
+    ReadOptions,
+    Scored,
+    ScoreOptions,
+    evaluate,
+    score_saved,
+    write_results,
+)
+from vaopd.evaluation.tables import print_tables
+
+
+def generate(
+    protocol: Protocol,
+    names: str,
+    output: Path,
+    read: ReadOptions,
+    options: ScoreOptions,
+    make_engine: Callable[[], Engine],
+) -> None:
+    """Answer benchmarks, score them, and print the tables."""
+    benchmarks = find_benchmarks(names)
+    try:
+        scored, spent = evaluate(benchmarks, protocol, make_engine, output, read, options)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+    if spent:
+        typer.echo(spent)
+    _show(scored, options.judge)
+    typer.echo(f"results: {output}")
+
+
+def score(
+    predictions: Path, names: str, output: Path | None, read: ReadOptions, options: ScoreOptions
+) -> None:
+    """Score saved responses and print the tables.
+
+    Raises:
+        ConfigError: A file is given and no output folder.
+    """
+    if output is None:
+        if not predictions.is_dir():
+            raise ConfigError(f"--predictions {predictions} is no folder; say where with --output")
+        output = predictions
+    benchmarks = find_benchmarks(names) if names else []
+    scored = score_saved(predictions, benchmarks, output, read, options)
+    protocol = protocol_in(predictions) if predictions.is_dir() else None
+    write_results(output, scored, protocol, options.seed)
+    _show(scored, options.judge)
+    typer.echo(f"results: {output}")
+
+
+def openai_engine(protocol: Protocol, server: Server, concurrency: int) -> Callable[[], Engine]:
+    """Return what makes the engine of a server."""
+    from vaopd.evaluation.engines.openai import OpenAIEngine
+
+    return lambda: OpenAIEngine(protocol, server, concurrency=concurrency)
+
+
+def transformers_engine(protocol: Protocol, device: str, batch_tokens: int) -> Callable[[], Engine]:
+    """Return what loads the model of this process, when the items have been read."""
+
+    def make() -> Engine:
+        # Imported here: torch and transformers take seconds.
+        from transformers.utils import logging as transformers_logging
+
+        from vaopd.evaluation.engines.local import TransformersEngine
+
+        # Its bars of reading weights break ours.
+        transformers_logging.disable_progress_bar()
+        return TransformersEngine(protocol, device=device, batch_tokens=batch_tokens)
+
+    return make
+
+
+def judge(
+    model: str | None, url: str | None, prompt: Path | None, concurrency: int
+) -> Judge | None:
+    """Return the judge that was asked for, if any.
+
+    Raises:
+        ConfigError: Its address or prompt is missing or no use.
+    """
+    if model is None:
+        return None
+    text = PROMPT
+    if prompt is not None:
+        if not prompt.is_file():
+            raise ConfigError(f"--judge-prompt {prompt} does not exist; name a text file")
+        text = prompt.read_text(encoding="utf-8")
+    client = ChatClient(server(url, "--judge-base-url"))
+    return Judge(client=client, model=model, prompt=text, concurrency=concurrency)
+
+
+def server(url: str | None, option: str, **options: Any) -> Server:
+    """Return a server with the key from ``OPENAI_API_KEY``.
+
+    Raises:
+        ConfigError: There is no address.
+    """
+    if not url:
+        raise ConfigError(f"{option} is missing; give it, such as http://localhost:8000/v1")
+    return Server(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", ""), **options)
+
+
+def check_at_least_one(**options: int | None) -> None:
+    """Check whole numbers that count something.
+
+    Raises:
+        ConfigError: One is below 1.
+    """
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}, expected at least 1")
+
+
+def _show(scored: Sequence[Scored], judge: Judge | None) -> None:
+    print_tables([one.score for one in scored])
+    for one in scored:
+        skipped = one.details.get("data", {}).get("skipped")
+        if skipped:
+            typer.echo(f"{one.score.benchmark}: skipped {skipped} bad rows, see skipped.jsonl")
+        if verdict := one.details.get("judge"):
+            share, value = verdict["agreement"]["share"], verdict["score"]["value"]
+            typer.echo(
+                f"{one.score.benchmark}: the judge agrees on {share:.1%} of responses; "
+                f"{one.score.headline} by the judge {value}"
+            )
+    if judge is not None:
+        typer.echo(f"judge: {judge.client.summary()}")
+        judge.client.close()

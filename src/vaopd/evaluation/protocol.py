@@ -1,0 +1,85 @@
+"""How responses are drawn: what must be equal for two runs to be compared or continued."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vaopd.errors import ConfigError
+from vaopd.records import read_json, write_json
+
+PROTOCOL = "protocol.json"
+EngineName = Literal["transformers", "openai"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Sampling settings; the defaults are the paper's where it states them."""
+
+    model: str
+    engine: EngineName = "transformers"
+    samples: int = 8
+    """Independent responses for each item: avg@8."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    """Not stated in the paper."""
+
+    max_new_tokens: int = 4096
+    """Not stated in the paper."""
+
+    seed: int = 42
+    min_pixels: int = 262_144
+    max_pixels: int = 4_194_304
+    base_url: str | None = None
+    """Of the server, for the ``openai`` engine."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("samples", 1, 10_000),
+            ("temperature", 0, 100),
+            ("max_new_tokens", 1, 10**7),
+            ("min_pixels", 1, self.max_pixels),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is {value}, expected {low} to {high}"
+                )
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"--top-p is {self.top_p}, expected above 0 and at most 1")
+        if self.temperature == 0 and self.samples > 1:
+            raise ConfigError(
+                f"--samples is {self.samples} at --temperature 0, where all samples are the same; "
+                "use --samples 1"
+            )
+
+
+def claim_folder(output: Path, protocol: Protocol) -> None:
+    """Write the protocol into a new output folder, or check that the folder has the same one.
+
+    Raises:
+        ConfigError: The folder holds responses of another protocol, or other files.
+    """
+    path = output / PROTOCOL
+    mine = asdict(protocol)
+    if path.is_file():
+        theirs = read_json(path)
+        different = [name for name, value in mine.items() if theirs.get(name) != value]
+        if different:
+            name = different[0]
+            raise ConfigError(
+                f"output {output} holds responses with {name}={theirs.get(name)!r}, not "
+                f"{mine[name]!r}; give the same options to go on, or another --output"
+            )
+        return
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(
+            f"output {output} exists and is no evaluation; choose another folder or remove it"
+        )
+    write_json(path, mine)
+
+
+def protocol_in(folder: Path) -> dict[str, Any] | None:
+    """Return the protocol of an output folder; ``None`` where it was not written by vaopd."""
+    path = folder / PROTOCOL
+    return read_json(path) if path.is_file() else None

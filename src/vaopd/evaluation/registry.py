@@ -1,0 +1,95 @@
+"""Benchmarks by the name that the command line takes."""
+
+import difflib
+from pathlib import Path
+
+from vaopd.errors import ConfigError
+from vaopd.evaluation.benchmark import Benchmark
+from vaopd.evaluation.benchmarks import (
+    ai2d,
+    drawn,
+    geometry3k,
+    hallusionbench,
+    math_vision,
+    mathverse,
+    mathvista,
+    mmmu,
+    mmstar,
+    ocrbench,
+    virl39k,
+    wemath,
+)
+from vaopd.evaluation.benchmarks.problems import problem_benchmark
+
+MATH = ("wemath", "mathvista", "mathverse")
+"""The columns of the paper's math average."""
+
+VISUAL = ("hallusionbench", "ai2d", "mmmu", "mmstar", "ocrbench")
+"""The columns of its visual average."""
+
+PAPER = (*MATH, *VISUAL)
+
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        wemath.BENCHMARK,
+        mathvista.BENCHMARK,
+        mathverse.BENCHMARK,
+        hallusionbench.BENCHMARK,
+        ai2d.BENCHMARK,
+        mmmu.BENCHMARK,
+        mmstar.BENCHMARK,
+        ocrbench.BENCHMARK,
+        geometry3k.BENCHMARK,
+        geometry3k.VALIDATION,
+        virl39k.BENCHMARK,
+        math_vision.BENCHMARK,
+        drawn.BENCHMARK,
+    )
+}
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """Return a benchmark by name, or that of a user's own problems.
+
+    ``drawn:SPLIT?count=..``, and JSONL or parquet files in the layout of training problems, are
+    benchmarks of their own; the file's stem is the name.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    if name.startswith("drawn:"):
+        return problem_benchmark("drawn", name, source=name)
+    path = Path(name)
+    if path.suffix in (".jsonl", ".parquet"):
+        if not path.is_file():
+            raise ConfigError(f"benchmark file {name} does not exist; correct the path")
+        if path.stem in BENCHMARKS:
+            raise ConfigError(
+                f"benchmark file {name} would take the name of the benchmark {path.stem}; "
+                "rename the file"
+            )
+        return problem_benchmark(path.stem, path.name, source=name)
+    near = difflib.get_close_matches(name, BENCHMARKS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(BENCHMARKS)}, or a file"
+    raise ConfigError(f"benchmark {name!r} is not known; {hint}")
+
+
+def find_benchmarks(names: str) -> list[Benchmark]:
+    """Return the benchmarks of a comma-separated list; ``paper`` stands for the eight of Table 1.
+
+    Raises:
+        ConfigError: A name is not known or comes twice.
+    """
+    listed = [part for name in names.split(",") if (part := name.strip())]
+    expanded = [one for name in listed for one in (PAPER if name == "paper" else (name,))]
+    found = [find_benchmark(name) for name in expanded]
+    twice = {one.name for one in found if sum(one.name == other.name for other in found) > 1}
+    if twice or not found:
+        raise ConfigError(
+            f"--benchmark {names!r} names {', '.join(sorted(twice)) or 'nothing'}"
+            f"{' twice' if twice else ''}; give each benchmark once, separated by commas"
+        )
+    return found

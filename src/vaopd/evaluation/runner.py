@@ -1,0 +1,290 @@
+"""One evaluation: items, responses, verdicts, metrics, files."""
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from vaopd.errors import ConfigError, ProblemError
+from vaopd.evaluation import tables
+from vaopd.evaluation.answers import Rule
+from vaopd.evaluation.benchmark import Benchmark, Item
+from vaopd.evaluation.benchmarks.problems import problem_benchmark
+from vaopd.evaluation.engines.engine import Engine, Request
+from vaopd.evaluation.items import ItemSet, OnBadRow, load_items
+from vaopd.evaluation.judge import Judge, agreement, with_judge
+from vaopd.evaluation.predictions import (
+    ITEMS,
+    PREDICTIONS,
+    Prediction,
+    PredictionLog,
+    read_items,
+    read_predictions,
+    sample_runs,
+    write_items,
+)
+from vaopd.evaluation.progress import shown
+from vaopd.evaluation.protocol import Protocol, claim_folder
+from vaopd.evaluation.registry import BENCHMARKS, find_benchmark
+from vaopd.evaluation.scoring import Score, grade_runs, score_runs, verdict_rows
+from vaopd.records import write_json, write_rows, write_text
+
+RESULTS = "results.json"
+VERDICTS = "verdicts.jsonl"
+SKIPPED = "skipped.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """Where items come from and what becomes of bad ones."""
+
+    data: Path | None = None
+    on_bad_row: OnBadRow = "error"
+    limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """How responses are scored."""
+
+    rule: Rule = "first_committed"
+    judge: Judge | None = None
+    seed: int = 0
+    """Of the resampling for intervals."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """The score of one benchmark with what is written about it."""
+
+    score: Score
+    details: Mapping[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entry of ``results.json``."""
+        return {**self.score.as_json(), **self.details}
+
+
+def evaluate(
+    benchmarks: Sequence[Benchmark],
+    protocol: Protocol,
+    make_engine: Callable[[], Engine],
+    output: Path,
+    read: ReadOptions,
+    options: ScoreOptions,
+) -> tuple[list[Scored], str]:
+    """Draw what is missing in the output folder and score all of it.
+
+    Returns:
+        The scores, and one sentence about what the engine spent.
+
+    Raises:
+        ConfigError: The output folder is of another protocol.
+        ProblemError: Items cannot be read.
+    """
+    # Before the model is loaded: a wrong path should not cost minutes.
+    found = [
+        load_items(one, read.data, on_bad_row=read.on_bad_row, limit=read.limit)
+        for one in benchmarks
+    ]
+    claim_folder(output, protocol)
+    with closing(make_engine()) as engine:
+        scored = _evaluate_each(found, engine, protocol, output, options)
+        return scored, engine.summary()
+
+
+def _evaluate_each(
+    found: Sequence[ItemSet],
+    engine: Engine,
+    protocol: Protocol,
+    output: Path,
+    options: ScoreOptions,
+) -> list[Scored]:
+    scored: list[Scored] = []
+    for items in found:
+        folder = output / items.benchmark.name
+        items = generate(items.benchmark, items, engine, protocol, folder)
+        if not items.items:
+            raise ProblemError(
+                f"{items.benchmark.name}: every item was skipped, the first because of "
+                f"{items.skipped[0]}"
+            )
+        predictions = read_predictions(folder / PREDICTIONS)
+        one = score_folder(items.benchmark, items.items, predictions, folder, options)
+        data = {"source": items.source, "sha256": items.digest, "skipped": len(items.skipped)}
+        scored.append(replace(one, details={**one.details, "data": data}))
+        # After each benchmark: a later failure leaves the results of earlier ones.
+        write_results(output, scored, asdict(protocol), options.seed)
+    return scored
+
+
+def generate(
+    benchmark: Benchmark, found: ItemSet, engine: Engine, protocol: Protocol, folder: Path
+) -> ItemSet:
+    """Draw the missing responses of a benchmark; return the items that have all of theirs.
+
+    Raises:
+        ConfigError: The folder holds responses to other questions under the same ids.
+        ProblemError: An image cannot be read, and bad rows are not skipped.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_same_items(folder / ITEMS, found.items, benchmark)
+    write_items(folder, found.items)
+    log = PredictionLog(folder)
+    missing = log.missing(found.items, protocol.samples)
+    bad: dict[str, str] = {}
+    with shown(benchmark.name, len(found.items) * protocol.samples, "responses") as advance:
+        advance(len(found.items) * protocol.samples - sum(map(len, missing.values())))
+
+        def save(item: Item, predictions: list[Prediction]) -> None:
+            before = len(log.done)
+            log.add(predictions)
+            advance(len(log.done) - before)
+
+        def refuse(item: Item, error: Exception) -> None:
+            sentence = f"{benchmark.name}: {item.place}: {error}"
+            if not found.skips_bad_rows:
+                raise ProblemError(f"{sentence} (--on-bad-row skip goes on without it)") from None
+            bad[item.id] = sentence
+
+        requests = (Request(item, missing[item.id]) for item in found.items if item.id in missing)
+        engine.answer(benchmark.name, requests, save, refuse)
+    items = tuple(item for item in found.items if item.id not in bad)
+    skipped = (*found.skipped, *bad.values())
+    write_items(folder, items)
+    write_rows(folder / SKIPPED, ({"reason": reason} for reason in skipped))
+    return replace(found, items=items, skipped=skipped)
+
+
+def _check_same_items(path: Path, items: Sequence[Item], benchmark: Benchmark) -> None:
+    if not path.is_file():
+        return
+    old = {item.id: item for item in read_items(path)}
+    for item in items:
+        other = old.get(item.id)
+        if other and (other.prompt, other.reference) != (item.prompt, dict(item.reference)):
+            raise ConfigError(
+                f"{path.parent} holds responses to another question with the id {item.id} of "
+                f"{benchmark.name}; use the same data, or another --output"
+            )
+
+
+def score_folder(
+    benchmark: Benchmark,
+    items: Sequence[Item],
+    predictions: Sequence[Prediction],
+    output: Path,
+    options: ScoreOptions,
+) -> Scored:
+    """Score responses and write their verdicts into a folder."""
+    runs = sample_runs(predictions, items, benchmark)
+    graded = grade_runs(benchmark, items, runs, options.rule)
+    score = score_runs(benchmark, graded, runs, seed=options.seed)
+    details: dict[str, Any] = {"extraction": options.rule}
+    judged = None
+    if options.judge is not None and benchmark.judge_question is not None:
+        with shown(f"{benchmark.name} judge", len(items) * len(runs), "replies") as advance:
+            judged = options.judge.judge(benchmark, items, runs, output, advance)
+        by_judge = score_runs(benchmark, with_judge(graded, runs, judged), runs, seed=options.seed)
+        details["judge"] = {
+            "model": options.judge.model,
+            "agreement": asdict(agreement(graded, runs, judged)),
+            "score": by_judge.as_json(),
+        }
+    write_rows(output / VERDICTS, verdict_rows(graded, runs, judged))
+    return Scored(score=score, details=details)
+
+
+def score_saved(
+    path: Path, names: Sequence[Benchmark], output: Path, read: ReadOptions, options: ScoreOptions
+) -> list[Scored]:
+    """Score saved responses without a model: a file, or the output folder of an evaluation.
+
+    Raises:
+        ConfigError: There are no predictions, or nothing says which benchmark they answer.
+    """
+    scored = []
+    for benchmark, file in _saved(path, names):
+        beside = file.with_name(ITEMS)
+        if beside.is_file():
+            items: Sequence[Item] = read_items(beside)[: read.limit]
+        else:
+            items = load_items(
+                benchmark,
+                read.data,
+                on_bad_row=read.on_bad_row,
+                limit=read.limit,
+                need_images=False,
+            ).items
+        folder = output / benchmark.name
+        one = score_folder(benchmark, items, read_predictions(file), folder, options)
+        if folder.resolve() != file.parent.resolve():
+            # Beside the verdicts, so that the folder can be compared by itself.
+            write_items(folder, items)
+        scored.append(one)
+    return scored
+
+
+def _saved(path: Path, names: Sequence[Benchmark]) -> list[tuple[Benchmark, Path]]:
+    if path.is_dir():
+        files = {file.parent.name: file for file in sorted(path.glob(f"*/{PREDICTIONS}"))}
+        if (path / PREDICTIONS).is_file():
+            files = {path.resolve().name: path / PREDICTIONS}
+        wanted = {one.name: one for one in names} or {n: _named(n, f) for n, f in files.items()}
+        absent = [name for name in wanted if name not in files]
+        if absent or not files:
+            raise ConfigError(
+                f"--predictions {path} has no {absent[0] if absent else 'NAME'}/{PREDICTIONS}; "
+                "name the output folder of an evaluation, or a file with --benchmark NAME"
+            )
+        order = [*BENCHMARKS, *sorted(wanted.keys() - BENCHMARKS.keys())]
+        return [(wanted[name], files[name]) for name in order if name in wanted]
+    if not path.is_file():
+        raise ConfigError(f"--predictions {path} does not exist; name a file or an output folder")
+    if not names:
+        return [(_named(path.resolve().parent.name, path), path)]
+    if len(names) > 1:
+        raise ConfigError(
+            f"--predictions {path} is one file and --benchmark names {len(names)}; name one"
+        )
+    return [(names[0], path)]
+
+
+def _named(name: str, file: Path) -> Benchmark:
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    if file.with_name(ITEMS).is_file():
+        return problem_benchmark(name, name, source="")
+    return find_benchmark(name)
+
+
+def write_results(
+    output: Path, scored: Sequence[Scored], protocol: Mapping[str, Any] | None, seed: int
+) -> None:
+    """Write ``results.json`` and all metrics as ``results.md``."""
+    values = {one.score.benchmark: one.score.main.value for one in scored}
+    write_json(
+        output / RESULTS,
+        {
+            "protocol": protocol,
+            "interval": {"level": 0.95, "method": "percentile bootstrap of clusters", "seed": seed},
+            "versions": _versions(),
+            "benchmarks": {one.score.benchmark: one.as_json() for one in scored},
+            "averages": tables.averages(values),
+        },
+    )
+    write_text(output / "results.md", tables.report([one.score for one in scored]))
+
+
+def _versions() -> dict[str, str]:
+    names = ("vaopd", "torch", "transformers", "math-verify", "pillow", "numpy")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

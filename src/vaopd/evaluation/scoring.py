@@ -1,0 +1,212 @@
+"""Verdicts to metrics with intervals. No model and no torch here."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from vaopd.evaluation.answers import Rule
+from vaopd.evaluation.benchmark import Benchmark, Graded, Item, Verdict
+from vaopd.evaluation.predictions import Prediction
+
+RESAMPLES = 1000
+_CHUNK = 100
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A mean over sample runs, in percent, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the metric as JSON values, which know no NaN."""
+        numbers = [x if math.isfinite(x) else None for x in (self.value, self.low, self.high)]
+        return {"value": numbers[0], "interval": numbers[1:]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What one benchmark gave."""
+
+    benchmark: str
+    headline: str
+    metrics: dict[str, Metric]
+    num_items: int
+    num_samples: int
+    unparsed: float
+    """Share of responses without a recognised answer."""
+
+    truncated: float
+    """Share of responses that hit the length limit."""
+
+    response_tokens: float | None
+    """Mean, where counted."""
+
+    @property
+    def main(self) -> Metric:
+        """The metric of Table 1; not a number where too few items define it."""
+        return self.metrics.get(self.headline, Metric(math.nan, math.nan, math.nan))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the score as JSON values."""
+        return {
+            "benchmark": self.benchmark,
+            "headline": self.headline,
+            **self.main.as_json(),
+            "items": self.num_items,
+            "samples": self.num_samples,
+            "unparsed": self.unparsed,
+            "truncated": self.truncated,
+            "response_tokens": self.response_tokens,
+            "metrics": {name: metric.as_json() for name, metric in self.metrics.items()},
+        }
+
+
+def grade_runs(
+    benchmark: Benchmark, items: Sequence[Item], runs: Sequence[Sequence[Prediction]], rule: Rule
+) -> list[list[Graded]]:
+    """Return the verdict of every response, by sample run and item."""
+    return [
+        [
+            Graded(item, benchmark.grade(prediction.response, item, rule))
+            for item, prediction in zip(items, run, strict=True)
+        ]
+        for run in runs
+    ]
+
+
+def score_runs(
+    benchmark: Benchmark,
+    graded: Sequence[Sequence[Graded]],
+    runs: Sequence[Sequence[Prediction]],
+    *,
+    seed: int = 0,
+) -> Score:
+    """Return all metrics of a benchmark.
+
+    Structured metrics are computed for each sample run over the complete set and then averaged:
+    averaging the verdicts of an item first would give another number.
+    """
+    flat = [prediction for run in runs for prediction in run]
+    tokens = [one.response_tokens for one in flat if one.response_tokens is not None]
+    return Score(
+        benchmark=benchmark.name,
+        headline=benchmark.headline,
+        metrics=metrics_of(benchmark, tables_of(benchmark, graded), seed=seed),
+        num_items=len(runs[0]),
+        num_samples=len(runs),
+        unparsed=fmean(one.verdict.extracted is None for run in graded for one in run),
+        truncated=fmean(one.finish_reason == "length" for one in flat),
+        response_tokens=fmean(tokens) if tokens else None,
+    )
+
+
+@dataclass(frozen=True)
+class ClusterTable:
+    """Sums and counts of every part by sample run and cluster: all that resampling needs."""
+
+    parts: tuple[str, ...]
+    clusters: tuple[str, ...]
+    sums: np.ndarray
+    """[runs, clusters, parts]"""
+
+    counts: np.ndarray
+
+
+def tables_of(benchmark: Benchmark, graded: Sequence[Sequence[Graded]]) -> ClusterTable:
+    """Return the measurements of all runs, summed by cluster."""
+    measured = [list(benchmark.measure(run)) for run in graded]
+    parts = {m.part: None for run in measured for m in run}
+    clusters = {m.cluster: None for run in measured for m in run}
+    part_index = {name: index for index, name in enumerate(parts)}
+    cluster_index = {name: index for index, name in enumerate(clusters)}
+    sums = np.zeros((len(measured), len(clusters), len(parts)))
+    counts = np.zeros_like(sums)
+    for number, run in enumerate(measured):
+        for m in run:
+            at = number, cluster_index[m.cluster], part_index[m.part]
+            sums[at] += m.value
+            counts[at] += 1
+    return ClusterTable(tuple(parts), tuple(clusters), sums, counts)
+
+
+def metrics_of(
+    benchmark: Benchmark, table: ClusterTable, *, seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, Metric]:
+    """Return every metric with a percentile interval over resampled clusters."""
+    weights = cluster_weights(len(table.clusters), resamples, seed)
+    point = metric_values(benchmark, table, np.ones((1, len(table.clusters))))
+    resampled = metric_values(benchmark, table, weights)
+    metrics = {}
+    for name, values in resampled.items():
+        finite = values[np.isfinite(values)]
+        low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
+        metrics[name] = Metric(*(round(float(v), 4) for v in (point[name][0], low, high)))
+    return metrics
+
+
+def cluster_weights(num_clusters: int, resamples: int, seed: int) -> np.ndarray:
+    """Return how often each cluster is drawn in each resample: [resamples, clusters]."""
+    generator = np.random.default_rng(seed)
+    share = np.full(num_clusters, 1 / num_clusters)
+    return generator.multinomial(num_clusters, share, size=resamples).astype(float)
+
+
+def metric_values(
+    benchmark: Benchmark, table: ClusterTable, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return every metric in percent under given cluster weights, one value for each row."""
+    means = np.concatenate(
+        [_part_means(table, weights[at : at + _CHUNK]) for at in range(0, len(weights), _CHUNK)]
+    )
+    values = {name: means[:, index] for index, name in enumerate(table.parts)}
+    for name, shares in benchmark.combinations.items():
+        # A part that no item belongs to, as in a small sample, leaves the sum undefined.
+        if shares.keys() <= values.keys():
+            values[name] = sum(
+                (share * values[part] for part, share in shares.items()),
+                start=np.zeros(len(weights)),
+            )
+    return values
+
+
+def _part_means(table: ClusterTable, weights: np.ndarray) -> np.ndarray:
+    """Return the scores of parts: the mean in each run, then over runs; in percent."""
+    # [resamples, clusters] x [runs, clusters, parts] -> [runs, resamples, parts]
+    sums, counts = weights @ table.sums, weights @ table.counts
+    with np.errstate(invalid="ignore", divide="ignore"):
+        by_run = sums / counts
+    # A rate without cases in a run says nothing about that run.
+    valid = np.isfinite(by_run)
+    total = np.where(valid, by_run, 0.0).sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return 100 * total / valid.sum(0)
+
+
+def verdict_rows(
+    graded: Sequence[Sequence[Graded]],
+    runs: Sequence[Sequence[Prediction]],
+    judged: Mapping[tuple[str, int], bool | None] | None = None,
+) -> list[dict[str, Any]]:
+    """Return one row for each response: what was extracted, and every verdict."""
+    rows = []
+    for run, verdicts in zip(runs, graded, strict=True):
+        for prediction, one in zip(run, verdicts, strict=True):
+            verdict: Verdict = one.verdict
+            row: dict[str, Any] = {
+                "id": prediction.id,
+                "sample": prediction.sample,
+                "extracted": verdict.extracted,
+                "is_correct": verdict.is_correct,
+            }
+            row |= {f"is_correct_{name}": value for name, value in verdict.variants.items()}
+            if judged is not None:
+                row["is_correct_judge"] = judged.get((prediction.id, prediction.sample))
+            rows.append(row)
+    return rows

@@ -1,0 +1,228 @@
+"""`vaopd evaluate` and `vaopd compare` from the outside: resuming, rescoring, sources, errors."""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from agreement import all_cases, ours, wemath_scores
+from chat_server import chat_server
+from synthetic import write_synthetic
+
+from vaopd.evaluation.comparison import mcnemar_p
+from vaopd.evaluation.items import load_items
+from vaopd.evaluation.registry import BENCHMARKS, PAPER
+
+Run = Callable[..., tuple[int, str, str]]
+SHARED = Path(os.environ.get("VAOPD_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
+INDEPENDENT = Path(os.environ.get("VAOPD_INDEPENDENT", "/nowhere"))
+TINY = ("--max-new-tokens", 4, "--min-pixels", 1024, "--max-pixels", 4096)
+
+
+def evaluate_tiny(data: Path, output: Path, *more: object) -> tuple[object, ...]:
+    return ("evaluate", "tiny:new-student", "--benchmark", "ai2d", "--data", data,
+            "--samples", 2, "--output", output, *TINY, *more)  # fmt: skip
+
+
+def responses(output: Path) -> list[dict]:
+    lines = (output / "ai2d" / "predictions.jsonl").read_text().splitlines()
+    return sorted(map(json.loads, lines), key=lambda row: (row["id"], row["sample"]))
+
+
+def test_help_leaves_torch_unloaded():
+    code = (
+        "import sys\nfrom vaopd import cli\n"
+        "for name in ('evaluate', 'compare'):\n"
+        "    sys.argv = ['vaopd', name, '--help']\n"
+        "    try:\n        cli.main()\n    except SystemExit as stop:\n        assert not stop.code\n"
+        "print(sorted({'torch', 'transformers', 'datasets', 'scipy'} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_a_continued_run_gives_what_one_run_gives(run: Run, ai2d_data: Path, tmp_path: Path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    code, out, err = run(*evaluate_tiny(ai2d_data, whole))
+    assert code == 0, err
+    assert "AI2D" in out
+    assert "8/8 responses" in err
+    run(*evaluate_tiny(ai2d_data, cut, "--limit", 2))
+    file = cut / "ai2d" / "predictions.jsonl"
+    # A kill in the middle of a row.
+    file.write_bytes(file.read_bytes()[:-20])
+    assert run(*evaluate_tiny(ai2d_data, cut))[0] == 0
+    assert responses(cut) == responses(whole)
+    first = json.loads((whole / "results.json").read_text())
+    assert first["protocol"]["samples"] == 2
+    assert first["benchmarks"]["ai2d"]["data"]["skipped"] == 0
+    code, _, err = run(*evaluate_tiny(ai2d_data, whole, "--seed", 7))
+    assert code == 2
+    assert "seed=42, not 7" in err
+
+
+def test_a_killed_process_goes_on_and_asks_only_for_the_rest(ai2d_data: Path, tmp_path: Path):
+    output = tmp_path / "out"
+    with chat_server(lambda n, _: {"content": "Answer: A", "slow": 0.0 if n < 3 else 30}) as server:
+        command = [
+            sys.executable, "-m", "vaopd", "evaluate", "m", "--engine", "openai", "--base-url",
+            server.url, "--benchmark", "ai2d", "--data", str(ai2d_data), "--samples", "2",
+            "--output", str(output), "--concurrency", "1",
+        ]  # fmt: skip
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while len(server.requests) < 4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert len(responses(output)) == 3
+        server.behave = lambda n, _: "Answer: A"
+        asked = len(server.requests)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        assert len(server.requests) - asked == 5
+    assert len(responses(output)) == 8
+
+
+def test_saved_responses_are_scored_without_torch_and_compared(run: Run, tmp_path: Path):
+    sizes = dict.fromkeys(PAPER, 60) | {"wemath": 3 * 400}
+    for name in ("a", "b"):
+        write_synthetic(tmp_path / name, 1 if name == "a" else 2, sizes)
+    code = (
+        "import sys\nfrom vaopd import cli\nsys.argv = ['vaopd', 'evaluate', '--predictions', "
+        f"{str(tmp_path / 'a')!r}]\n"
+        "try:\n    cli.main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "print(sorted({'torch', 'transformers', 'datasets'} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+    assert "Visual Avg" in done.stdout
+    assert run("evaluate", "--predictions", tmp_path / "b")[0] == 0
+    code_, out, err = run("compare", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "c")
+    assert code_ == 0, err
+    assert "OCRBench" in out
+    page = (tmp_path / "c" / "comparison.html").read_text()
+    assert "<svg" in page
+    assert "src=" not in page
+    compared = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert [one["benchmark"] for one in compared] == list(PAPER)
+    for one in compared:
+        assert one["low"] <= one["difference"] <= one["high"]
+    same = run("compare", tmp_path / "a", tmp_path / "a")[1]
+    assert "+0.00 to +0.00" in same
+
+
+def test_mcnemar_is_the_exact_binomial_of_discordant_pairs():
+    # 1 against 7 of 8: 2 x (1 + 8) / 256.
+    assert mcnemar_p(1, 7) == pytest.approx(18 / 256)
+    assert mcnemar_p(0, 0) == 1.0
+
+
+def test_a_users_own_file_is_a_benchmark_and_bad_rows_are_named_or_counted(
+    run: Run, ai2d_data: Path, tmp_path: Path
+):
+    image = str(ai2d_data / "ai2d" / "0.png")
+    rows = [{"problem": "<image>How many?", "images": [image], "answer": "4"},
+            {"problem": "no place", "images": [image], "answer": "4"}]  # fmt: skip
+    own = tmp_path / "my.jsonl"
+    own.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with chat_server(lambda n, _: "\\boxed{4.0}") as server:
+        command = ("evaluate", "m", "--engine", "openai", "--base-url", server.url, "--benchmark",
+                   own, "--samples", 1, "--output", tmp_path / "out")  # fmt: skip
+        code, _, err = run(*command)
+        assert code == 1
+        assert "my.jsonl row 2" in err
+        code, out, err = run(*command, "--on-bad-row", "skip")
+        assert code == 0, err
+    assert "skipped 1 bad rows" in out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["benchmarks"]["my"]["value"] == 100.0
+
+
+def test_parquet_and_tsv_leave_images_in_their_file_until_asked(ai2d_data: Path, tmp_path: Path):
+    import pyarrow
+    import pyarrow.parquet
+
+    image = (ai2d_data / "ai2d" / "0.png").read_bytes()
+    rows = [{"question": "Q?", "options": ["x", "y"], "answer": "1",
+             "image": {"bytes": image, "path": None}}] * 3  # fmt: skip
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(rows), tmp_path / "test.parquet", row_group_size=2
+    )
+    encoded = base64.b64encode(image).decode()
+    tsv = tmp_path / "AI2D_TEST.tsv"
+    tsv.write_text(
+        "index\timage\tquestion\tA\tB\tanswer\n"
+        f'1\t{encoded}\t"Q\nand more?"\tx\ty\tB\n2\t1\tQ?\tx\ty\tA\n'
+    )
+    for path, count in ((tmp_path / "test.parquet", 3), (tsv, 2)):
+        found = load_items(BENCHMARKS["ai2d"], path)
+        assert len(found.items) == count
+        for item in found.items:
+            assert item.problem("ai2d").images == (image,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("m", "--benchmark", "mmstr", "--output", "x"), 2, "did you mean mmstar"),
+        (("m", "--benchmark", "ai2d,ai2d", "--output", "x"), 2, "twice"),
+        (("m", "--output", "x"), 2, "needs MODEL"),
+        (("m", "--benchmark", "ai2d", "--output", "x", "--top-p", "0"), 2, "--top-p is 0"),
+        (("m", "--benchmark", "ai2d", "--output", "x", "--temperature", "0"), 2, "--samples 1"),
+        (("m", "--benchmark", "ai2d", "--output", "x", "--engine", "openai"), 2, "--base-url"),
+        (("m", "--benchmark", "ai2d", "--output", "x", "--data", "/no"), 2, "does not exist"),
+        (("m", "--benchmark", "no.jsonl", "--output", "x"), 2, "does not exist"),
+        (("--predictions", "/no"), 2, "is no folder"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(
+    run: Run, arguments: tuple[str, ...], code: int, says: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    found, _, err = run("evaluate", *arguments)
+    (line,) = err.strip().splitlines()
+    assert (found, line.startswith("error: ")) == (code, True), err
+    assert says in line
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real items are not here; set VAOPD_SHARED_DATA")
+@pytest.mark.parametrize(
+    ("name", "count", "need_images"),
+    [("mmmu", 50, True), ("math_vision", 304, True), ("mathverse", 40, True), ("ai2d", 10, True),
+     ("mathvista", 5, True), ("ocrbench", 1000, False), ("hallusionbench", 951, False),
+     ("geometry3k", 10, True)],
+)  # fmt: skip
+def test_real_items_are_read(name: str, count: int, need_images: bool):
+    found = load_items(BENCHMARKS[name], SHARED, need_images=need_images)
+    assert len(found.items) == count
+    if need_images:
+        assert found.items[0].problem(name).load_images()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real items are not here; set VAOPD_SHARED_DATA")
+def test_mathvista_writes_the_published_query_of_every_question():
+    path = SHARED / "mathvista" / "testmini_text_only.json"
+    queries = json.loads((SHARED / "mathvista" / "query_testmini.json").read_text())
+    found = load_items(BENCHMARKS["mathvista"], path, need_images=False)
+    assert len(found.items) == 1000
+    assert [i.id for i in found.items if i.prompt != "<image>" + queries[i.id]] == []
+
+
+@pytest.mark.skipif(
+    not INDEPENDENT.is_dir(), reason="VAOPD_INDEPENDENT names no folder with the other scorers"
+)
+def test_verdicts_agree_with_other_scorers():
+    for name, cases in all_cases(INDEPENDENT).items():
+        agreeing = sum(ours(name, item, text) == theirs for item, text, theirs in cases)
+        assert len(cases) >= 300
+        assert agreeing / len(cases) > (0.6 if name == "wemath" else 0.85), name
+    assert wemath_scores(INDEPENDENT)[0] == wemath_scores(INDEPENDENT)[1]
