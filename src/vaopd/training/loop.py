@@ -199,7 +199,9 @@ class Run:
                     result,
                     problems,
                     self.student,
-                    problem_pictures(result, problems, self.step.encoder, folder),
+                    problem_pictures(
+                        problems, self.step.encoder, folder, saw_both=method.needs_advantage
+                    ),
                     step=number,
                     is_supervised=method.is_supervised,
                 )
@@ -225,8 +227,12 @@ class Run:
         result = validation.result
         self.display.finish(bar)
         # Before the row of numbers: whoever sees that row finds the responses behind it.
-        path = self.output / "validation" / f"step_{step:06d}.jsonl"
-        write_rows(path, [{"step": step, **row} for row in validation.rows])
+        folder = self.output / "validation"
+        pictures = problem_pictures(
+            self.validator.problems, self.step.encoder, folder, saw_both=options.pixelated
+        )
+        rows = [{"step": step, **row, **pictures[row["problem_id"]]} for row in validation.rows]
+        write_rows(folder / f"step_{step:06d}.jsonl", rows)
         append_row(self.output / "validation.jsonl", {"step": step, **asdict(result)})
         self.display.say(f"validation at step {step}: {_describe(result)}")
         return result

@@ -53,13 +53,12 @@ Pictures = dict[str, dict[str, list[str]]]
 
 
 def problem_pictures(
-    result: StepResult, problems: Sequence[Problem], encoder: PromptEncoder, folder: Path
+    problems: Sequence[Problem], encoder: PromptEncoder, folder: Path, *, saw_both: bool
 ) -> Pictures:
     """Save what the models saw of every problem, once, and return where it lies.
 
     A baseline that never scored the degraded view has no ``degraded_images``.
     """
-    saw_both = result.scores is not None and result.scores.degraded_logprobs is not None
 
     def saved(images: list[Image.Image]) -> list[str]:
         return [f"images/{save_picture(image, folder / 'images')}" for image in images]
