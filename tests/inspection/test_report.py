@@ -3,7 +3,9 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,23 @@ def test_left_out_rollouts_are_counted_and_groups_stay_whole(make_run: Callable[
     assert "(4 left out)" in report.path.read_text(encoding="utf-8")
     records = list(read_source(run).siblings.values())
     assert sum(map(len, choose(records, 1))) == 1
+
+
+def test_validation_leaves_three_quarters_of_the_page_to_training(make_run: Callable[..., Path]):
+    records = read_source(make_run()).records
+    trained, validated = (
+        [[replace(records[0], group=records[0].group._replace(source=name, step=step))] * size
+         for step in range(40)]
+        for name, size in (("training", 2), ("validation", 1))
+    )  # fmt: skip
+    chosen = choose([*validated, *trained], 20)
+    sizes = Counter(len(siblings) for siblings in chosen)
+    assert sizes == {2: 7, 1: 6}
+    steps = [siblings[0].group.step for siblings in chosen[:7]]
+    assert (steps[0], steps[-1]) == (0, 39)
+    assert len(choose(validated, 20)) == 20
+    assert len(choose([*validated[:2], *trained], 20)) == 9 + 2
+    assert [len(siblings) for siblings in choose([*validated, *trained], 1)] == [1]
 
 
 def test_rows_without_pictures_or_weights_are_still_shown(make_run: Callable[..., Path]):

@@ -262,7 +262,7 @@ def test_supervised_runs_measure_advantage_with_a_teacher_that_validation_loads(
 
 
 def test_every_validation_leaves_its_responses(finished: Finished):
-    files = sorted((finished.folder / "validation").iterdir())
+    files = sorted((finished.folder / "validation").glob("*.jsonl"))
     assert [path.name for path in files] == [f"step_{n:06d}.jsonl" for n in (0, 2, 3)]
     rows = read_rows(files[-1])
     # 2 problems, 1 sample, 2 views.
@@ -270,6 +270,9 @@ def test_every_validation_leaves_its_responses(finished: Finished):
     for row in rows:
         assert row["step"] == 3
         assert len(row["tokens"]) == len(row["token_ids"])
+        for path in (*row["images"], *row["degraded_images"]):
+            with Image.open(finished.folder / "validation" / path) as image:
+                assert image.size == (96, 96)
     for seen, blind in zip(rows[:2], rows[2:], strict=True):
         assert seen["problem_id"] == blind["problem_id"]
         lengths = {

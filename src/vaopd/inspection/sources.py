@@ -210,7 +210,22 @@ def _json(path: Path) -> dict[str, Any]:
 def choose(groups: Sequence[list[Record]], max_rollouts: int) -> list[list[Record]]:
     """Return whole sibling groups, spread evenly over the run, of at most so many rollouts.
 
-    Weights are relative among siblings, so a group is cut only where it alone is too large.
+    Validation asks every held-out problem each time, so it gets what training leaves and no more
+    than a quarter, unless there is nothing else to show.
+    """
+    validated = [siblings for siblings in groups if siblings[0].group.source == "validation"]
+    others = [siblings for siblings in groups if siblings[0].group.source != "validation"]
+    if not (validated and others):
+        return _spread(groups, max_rollouts)
+    chosen = _spread(others, max_rollouts - min(max_rollouts // 4, sum(map(len, validated))))
+    room = max_rollouts - sum(map(len, chosen))
+    return chosen + (_spread(validated, room) if room else [])
+
+
+def _spread(groups: Sequence[list[Record]], max_rollouts: int) -> list[list[Record]]:
+    """Return groups at even distances; one is cut only where it alone is too large.
+
+    Weights are relative among siblings, so half a group would mislead.
     """
     total = sum(map(len, groups))
     if total <= max_rollouts:

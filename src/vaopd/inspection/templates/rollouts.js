@@ -7,8 +7,9 @@ let shown = [];
 let selected = null;
 
 const spread = (values) => Math.max(...values) - Math.min(...values);
+const isValidation = (group) => (group.source === "validation" ? 1 : 0);
 const ORDERS = {
-  step: (a, b) => a.step - b.step || a.run - b.run,
+  step: (a, b) => isValidation(a) - isValidation(b) || a.step - b.step || a.run - b.run,
   problem: (a, b) => a.problem.localeCompare(b.problem, undefined, { numeric: true }) || a.step - b.step,
   "va-down": (a, b) => groupVa(b) - groupVa(a),
   "va-up": (a, b) => groupVa(a) - groupVa(b),
