@@ -76,11 +76,9 @@ def score(
     from vaopd.config import parse_config, parse_overrides
     from vaopd.errors import ConfigError
 
-    values = parse_overrides(overrides or [])
-    values.setdefault("student", {})["model"] = teacher
-    values.setdefault("teacher", {})["model"] = teacher
-    values.setdefault("data", {})["train"] = str(rollouts)
-    config = parse_config(values)
+    own = (f"student.model={teacher}", f"teacher.model={teacher}", f"data.train={rollouts}")
+    small = ["data.min_pixels=1024"] if teacher.startswith("tiny:") else []
+    config = parse_config(parse_overrides([*small, *(overrides or []), *own]))
     if not rollouts.is_file():
         raise ConfigError(f"rollouts file {rollouts} does not exist; give a JSONL file")
     if output.exists():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from agreement import all_cases, ours, wemath_scores
 from chat_server import chat_server
 from synthetic import write_synthetic
 
+from vaopd.config import parse_config
 from vaopd.evaluation.comparison import mcnemar_p
 from vaopd.evaluation.items import load_items
+from vaopd.evaluation.protocol import Protocol, min_pixels_of, weights_of
 from vaopd.evaluation.registry import BENCHMARKS, PAPER
 
 Run = Callable[..., tuple[int, str, str]]
@@ -116,6 +119,57 @@ def test_saved_responses_are_scored_without_torch_and_compared(run: Run, tmp_pat
         assert one["low"] <= one["difference"] <= one["high"]
     same = run("compare", tmp_path / "a", tmp_path / "a")[1]
     assert "+0.00 to +0.00" in same
+
+
+def test_only_what_both_answered_in_full_is_compared(run: Run, tmp_path: Path):
+    for name in ("a", "b"):
+        write_synthetic(tmp_path / name, 1 if name == "a" else 2, {"ai2d": 20})
+        assert run("evaluate", "--predictions", tmp_path / name)[0] == 0
+    path = tmp_path / "b" / "ai2d" / "verdicts.jsonl"
+    rows = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(rows[3:]))
+    code, _, err = run("compare", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "c")
+    assert code == 0, err
+    compared = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    one = next(row for row in compared if row["benchmark"] == "ai2d")
+    lost = {json.loads(row)["id"] for row in rows[:3]}
+    assert one["num_items"] == 20 - len(lost)
+
+
+def test_evaluations_of_two_protocols_are_not_compared(run: Run, tmp_path: Path):
+    for name, limit in (("a", 64), ("b", 128)):
+        write_synthetic(tmp_path / name, 1, {"ai2d": 4})
+        protocol = asdict(Protocol(model=name, max_new_tokens=limit))
+        (tmp_path / name / "protocol.json").write_text(json.dumps(protocol))
+        assert run("evaluate", "--predictions", tmp_path / name)[0] == 0
+    code, _, err = run("compare", tmp_path / "a", tmp_path / "b")
+    assert code == 2
+    assert "max_new_tokens=64" in err
+    assert "128" in err
+
+
+def test_weights_trained_anew_at_the_same_place_are_other_weights(tmp_path: Path):
+    assert weights_of("Qwen/Qwen3-VL-2B-Instruct") is None
+    (tmp_path / "model.safetensors").write_bytes(b"header" + bytes(3_000_000))
+    first = weights_of(str(tmp_path))
+    assert first == weights_of(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"header" + bytes(2_999_999) + b"1")
+    assert weights_of(str(tmp_path)) not in (None, first)
+
+
+def test_the_pixel_budget_is_that_of_the_models_own_run(tmp_path: Path):
+    assert min_pixels_of("tiny:student") == 1024
+    assert min_pixels_of("Qwen/Qwen3-VL-2B-Instruct") == 262_144
+    config = parse_config(
+        {"student": {"model": "s"}, "data": {"train": "drawn:train", "min_pixels": 4096}}
+    )
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    for folder in (tmp_path / "final", tmp_path / "checkpoints" / "step_000001"):
+        folder.mkdir(parents=True)
+        assert min_pixels_of(str(folder)) == 262_144
+    (tmp_path / "environment.json").write_text("{}")
+    assert min_pixels_of(str(tmp_path / "final")) == 4096
+    assert min_pixels_of(str(tmp_path / "checkpoints" / "step_000001")) == 4096
 
 
 def test_mcnemar_is_the_exact_binomial_of_discordant_pairs():

@@ -41,6 +41,12 @@ def test_the_bootstrap_of_one_seed_is_that_of_its_problems():
     assert (interval.low, interval.high) == pytest.approx((0.402, 0.598), abs=0.012)
 
 
+def test_a_difference_of_one_seed_has_no_interval():
+    # However clear over problems: seeds may differ by as much.
+    arm = np.array([[1.0] * 50])
+    assert paired_difference(arm, np.zeros_like(arm)) == Interval(1.0, None, None)
+
+
 def test_seeds_are_resampled_as_well():
     # All problems of a seed agree, so only the draw of 2 seeds matters: the means of resamples are
     # 0, 0.5 and 1 with 1/4, 1/2, 1/4.

@@ -161,7 +161,28 @@ def test_a_folder_of_jsonl_is_read_by_split(tmp_path: Path):
     write_jsonl(tmp_path / "validation.jsonl", jsonl_row(), jsonl_row())
     assert len(load_problems(f"{tmp_path}@validation")) == 2
     write_jsonl(tmp_path / "data.jsonl", jsonl_row(), jsonl_row(), jsonl_row())
+    assert len(load_problems(str(tmp_path))) == 1
+    (tmp_path / "train.jsonl").unlink()
     assert len(load_problems(str(tmp_path))) == 3
+
+
+def test_a_file_of_one_split_never_stands_in_for_another(tmp_path: Path):
+    write_image(tmp_path)
+    path = write_jsonl(tmp_path / "data.jsonl", jsonl_row())
+    with pytest.raises(ProblemError, match=r"holds no data\.jsonl, test\.jsonl"):
+        load_problems(f"{tmp_path}@test")
+    for source in (f"{path}@test", f"{path}@train"):
+        with pytest.raises(ProblemError, match=r"has no splits; leave @\w+ out"):
+            load_problems(source)
+    with pytest.raises(ProblemError, match="ViRL39K has no splits; leave @test out"):
+        load_problems("TIGER-Lab/ViRL39K@test")
+
+
+def test_splits_are_found_anywhere_in_the_names_of_files(tmp_path: Path):
+    for number, split in enumerate(("train", "test"), start=1):
+        write_parquet(tmp_path / f"geometry3k_{split}.parquet", geometry_row(number))
+    assert one(load_problems(str(tmp_path))).images == (png(1),)
+    assert one(load_problems(f"{tmp_path}@test")).images == (png(2),)
 
 
 def test_an_empty_folder_is_an_error_that_says_what_was_looked_for(tmp_path: Path):

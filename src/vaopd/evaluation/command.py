@@ -35,7 +35,10 @@ Temperature = Annotated[float, typer.Option(help="0 = greedy.")]
 TopP = Annotated[float, typer.Option(help="Nucleus mass.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest response.")]
 SeedOption = Annotated[int, typer.Option(help="Of sampling.")]
-MinPixels = Annotated[int, typer.Option(help="Smaller images are scaled up.")]
+MinPixels = Annotated[
+    int | None,
+    typer.Option(help="Smaller images are scaled up; by the model's own run, else 262,144."),
+]
 MaxPixels = Annotated[int, typer.Option(help="Larger images are scaled down.")]
 ExtractionOption = Annotated[
     Literal["first_committed", "last_boxed"], typer.Option(help="Which answer counts.")
@@ -76,7 +79,7 @@ def evaluate(  # noqa: PLR0913 - one parameter for each option
     top_p: TopP = 1.0,
     max_new_tokens: MaxNewTokens = 4096,
     seed: SeedOption = 42,
-    min_pixels: MinPixels = 262_144,
+    min_pixels: MinPixels = None,
     max_pixels: MaxPixels = 4_194_304,
     extraction: ExtractionOption = "first_committed",
     on_bad_row: OnBadRow = "error",
@@ -98,6 +101,7 @@ def evaluate(  # noqa: PLR0913 - one parameter for each option
     An interrupted run goes on when the same command is given again.
     """
     from vaopd.evaluation import launch
+    from vaopd.evaluation.protocol import min_pixels_of, weights_of
     from vaopd.evaluation.runner import ReadOptions, ScoreOptions
 
     launch.check_at_least_one(limit=limit, concurrency=concurrency, batch_tokens=batch_tokens)
@@ -122,7 +126,8 @@ def evaluate(  # noqa: PLR0913 - one parameter for each option
         top_p=top_p,
         max_new_tokens=max_new_tokens,
         seed=seed,
-        min_pixels=min_pixels,
+        min_pixels=min_pixels_of(model) if min_pixels is None else min_pixels,
+        weights=weights_of(model),
         max_pixels=max_pixels,
         base_url=base_url,
     )

@@ -12,6 +12,7 @@ from vaopd.errors import ConfigError
 from vaopd.evaluation.benchmark import Benchmark, Graded, Item, Verdict
 from vaopd.evaluation.benchmarks.problems import problem_benchmark
 from vaopd.evaluation.predictions import ITEMS, read_items
+from vaopd.evaluation.protocol import protocol_in
 from vaopd.evaluation.registry import BENCHMARKS, PAPER
 from vaopd.evaluation.runner import VERDICTS
 from vaopd.evaluation.scoring import cluster_weights, metric_values, tables_of
@@ -56,12 +57,17 @@ class Comparison:
         return asdict(self)
 
 
+MAY_DIFFER = {"model", "weights", "engine", "base_url"}
+"""Of two protocols that are compared: what is compared."""
+
+
 def compare_folders(first: Path, second: Path) -> list[Comparison]:
     """Return the comparison of every benchmark that both folders hold.
 
     Raises:
         ConfigError: A folder is no evaluation, or the two share no benchmark or no items.
     """
+    _check_same_protocol(first, second)
     names = _benchmarks_in(first) & _benchmarks_in(second)
     if not names:
         raise ConfigError(
@@ -69,6 +75,20 @@ def compare_folders(first: Path, second: Path) -> list[Comparison]:
         )
     order = [*(name for name in (*PAPER, *BENCHMARKS) if name in names), *sorted(names)]
     return [_compare(name, first / name, second / name) for name in dict.fromkeys(order)]
+
+
+def _check_same_protocol(first: Path, second: Path) -> None:
+    """Check that the two asked alike; responses of other tools bring no protocol to check."""
+    protocols = protocol_in(first), protocol_in(second)
+    if None in protocols:
+        return
+    a, b = (dict(protocol or {}) for protocol in protocols)
+    for name in sorted(a.keys() - MAY_DIFFER):
+        if a[name] != b.get(name):
+            raise ConfigError(
+                f"{first} has {name}={a[name]!r} and {second} {b.get(name)!r}, so a difference "
+                "says nothing about the models; evaluate both by the same protocol"
+            )
 
 
 def _benchmarks_in(folder: Path) -> set[str]:
@@ -112,7 +132,8 @@ def _common_items(name: str, first: Path, second: Path) -> list[Item]:
         ConfigError: One id means two questions, or there is no common id.
     """
     theirs = {item.id: item for item in read_items(second / ITEMS)}
-    common = [item for item in read_items(first / ITEMS) if item.id in theirs]
+    graded = _fully_graded(first) & _fully_graded(second)
+    common = [item for item in read_items(first / ITEMS) if item.id in theirs and item.id in graded]
     for item in common:
         if theirs[item.id].reference != item.reference:
             raise ConfigError(
@@ -122,6 +143,14 @@ def _common_items(name: str, first: Path, second: Path) -> list[Item]:
     if not common:
         raise ConfigError(f"{name}: {first} and {second} share no item; evaluate the same data")
     return common
+
+
+def _fully_graded(folder: Path) -> set[str]:
+    """Return the ids with a verdict in every sample; an evaluation may have stopped half-way."""
+    samples: dict[int, set[str]] = {}
+    for row in read_rows(folder / VERDICTS):
+        samples.setdefault(row["sample"], set()).add(row["id"])
+    return set.intersection(*samples.values()) if samples else set()
 
 
 def _graded_runs(folder: Path, items: Sequence[Item]) -> list[list[Graded]]:

@@ -1,13 +1,17 @@
 """How responses are drawn: what must be equal for two runs to be compared or continued."""
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vaopd.config import load_config
 from vaopd.errors import ConfigError
 from vaopd.records import read_json, write_json
 
 PROTOCOL = "protocol.json"
+ENDS_BYTES = 1_000_000
+TINY_MIN_PIXELS = 1024
 EngineName = Literal["transformers", "openai"]
 
 
@@ -30,6 +34,9 @@ class Protocol:
     seed: int = 42
     min_pixels: int = 262_144
     max_pixels: int = 4_194_304
+    weights: str | None = None
+    """Fingerprint of a local model folder: weights trained anew at the same place are others."""
+
     base_url: str | None = None
     """Of the server, for the ``openai`` engine."""
 
@@ -52,6 +59,36 @@ class Protocol:
                 f"--samples is {self.samples} at --temperature 0, where all samples are the same; "
                 "use --samples 1"
             )
+
+
+def weights_of(model: str) -> str | None:
+    """Return a fingerprint of the weights in a local folder; none for names on a hub.
+
+    Of each file the size and both ends, which any further step changes; whole files are gigabytes.
+    """
+    files = sorted(Path(model).glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size} ".encode() + stream.read(ENDS_BYTES))
+            stream.seek(max(0, size - ENDS_BYTES))
+            digest.update(stream.read())
+    return digest.hexdigest()[:16] if files else None
+
+
+def min_pixels_of(model: str) -> int:
+    """Return the pixel budget that a model was trained with, or the default of recipes.
+
+    It stands in the recipe of the run that the model folder lies in; the shipped tiny models read
+    96-pixel figures as they are.
+    """
+    if model.startswith("tiny:"):
+        return TINY_MIN_PIXELS
+    for folder in Path(model).resolve().parents[:2] if Path(model).is_dir() else ():
+        if (folder / "config.yaml").is_file() and (folder / "environment.json").is_file():
+            return load_config(folder / "config.yaml").data.min_pixels
+    return Protocol.min_pixels
 
 
 def claim_folder(output: Path, protocol: Protocol) -> None:

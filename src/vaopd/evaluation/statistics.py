@@ -72,8 +72,12 @@ def paired_difference(
         D[s,p] = arm[s,p] - baseline[s,p],   effect = mean of D
 
     The interval is that of `mean_interval` for D. Where it contains 0 the effect is called none.
+    One seed says nothing about how seeds differ, so there it has no interval.
     """
-    return mean_interval(np.asarray(arm) - np.asarray(baseline), seed=seed)
+    difference = np.asarray(arm) - np.asarray(baseline)
+    if len(difference) < 2:
+        return Interval(float(difference.mean()), None, None)
+    return mean_interval(difference, seed=seed)
 
 
 def _resampled_means(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import struct
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,3 +113,25 @@ class Problem:
                 f"image {number} of problem {self.id}{place} cannot be decoded: {reason}; "
                 "replace it by a complete PNG or JPEG"
             ) from error
+
+
+def check_images(
+    problems: Sequence[Problem], progress: Callable[[int], None] = lambda problems: None
+) -> None:
+    """Decode every image once, so that a damaged one is not found in the middle of a run.
+
+    Raises:
+        ProblemError: An image is missing, in no known format, or cut short.
+    """
+
+    def check(problem: Problem) -> None:
+        problem.load_images()
+
+    # Threads, because Pillow decodes outside the interpreter's lock.
+    with ThreadPoolExecutor() as pool:
+        try:
+            for _ in pool.map(check, problems):
+                progress(1)
+        except ProblemError:
+            pool.shutdown(cancel_futures=True)
+            raise

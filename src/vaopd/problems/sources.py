@@ -15,8 +15,7 @@ import random
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,6 +33,7 @@ VIRL39K_PARQUET = "39Krelease.parquet"
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _BATCH_ROWS = 64
+SPLITS = frozenset({"train", "validation", "val", "dev", "test"})
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,8 @@ def _stored(source: str, limit: int | None) -> list[Problem]:
     else:
         location, split = _split_suffix(source)
     path = Path(location)
+    if location != source and (path.is_file() or (location == VIRL39K_NAME and split != "train")):
+        raise ProblemError(f"{location} has no splits; leave @{split} out, or name another source")
     if path.exists():
         return _collect(local_rows(path, split), path.resolve().stem, split, limit)
     if path.suffix in (".parquet", ".jsonl") or not _HUB_NAME.fullmatch(location):
@@ -123,28 +125,6 @@ def _stored(source: str, limit: int | None) -> list[Problem]:
         )
     rows = _virl39k_rows() if location == VIRL39K_NAME else _hub_rows(location, split)
     return _collect(rows, location, split, limit)
-
-
-def check_images(
-    problems: Sequence[Problem], progress: Callable[[int], None] = lambda problems: None
-) -> None:
-    """Decode every image once, so that a damaged one is not found in the middle of a run.
-
-    Raises:
-        ProblemError: An image is missing, in no known format, or cut short.
-    """
-
-    def check(problem: Problem) -> None:
-        problem.load_images()
-
-    # Threads, because Pillow decodes outside the interpreter's lock.
-    with ThreadPoolExecutor() as pool:
-        try:
-            for _ in pool.map(check, problems):
-                progress(1)
-        except ProblemError:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _sample_suffix(source: str) -> tuple[str, tuple[int, int] | None]:
@@ -333,7 +313,9 @@ def _files(folder: Path, split: str) -> list[Path]:
     Parquet files named after splits (``train-00000-of-00002.parquet``, as the hub writes them)
     are chosen by split; a folder whose parquet files carry no split names is one split.
     """
-    for name in ("data.jsonl", f"{split}.jsonl", VIRL39K_PARQUET):
+    # A file that holds one split only must never stand in for another.
+    whole = ("data.jsonl", VIRL39K_PARQUET) if split == "train" else ()
+    for name in (f"{split}.jsonl", *whole):
         if (folder / name).is_file():
             return [folder / name]
     files = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
@@ -342,8 +324,8 @@ def _files(folder: Path, split: str) -> list[Path]:
             f"{folder} holds no data.jsonl, {split}.jsonl or *.parquet; "
             "name the folder that the data files lie in"
         )
-    splits = {file: re.split(r"[-_.]", file.name)[0] for file in files}
-    named = {"train", "validation", "val", "dev", "test"}.intersection(splits.values())
+    splits = {file: _split_of(file) for file in files}
+    named = SPLITS.intersection(splits.values())
     chosen = [file for file in files if splits[file] == split]
     if not chosen and (named or split != "train"):
         raise ProblemError(
@@ -351,6 +333,12 @@ def _files(folder: Path, split: str) -> list[Path]:
             f"{', '.join('@' + name for name in sorted(set(splits.values())))}"
         )
     return chosen or files
+
+
+def _split_of(file: Path) -> str:
+    """Return the split that a file is named after, wherever in its name, else its first word."""
+    words = re.split(r"[-_.]", file.name)
+    return next((word for word in words if word in SPLITS), words[0])
 
 
 def jsonl_rows(path: Path) -> Iterator[Row]:

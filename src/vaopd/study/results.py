@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vaopd.config import RunConfig
+from vaopd.errors import StudyError
 from vaopd.evaluation.statistics import Interval, mean_interval, paired_difference
 from vaopd.records import read_rows
 from vaopd.study.recipe import Arm, Plan, PlannedRun, Table
@@ -252,6 +253,7 @@ def _seed_rows(table: str, arm: str, by_seed: dict[int, Measured]) -> list[Row]:
 def _means(table: str, arm: str, by_seed: dict[int, Measured]) -> list[Mean]:
     means = []
     for metric in _metrics(by_seed):
+        _check_same_problems(table, list(by_seed.values()))
         values = np.stack([_values(measured, metric) for measured in by_seed.values()])
         complete = values[:, ~np.isnan(values).any(0)]
         if complete.size:
@@ -266,6 +268,8 @@ def _comparisons(table: Table, arm: str, arms: dict[str, dict[int, Measured]]) -
     theirs = {seed: arms[baseline][seed] for seed in seeds}
     shared = [metric for metric in _metrics(ours) if metric in _metrics(theirs)]
     comparisons = []
+    if _protocol_of(table.arms[arm]) == _protocol_of(table.arms[baseline]):
+        _check_same_problems(table.name, [*ours.values(), *theirs.values()])
     for metric in shared:
         if not _is_comparable(metric, table.arms[arm], table.arms[baseline]):
             continue
@@ -278,6 +282,18 @@ def _comparisons(table: Table, arm: str, arms: dict[str, dict[int, Measured]]) -
             interval = paired_difference(first[:, complete], second[:, complete])
             comparisons.append(Comparison(table.name, arm, baseline, metric, interval, seeds))
     return comparisons
+
+
+def _check_same_problems(table: str, runs: Sequence[Measured]) -> None:
+    if len({run.problem_ids for run in runs}) > 1:
+        raise StudyError(
+            f"table {table}: its runs were validated on different problems, so they cannot be "
+            "paired; the data was changed between runs, begin another study in another --output"
+        )
+
+
+def _protocol_of(arm: Arm) -> tuple:
+    return _protocol(next(iter(arm.runs.values())).config)
 
 
 def _is_comparable(metric: str, arm: Arm, baseline: Arm) -> bool:

@@ -23,7 +23,8 @@ from vaopd.models.loading import (
     check_same_tokenizer,
     load_model,
 )
-from vaopd.problems.sources import check_images, load_problems
+from vaopd.problems.problem import check_images
+from vaopd.problems.sources import load_problems
 from vaopd.records import (
     append_row,
     keep_rows_up_to,
@@ -107,6 +108,7 @@ class Run:
 
     def __init__(self, config: RunConfig, output: Path, console: Console) -> None:
         self.started = time.perf_counter()
+        self.seconds_before = 0.0
         self.config = config
         self.output = output
         self.display = Display(console)
@@ -169,7 +171,7 @@ class Run:
             self.steps,
             self.before,
             self.after,
-            round(time.perf_counter() - self.started, 1),
+            round(self._seconds(), 1),
         )
         write_json(self.output / "summary.json", _summary(result))
         return result
@@ -242,9 +244,14 @@ class Run:
             "step": step,
             "before": asdict(self.before) if self.before else None,
             "after": asdict(self.after) if self.after else None,
+            "seconds": self._seconds(),
         }
         save_checkpoint(checkpoint_path(self.output, step), self.student, self.optimizer, state)
         remove_old_checkpoints(self.output, self.config.training.keep_checkpoints)
+
+    def _seconds(self) -> float:
+        """Return how long the run took so far, in all of its processes."""
+        return self.seconds_before + time.perf_counter() - self.started
 
     def _reopen(self) -> int:
         """Load the newest checkpoint and forget what came after it; return its step."""
@@ -253,6 +260,7 @@ class Run:
         if newest is not None:
             state = load_checkpoint(newest, self.student, self.optimizer)
             step = state["step"]
+            self.seconds_before = state["seconds"]
             self.before = ValidationResult(**state["before"]) if state["before"] else None
             self.after = ValidationResult(**state["after"]) if state["after"] else None
         # Without a checkpoint the first validation is repeated, so its rows go as well.
