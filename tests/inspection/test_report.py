@@ -226,9 +226,14 @@ def short_of_a_number(run: Path) -> None:
     write_rows(run / "rollouts" / "step_000003.jsonl", [row(["a", "b"], kl=[0.5])])
 
 
+def without_a_number(run: Path) -> None:
+    write_rows(run / "rollouts" / "step_000003.jsonl", [row(["a", "b"], kl=[0.5, None])])
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (without_a_number, r"row 1 has None among the values of kl"),
         (damaged, r"step_000001.jsonl line 1 is not JSON"),
         (short_of_a_number, r"row 1 has 1 values of kl for 2 tokens"),
         (lambda run: (run / "config.yaml").unlink(), r"is no run folder \(no config.yaml\)"),

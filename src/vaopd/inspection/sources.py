@@ -172,6 +172,11 @@ def check_row(row: dict[str, Any], place: str) -> None:
             raise RunFolderError(
                 f"{place} has {count} values of {name} for {len(tokens)} tokens; write one for each"
             )
+        wrong = [v for v in values or () if isinstance(v, str | list | dict) or v is None]
+        if wrong:
+            raise RunFolderError(
+                f"{place} has {wrong[0]!r} among the values of {name}; write one number a token"
+            )
 
 
 def prompt_of(row: dict[str, Any]) -> str:
