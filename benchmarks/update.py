@@ -72,7 +72,8 @@ def update(step: Step, prompts: list, pixelated: list, responses: list) -> float
     method = step.config.method
     degraded = pixelated if method.name == "va_opd" else None
     scores = step.teacher.score(prompts, degraded, responses)
-    weights = weigh(method, responses, scores, seed=(0, 0))
+    tie_keys = [f"{i} {k}" for i, group in enumerate(responses) for k in range(len(group))]
+    weights = weigh(method, responses, scores, tie_keys=tie_keys)
     loss, _ = step._accumulate(prompts, responses, scores, weights)
     step.optimizer.zero_grad(set_to_none=True)
     return loss

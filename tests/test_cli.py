@@ -28,22 +28,6 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Run the command line in this process; return exit code, standard output and error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vaopd", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return call
-
-
 def process(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "vaopd", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240)

@@ -1,13 +1,10 @@
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
-
-from vaopd import cli
 
 FOLDER = Path(__file__).parent
 
@@ -39,19 +36,3 @@ def ai2d_data(tmp_path: Path) -> Path:
                      "options": ["mitosis", "a cycle"], "image": f"{number}.png"})  # fmt: skip
     (folder / "sample.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path / "data"
-
-
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Run the command line in this process; return exit code, standard output and error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vaopd", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return call

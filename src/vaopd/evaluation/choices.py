@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from vaopd.evaluation.answers import Rule, extract_answer
+from vaopd.evaluation.benchmark import Item, Verdict
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -44,6 +45,12 @@ def chosen_letter(
     if committed is not None:
         return letter_of_span(committed, options)
     return uncommitted_letter(response, options)
+
+
+def grade_letter(response: str, item: Item, rule: Rule) -> Verdict:
+    """Return whether the chosen letter is that of the reference."""
+    letter = chosen_letter(response, item.reference["options"], rule)
+    return Verdict(letter, letter == item.reference["answer"])
 
 
 def letter_of_span(span: str, options: Mapping[str, str]) -> str | None:

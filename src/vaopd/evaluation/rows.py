@@ -40,6 +40,11 @@ class Table(Protocol):
         """Yield the rows in order."""
         ...
 
+
+@runtime_checkable
+class ImageTable(Table, Protocol):
+    """Rows whose image cells are read again when they are used."""
+
     def image(self, row: int, column: str) -> Any:
         """Return one image cell as it is stored; rows count from 0."""
         ...
@@ -49,7 +54,7 @@ class Table(Protocol):
 class TableImage:
     """An image cell of a table, read when it is used."""
 
-    table: Table
+    table: ImageTable
     row: int
     column: str
     place: str
@@ -113,10 +118,6 @@ class JsonTable:
             if not isinstance(cells, dict):
                 raise ProblemError(f"{place} is a JSON {type(cells).__name__}, expected an object")
             yield PlacedRow(place, self._with_images(cells))
-
-    def image(self, row: int, column: str) -> Any:
-        """Never called: image cells of JSON are resolved when a row is read."""
-        raise NotImplementedError(f"{self.path} row {row} {column}")
 
     def _with_images(self, cells: Mapping[str, Any]) -> dict[str, Any]:
         named = {key: value for key, value in cells.items() if is_image_column(key)}

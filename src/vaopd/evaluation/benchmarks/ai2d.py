@@ -2,16 +2,14 @@
 
 from vaopd.errors import ProblemError
 from vaopd.evaluation import cells
-from vaopd.evaluation.answers import Rule
 from vaopd.evaluation.benchmark import (
     Benchmark,
     Item,
     Row,
-    Verdict,
     by_reference_category,
     image_first,
 )
-from vaopd.evaluation.choices import LETTERS, chosen_letter, option_lines
+from vaopd.evaluation.choices import LETTERS, grade_letter, option_lines
 
 ASK_LETTER = "Answer with the option's letter from the given choices directly."
 
@@ -36,12 +34,6 @@ def item(row: Row) -> Item:
     )
 
 
-def grade(response: str, item: Item, rule: Rule) -> Verdict:
-    """Compare letters."""
-    letter = chosen_letter(response, item.reference["options"], rule)
-    return Verdict(letter, letter == item.reference["answer"])
-
-
 BENCHMARK = Benchmark(
     name="ai2d",
     title="AI2D",
@@ -53,6 +45,6 @@ BENCHMARK = Benchmark(
     licence="of AI2, not stated with the copies on the hub",
     citation="Kembhavi et al. 2016, arXiv:1603.07396",
     item=item,
-    grade=grade,
+    grade=grade_letter,
     measure=by_reference_category,
 )

@@ -4,17 +4,15 @@ import re
 
 from vaopd.errors import ProblemError
 from vaopd.evaluation import cells
-from vaopd.evaluation.answers import Rule
 from vaopd.evaluation.benchmark import (
     Benchmark,
     Item,
     Row,
-    Verdict,
     by_reference_category,
     image_first,
 )
 from vaopd.evaluation.benchmarks.ai2d import ASK_LETTER
-from vaopd.evaluation.choices import chosen_letter, option_lines
+from vaopd.evaluation.choices import grade_letter, option_lines
 
 CATEGORIES = (
     "coarse perception",
@@ -59,12 +57,6 @@ def _options_in(question: str) -> dict[str, str]:
     return {letter: found.get(letter, "") for letter in "ABCD"}
 
 
-def grade(response: str, item: Item, rule: Rule) -> Verdict:
-    """Compare letters."""
-    letter = chosen_letter(response, item.reference["options"], rule)
-    return Verdict(letter, letter == item.reference["answer"])
-
-
 BENCHMARK = Benchmark(
     name="mmstar",
     title="MMStar",
@@ -77,7 +69,7 @@ BENCHMARK = Benchmark(
     licence="not stated by its owners",
     citation="Chen et al. 2024, arXiv:2403.20330",
     item=item,
-    grade=grade,
+    grade=grade_letter,
     measure=by_reference_category,
     combinations={
         "mean of categories": {f"accuracy/{name}": 1 / len(CATEGORIES) for name in CATEGORIES}
