@@ -20,7 +20,7 @@ from vaopd.training.step import Step
 LENGTHS = ((5, 1, 9), (4, 11, 6))
 """Of the siblings of two problems."""
 
-SEED = 7
+SEED = 11
 RECIPE = {
     "student": {"model": "tiny:new-student"},
     "teacher": {"model": "tiny:new-teacher-s"},

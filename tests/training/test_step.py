@@ -411,7 +411,7 @@ def test_the_loss_is_equation_6_computed_plainly(
 def test_the_losses_of_the_methods_differ(plain: Plain):
     losses = [plain.loss(method).item() for method in METHODS]
     gaps = [abs(a - b) / a for i, a in enumerate(losses) for b in losses[i + 1 :]]
-    assert min(gaps) > 2e-4
+    assert min(gaps) > 1e-3
 
 
 def test_the_divergence_of_every_token_is_the_plain_kl(
