@@ -84,9 +84,12 @@ class MethodConfig(Section):
     learns the references. ``off_policy_kd`` learns responses that the teacher samples, by their
     cross-entropy (sequence-level distillation, Kim & Rush 2016): a sampled forward KL."""
 
-    advantage: Literal["sampled", "view_divergence", "absolute"] = "sampled"
+    advantage: Literal["sampled", "view_divergence", "absolute", "signed", "first_mention"] = (
+        "sampled"
+    )
     """What a token's advantage is: the clipped log-ratio of the sampled token (paper), the KL
-    between the teacher's two views over the whole vocabulary, or the size of the log-ratio."""
+    between the teacher's two views over the whole vocabulary, the size of the log-ratio, the
+    log-ratio unclipped, or the paper's at the first place of each token id in the response."""
 
     high_fraction: Fraction = 0.2
     """Share of a response's tokens in the high-advantage group (p_v)."""

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from vaopd.config import RunConfig
 from vaopd.errors import ConfigError
 from vaopd.records import write_text
-from vaopd.study.recipe import load_plan
+from vaopd.study.recipe import PlannedRun, load_plan
 
 
 def test_every_arm_has_a_run_for_each_seed_that_differs_in_nothing_else(recipe: Path):
@@ -35,6 +36,23 @@ def test_the_name_of_a_run_changes_with_anything_that_is_learned(recipe: Path):
     )
     assert first.startswith("opd-seed0-")
     assert first != second
+
+
+def test_the_name_of_a_run_does_not_change_with_a_key_that_is_left_at_its_default(recipe: Path):
+    run = load_plan(recipe).tables[0].arms["opd"].runs[0]
+    values = run.config.model_dump(exclude_defaults=True)
+    sparse = PlannedRun(RunConfig.model_validate(values))
+    assert "deviation_floor" not in values["method"]
+    assert sparse.name == run.name
+
+
+def test_a_table_may_have_fewer_seeds_than_the_study(recipe: Path):
+    text = recipe.read_text(encoding="utf-8")
+    write_text(recipe, text.replace("  views:\n", "  views:\n    seeds: [1]\n"))
+    methods, views = load_plan(recipe).tables
+    assert (list(methods.arms["opd"].runs), list(views.arms["blur"].runs)) == ([0, 1], [1])
+    with pytest.raises(ConfigError, match="table views has the seeds 1, none of which is among 0"):
+        load_plan(recipe, seeds=[0])
 
 
 def test_an_arm_wins_over_its_table_over_the_command_line_over_the_study(recipe: Path):

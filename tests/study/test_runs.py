@@ -106,6 +106,17 @@ def test_a_study_whose_runs_fail_is_written_all_the_same(plan: Plan, tmp_path: P
     assert "no blur today" in (tmp_path / "out" / "study.html").read_text()
 
 
+def test_an_interrupted_study_shows_what_is_finished(plan: Plan, tmp_path: Path, finish):
+    for run in list(plan.runs.values())[:2]:
+        finish(run, [True] * 4, [True] * 4)
+    Path(sys.executable).write_text("#!/bin/sh\nkill -INT $PPID\nexec sleep 60\n")
+    with pytest.raises(KeyboardInterrupt):
+        run_study(plan, tmp_path / "out", jobs=1, console=Console(file=io.StringIO()))
+    study = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert {row["arm"] for row in study["rows"]} == {"base", "opd"}
+    assert (tmp_path / "out" / "study.html").is_file()
+
+
 def test_a_study_that_is_killed_takes_its_runs_with_it(plan: Plan, tmp_path: Path):
     # The run notes its process, kills the study and would sleep on.
     script = Path(sys.executable)

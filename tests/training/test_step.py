@@ -211,6 +211,28 @@ def test_the_absolute_advantage_weighs_what_the_detail_speaks_against():
     assert not weights.high[1, 0]
 
 
+def test_the_signed_advantage_ranks_what_the_detail_speaks_against_last():
+    weights = weights_with({"name": "va_opd", "advantage": "signed"})
+    assert weights.advantage is not None and weights.high is not None
+    torch.testing.assert_close(weights.advantage[1, :3], torch.tensor([0.3, -0.7, -0.7]))
+    assert weights.high[1, 0]
+
+
+def test_only_the_first_mention_of_a_token_has_advantage():
+    # All tokens of a response are the same, so only the first of each row can count.
+    same = [[torch.zeros_like(row) for row in group] for group in golden_responses()]
+    given = scores([[-3.0] * n for n in LENGTHS], [[-4.0] * n for n in LENGTHS])
+    first, usual = (
+        weigh(
+            MethodConfig(name="va_opd", advantage=name), same, given, tie_keys=["a", "b", "c", "d"]
+        ).advantage
+        for name in ("first_mention", "sampled")
+    )
+    assert first is not None and usual is not None
+    assert usual[:, :3].all()
+    assert first[:, 0].all() and not first[:, 1:].any()
+
+
 def test_the_view_divergence_takes_the_place_of_the_log_ratio():
     # The last token of each rollout diverges the most, whatever its log-ratio.
     divergence = [torch.arange(float(length)) for length in LENGTHS]
@@ -221,7 +243,7 @@ def test_the_view_divergence_takes_the_place_of_the_log_ratio():
     assert [row[n - 1].item() for row, n in zip(weights.high, LENGTHS, strict=True)] == [True] * 4
 
 
-@pytest.mark.parametrize("advantage", ["view_divergence", "absolute"])
+@pytest.mark.parametrize("advantage", ["view_divergence", "absolute", "signed"])
 def test_a_step_by_another_advantage_is_another_update(
     make_step: Callable, problems: list[Problem], advantage: str
 ):
@@ -229,7 +251,7 @@ def test_a_step_by_another_advantage_is_another_update(
     other = make_step(f"method.advantage={advantage}").run(problems, 1)
     assert usual.weights.advantage is not None and other.weights.advantage is not None
     assert not torch.allclose(usual.weights.advantage, other.weights.advantage, atol=1e-3)
-    assert (other.weights.advantage >= 0).all()
+    assert (other.weights.advantage >= 0).all() == (advantage != "signed")
     assert other.loss != usual.loss
 
 

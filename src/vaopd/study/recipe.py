@@ -51,6 +51,9 @@ class TableConfig(Section):
     axis: AxisConfig | None = None
     """Makes the table one point of a regime map."""
 
+    seeds: Seeds | None = None
+    """Of this table; the study's unless given, and never those that ``--seeds`` leaves out."""
+
 
 class QuickConfig(Section):
     """What ``--quick`` changes."""
@@ -82,8 +85,13 @@ class PlannedRun:
 
     @cached_property
     def name(self) -> str:
-        """Folder of the run: method, seed and the hash of the resolved recipe."""
-        text = json.dumps(self.config.model_dump(mode="json"), sort_keys=True)
+        """Folder of the run: method, seed and the hash of what the recipe sets.
+
+        Values that equal their default are left out, so a key that a later version adds does not
+        make finished runs look like others.
+        """
+        values = self.config.model_dump(mode="json", exclude_defaults=True)
+        text = json.dumps(values, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return f"{self.config.method.name}-seed{self.config.training.seed}-{digest}"
 
@@ -169,11 +177,21 @@ def load_plan(
         chosen, used_seeds = study.quick.tables, list(study.quick.seeds)
     chosen, used_seeds = list(tables or chosen), list(seeds or used_seeds)
     base = path.parent / study.recipe
-    planned = [
-        _table(name, _named(study, name, path), base, [*shared, *overrides], used_seeds)
-        for name in chosen
-    ]
+    planned = []
+    for name in chosen:
+        settings = _named(study, name, path)
+        own = [seed for seed in settings.seeds or used_seeds if seed in used_seeds]
+        if not own:
+            raise ConfigError(
+                f"table {name} has the seeds {_listed(settings.seeds)}, none of which is among "
+                f"{_listed(used_seeds)}; give one of them to --seeds"
+            )
+        planned.append(_table(name, settings, base, [*shared, *overrides], own))
     return Plan(planned, used_seeds, path.read_text(encoding="utf-8"))
+
+
+def _listed(seeds: Sequence[int] | None) -> str:
+    return ", ".join(str(seed) for seed in seeds or ())
 
 
 def _plain_study(

@@ -32,7 +32,8 @@ def run_study(
 
     Args:
         plan: What to run and compare.
-        output: Folder of the study; runs in it that are finished are not repeated.
+        output: Folder of the study; runs in it that are finished are not repeated. Interrupted, the
+            study writes the page of what is finished.
         jobs: Runs side by side; the cores are shared out among them.
         console: Where progress goes; standard error unless told otherwise.
         command: What to record as the command; the process's own unless told otherwise.
@@ -41,8 +42,14 @@ def run_study(
         StudyError: Runs failed; everything that did not fail is written all the same.
     """
     runner = Runner(output, jobs=jobs, console=console or Console(stderr=True))
-    failures = runner.execute(plan.runs)
-    study = write_study(plan, output, failures, command or sys.argv)
+    command = command or sys.argv
+    try:
+        failures = runner.execute(plan.runs)
+    except (KeyboardInterrupt, SystemExit):
+        # Whoever stops a long study wants to see what it has shown so far.
+        write_study(plan, output, {}, command)
+        raise
+    study = write_study(plan, output, failures, command)
     if failures:
         raise StudyError(
             f"{len(failures)} of {len(plan.runs)} runs failed, first {next(iter(failures))}: "

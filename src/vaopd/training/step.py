@@ -23,7 +23,13 @@ from vaopd.models.packing import (
     split_by_rollout,
 )
 from vaopd.models.prompts import EncodedPrompt
-from vaopd.objective.advantage import absolute_advantage, rollout_advantage, visual_advantage
+from vaopd.objective.advantage import (
+    absolute_advantage,
+    first_mentions,
+    rollout_advantage,
+    signed_advantage,
+    visual_advantage,
+)
 from vaopd.objective.divergence import weighted_cross_entropy, weighted_reverse_kl
 from vaopd.objective.weights import (
     high_group,
@@ -255,7 +261,7 @@ def weigh(
     uniform = uniform_token_weights(mask, problem_ids)
     if scores is None or scores.degraded_logprobs is None:
         return Weights(token=uniform, rollout=uniform.sum(-1), mask=mask)
-    advantage = _advantage(method, scores, scores.degraded_logprobs, mask)
+    advantage = _advantage(method, responses, scores, mask)
     rollout = uniform.sum(-1)
     if method.name in ("va_opd", "rollout_only"):
         rollout = rollout_weights(
@@ -291,16 +297,25 @@ def weigh(
 
 def _advantage(
     method: MethodConfig,
+    responses: Sequence[Sequence[Tensor]],
     scores: TeacherScores,
-    degraded_logprobs: Sequence[Tensor],
     mask: Bool[Tensor, "B T"],
 ) -> Float[Tensor, "B T"]:
     """Return the advantage that ``method.advantage`` names, nats, 0 at padding."""
     if method.advantage == "view_divergence":
         assert scores.view_divergence is not None, "the teacher was not asked for the divergence"
         return _pad(scores.view_divergence, mask)
-    measure = absolute_advantage if method.advantage == "absolute" else visual_advantage
-    return measure(_pad(scores.original_logprobs, mask), _pad(degraded_logprobs, mask), mask)
+    assert scores.degraded_logprobs is not None, "the teacher was not asked for the degraded view"
+    measures = {"absolute": absolute_advantage, "signed": signed_advantage}
+    measure = measures.get(method.advantage, visual_advantage)
+    advantage = measure(
+        _pad(scores.original_logprobs, mask), _pad(scores.degraded_logprobs, mask), mask
+    )
+    if method.advantage != "first_mention":
+        return advantage
+    ids = torch.zeros(mask.shape, dtype=torch.long)
+    ids[mask] = torch.cat([response for group in responses for response in group])
+    return first_mentions(advantage, ids, mask)
 
 
 def _keyed_group(
@@ -345,8 +360,10 @@ def advantage_summary(weights: Weights) -> dict[str, float]:
     """Return mean advantage, and how much of it and of its absence the high group holds."""
     if weights.advantage is None or weights.high is None:
         return {}
-    mass = weights.advantage.sum().clamp(min=1e-12)
-    in_high = weights.advantage[weights.high]
+    # Of the gains alone: a signed advantage may add up to anything.
+    gains = weights.advantage.clamp(min=0)
+    mass = gains.sum().clamp(min=1e-12)
+    in_high = gains[weights.high]
     num_high = max(1, len(in_high))  # no token is in the group at method.high_fraction=0
     return {
         "va/mean": rollout_advantage(weights.advantage, weights.mask).mean().item(),
