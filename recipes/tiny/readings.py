@@ -34,5 +34,6 @@ def shares(path: Path) -> str:
     return ", ".join(f"{name} {sum(v) / max(1, len(v)):.1%}" for name, v in parts.items())
 
 
-for file in sorted(Path(sys.argv[1], "validation").glob("step_*.jsonl")):
-    print(f"{file.stem}: {shares(file)}")
+if __name__ == "__main__":
+    for file in sorted(Path(sys.argv[1], "validation").glob("step_*.jsonl")):
+        print(f"{file.stem}: {shares(file)}")
