@@ -1,181 +1,247 @@
-"""Time of one update on fixed rollouts: siblings packed behind their prompt against plain rows.
+"""One update on fixed rollouts: score, weigh, forward, loss, backward; no sampling, no optimizer.
 
-    python benchmarks/update.py                    # about 12 M and 40 M parameters, minutes
-    python benchmarks/update.py --scale tiny       # seconds; a check that it runs
-
-An update is teacher scoring under both views, the weights, and the student's forward, loss and
-backward. The arms are interleaved, and the ratio of their medians is what counts.
+``ours`` in three forms, the plain recipe of the paper's released code (every sibling pays for its
+prompt, and three whole logits tensors), and TRL's trainer, which knows one teacher view.
 """
 
-import argparse
-import datetime
-import platform
-import statistics
+import importlib.util
+import tempfile
 import time
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from vaopd.config import parse_config
-from vaopd.models import tiny
-from vaopd.models.loading import VisionLanguageModel, wrap_model
-from vaopd.models.prompts import EncodedPrompt
-from vaopd.problems.drawn import DrawnProblems
+from benchmarks.measure import Arm, NotMeasured, synchronize
+from benchmarks.scales import Scale
+from benchmarks.subjects import Subjects, make_config, make_subjects
+from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.packing import micro_batches, response_hidden_states
+from vaopd.models.prompts import Batch, EncodedPrompt
+from vaopd.objective.advantage import visual_advantage
+from vaopd.objective.weights import rollout_weights, token_weights
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.teacher.local import LocalTeacher
 from vaopd.training.step import Step, weigh
 
-SCALES = {
-    # Image side in pixels: a 256 x 256 image is 256 visual tokens of 16 x 16 pixels.
-    "tiny": {"side": 64, "text": 16, "response": 12, "problems": 2, "student": 64, "teacher": 96},
-    "small": {
-        "side": 256,
-        "text": 64,
-        "response": 128,
-        "problems": 4,
-        "student": 320,
-        "teacher": 512,
-    },
-}
-SIBLINGS = 4
+PROBLEMS_TOGETHER = 2
+"""Problems in one forward of the plain recipe: the release gives each of 8 GPUs 8 of 64 rows."""
+
+RECIPE_CHUNK = 256
+"""Tokens whose divergence the plain recipe holds in float32 at a time, as the release does."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scale", choices=SCALES, default="small")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--vocabulary", type=int, default=8192)
-    arguments = parser.parse_args()
-    scale = SCALES[arguments.scale]
-    student = _model(scale["student"], arguments.vocabulary)
-    teacher = _model(scale["teacher"], arguments.vocabulary)
-    prompts, pixelated, responses = _rollouts(student, scale)
+def ours(method: str, *, share_prefix: bool) -> Callable[[Scale, str], Arm]:
+    """Return the builder of one of our own arms."""
 
-    arms = {}
-    for name, share_prefix in (("packed", True), ("plain rows", False)):
-        for method in ("va_opd", "opd"):
-            arms[f"{method}, {name}"] = _arm(student, teacher, method, share_prefix)
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    losses = {}
-    for repeat in range(arguments.repeats + 1):
-        for name, step in arms.items():
-            started = time.perf_counter()
-            losses[name] = update(step, prompts, pixelated, responses)
-            if repeat:  # the first round warms up
-                seconds[name].append(time.perf_counter() - started)
-    _report(arguments, scale, (student, teacher), seconds, losses, len(prompts[0]))
+    def build(scale: Scale, device: str) -> Arm:
+        subjects = make_subjects(scale, device)
+        step = make_step(scale, subjects, method=method, share_prefix=share_prefix)
+        return Arm(
+            run=lambda: update(step, subjects, slice(None)),
+            warm_up=lambda: update(step, subjects, slice(0, 1)),
+            share=1 / scale.problems,
+        )
+
+    return build
 
 
-def update(step: Step, prompts: list, pixelated: list, responses: list) -> float:
-    """Score, weigh and accumulate one step's gradient; return the loss."""
-    method = step.config.method
-    degraded = pixelated if method.name == "va_opd" else None
+def make_step(scale: Scale, subjects: Subjects, *, method: str, share_prefix: bool = True) -> Step:
+    """Return the product's own step on random models."""
+    config = make_config(scale, method=method, share_prefix=share_prefix)
+    teacher = LocalTeacher(subjects.teacher, batch_tokens=scale.budget, share_prefix=share_prefix)
+    student = subjects.student
+    optimizer = torch.optim.AdamW(student.model.parameters(), lr=1e-6, fused=True)
+    return Step(config, student, teacher, TransformersSampler(student), optimizer)
+
+
+def update(step: Step, subjects: Subjects, part: slice) -> dict[str, Any]:
+    """Score, weigh and accumulate the gradient of some problems; return loss and seconds."""
+    method, device = step.config.method, subjects.student.device.type
+    prompts, responses = subjects.prompts[part], subjects.responses[part]
+    degraded = subjects.pixelated[part] if method.needs_advantage else None
+    assert step.teacher is not None
+    started = time.perf_counter()
     scores = step.teacher.score(prompts, degraded, responses)
     tie_keys = [f"{i} {k}" for i, group in enumerate(responses) for k in range(len(group))]
     weights = weigh(method, responses, scores, tie_keys=tie_keys)
+    synchronize(device)
+    scored = time.perf_counter()
     loss, _ = step._accumulate(prompts, responses, scores, weights)
     step.optimizer.zero_grad(set_to_none=True)
-    return loss
+    synchronize(device)
+    seconds = {"score": scored - started, "train": time.perf_counter() - scored}
+    return {"loss": loss, "phase_seconds": seconds}
 
 
-def _arm(
-    student: VisionLanguageModel, teacher: VisionLanguageModel, method: str, share_prefix: bool
-) -> Step:
-    config = parse_config(
-        {
-            "student": {"model": "random"},
-            "data": {"train": "random"},
-            "method": {"name": method},
-            "training": {"share_prefix": share_prefix, "micro_batch_tokens": 4096},
-        }
+def paper_recipe(scale: Scale, device: str) -> Arm:
+    """Return VA-OPD as the released code does it: plain rows, three tensors of whole logits."""
+    subjects = make_subjects(scale, device)
+    subjects.teacher.model.eval().requires_grad_(False)
+
+    def run(problems: int) -> dict[str, Any]:
+        total = 0.0
+        for first in range(0, problems, PROBLEMS_TOGETHER):
+            part = slice(first, min(first + PROBLEMS_TOGETHER, problems))
+            loss = _recipe_loss(subjects, part) / problems
+            loss.backward()
+            total += loss.item()
+        subjects.student.model.zero_grad(set_to_none=True)
+        return {"loss": total}
+
+    return Arm(run=lambda: run(scale.problems), warm_up=lambda: run(1), share=1 / scale.problems)
+
+
+def _recipe_loss(subjects: Subjects, part: slice) -> Tensor:
+    """Return the summed loss of a few problems."""
+    student, teacher = subjects.student, subjects.teacher
+    responses = subjects.responses[part]
+    original = _plain_rows(student, subjects.prompts[part], responses)
+    pixelated = _plain_rows(student, subjects.pixelated[part], responses)
+    logits = _logits(student, original)
+    with torch.no_grad():
+        seen, unseen = _logits(teacher, original), _logits(teacher, pixelated)
+    targets = original.targets.to(student.device)
+    shape = (sum(map(len, responses)), len(responses[0][0]))
+    scores = [_label_logprobs(view, targets).view(shape) for view in (seen, unseen)]
+    mask = torch.ones(shape, dtype=torch.bool, device=student.device)
+    advantage = visual_advantage(scores[0], scores[1], mask)
+    owners = [i for i, group in enumerate(responses) for _ in group]
+    rollout = rollout_weights(advantage, mask, torch.tensor(owners, device=student.device))
+    weights = token_weights(advantage, mask, rollout).flatten()
+    chunks = zip(*(t.split(RECIPE_CHUNK) for t in (logits, seen, weights)), strict=True)
+    # Recomputed in backward: only the three logits tensors live through, as in the release.
+    return torch.stack([_chunk_loss(*chunk) for chunk in chunks]).sum()
+
+
+def _chunk_loss(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+    def loss(student: Tensor, teacher: Tensor) -> Tensor:
+        log_p, log_q = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
+        return (weights * (log_p.exp() * (log_p - log_q)).sum(-1)).sum()
+
+    result = checkpoint(loss, student, teacher, use_reentrant=False)
+    assert isinstance(result, Tensor)
+    return result
+
+
+def _plain_rows(
+    model: VisionLanguageModel, prompts: list[EncodedPrompt], responses: list[list[Tensor]]
+) -> Batch:
+    """Return one row a response in a single batch, in the order of the rollouts."""
+    everything = 2**62
+    (micro,) = micro_batches(
+        model, prompts, responses, budget_tokens=everything, share_prefix=False
     )
-    scorer = LocalTeacher(teacher, batch_tokens=4096, share_prefix=share_prefix)
-    optimizer = torch.optim.SGD(student.model.parameters(), lr=0.0)
-    return Step(config, student, scorer, TransformersSampler(student), optimizer)
+    return micro.batch
 
 
-def _model(width: int, vocabulary: int) -> VisionLanguageModel:
-    """Return a random Qwen3-VL of eight layers, its vision tower half as wide."""
-    from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
-
-    torch.manual_seed(width)
-    source = tiny.asset_folder("tokenizer")
-    config = tiny.config(AutoTokenizer.from_pretrained(source), "teacher-m")
-    text, vision = config.text_config, config.vision_config
-    text.vocab_size, text.hidden_size, text.num_hidden_layers = vocabulary, width, 8
-    text.intermediate_size, text.num_attention_heads = 3 * width, width // 32
-    text.num_key_value_heads = max(1, width // 64)
-    vision.hidden_size, vision.out_hidden_size, vision.depth = width // 2, width, 6
-    vision.intermediate_size, vision.num_heads = 2 * width, max(1, width // 64)
-    return wrap_model(Qwen3VLForConditionalGeneration(config), source, name=f"random-{width}")
+def _logits(model: VisionLanguageModel, batch: Batch) -> Tensor:
+    hidden = response_hidden_states(model, batch)
+    with model.autocast():
+        return torch.nn.functional.linear(hidden, model.head)
 
 
-def _rollouts(
-    student: VisionLanguageModel, scale: dict[str, int]
-) -> tuple[list[EncodedPrompt], list[EncodedPrompt], list[list[torch.Tensor]]]:
-    """Return prompts of exact length, their pixelated copies, and random responses."""
-    from dataclasses import replace
-
-    from vaopd.views import pixelate
-
-    generator = torch.Generator().manual_seed(0)
-    prompts, pixelated, responses = [], [], []
-    for problem in DrawnProblems(num_problems=scale["problems"]):
-        image = problem.load_images()[0].resize((scale["side"], scale["side"]))
-        short = replace(problem, prompt="<image>")
-        overhead = len(student.family.encode(short, [image])) - (scale["side"] // 16) ** 2
-        padded = replace(problem, prompt="<image>" + "7" * (scale["text"] - overhead))
-        prompts.append(student.family.encode(padded, [image]))
-        pixelated.append(student.family.encode(padded, [pixelate(image)]))
-        low = 300  # above the special ids of the shipped tokenizer
-        responses.append(
-            [
-                torch.randint(
-                    low, student.vocab_size - 8, (scale["response"],), generator=generator
-                )
-                for _ in range(SIBLINGS)
-            ]
-        )
-    return prompts, pixelated, responses
+def _label_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
+    parts = zip(logits.split(RECIPE_CHUNK), targets.split(RECIPE_CHUNK), strict=True)
+    return torch.cat(
+        [rows.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0] for rows, ids in parts]
+    )
 
 
-def _report(arguments, scale, models, seconds, losses, prompt_tokens) -> None:
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    base = medians["va_opd, plain rows"]
-    prompt, response = prompt_tokens, scale["response"]
-    share = (prompt + SIBLINGS * response) / (SIBLINGS * (prompt + response))
-    sizes = [sum(p.numel() for p in model.model.parameters()) / 1e6 for model in models]
-    lines = [
-        "# Time of one update: packed against plain rows",
-        "",
-        f"    python benchmarks/update.py --scale {arguments.scale} --repeats {arguments.repeats}",
-        "",
-        f"{scale['problems']} problems x {SIBLINGS} siblings, prompt {prompt} tokens of which "
-        f"{(scale['side'] // 16) ** 2} are visual, response {response}; student {sizes[0]:.1f} M, "
-        f"teacher {sizes[1]:.1f} M parameters, {arguments.vocabulary:,} head rows, float32; median "
-        f"of {arguments.repeats}, interleaved. Packing keeps {share:.2f} of the tokens.",
-        f"{datetime.date.today()}, {platform.processor() or platform.machine()}, "
-        f"{torch.get_num_threads()} threads, torch {version('torch')}, "
-        f"transformers {version('transformers')}.",
-        "",
-        "| arm | seconds | over plain VA-OPD | loss |",
-        "|---|--:|--:|--:|",
+def trl_opd(scale: Scale, device: str) -> Arm:
+    """Return TRL's own training step on our rollouts: reverse KL, one teacher view."""
+    for package in ("trl", "accelerate", "datasets"):
+        if importlib.util.find_spec(package) is None:
+            raise NotMeasured(f"no {package}")
+    subjects = make_subjects(scale, device)
+    trainer = _trl_trainer(scale, subjects, device)
+    rows = max(1, scale.budget // (scale.prompt + scale.response))
+
+    def run(problems: int) -> dict[str, Any]:
+        trainer.model.train()
+        total = 0.0
+        for inputs in _trl_batches(subjects, problems, rows):
+            trainer.fixed_inputs = inputs
+            count = inputs["num_items_in_batch"]
+            total += trainer.training_step(trainer.model, {}, num_items_in_batch=count).item()
+        subjects.student.model.zero_grad(set_to_none=True)
+        return {"loss": total}
+
+    return Arm(run=lambda: run(scale.problems), warm_up=lambda: run(1), share=1 / scale.problems)
+
+
+def _trl_trainer(scale: Scale, subjects: Subjects, device: str) -> Any:
+    from datasets import Dataset
+    from trl import DistillationConfig, DistillationTrainer
+
+    class FixedRollouts(DistillationTrainer):
+        """The trainer with its sampling left out."""
+
+        fixed_inputs: dict[str, Tensor]
+
+        def _prepare_inputs(self, generation_batch: Any) -> dict[str, Tensor]:
+            return self.fixed_inputs
+
+    arguments = DistillationConfig(
+        output_dir=str(Path(tempfile.gettempdir()) / "vaopd-benchmark-trl"),
+        beta=1.0,  # KL(student || teacher)
+        max_completion_length=scale.response,
+        gradient_checkpointing=False,  # as in our arms
+        bf16=device == "cuda",
+        use_cpu=device == "cpu",
+        disable_dropout=False,
+        report_to="none",
+        per_device_train_batch_size=1,
+    )
+    student = subjects.student
+    trainer = FixedRollouts(
+        model=student.model,
+        teacher_model=subjects.teacher.model,
+        args=arguments,
+        train_dataset=Dataset.from_list([{"prompt": "none"}]),
+        processing_class=student.tokenizer,
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.optimizer = torch.optim.AdamW(student.model.parameters(), lr=1e-6, fused=True)
+    return trainer
+
+
+def _trl_batches(subjects: Subjects, problems: int, rows: int) -> list[dict[str, Tensor]]:
+    """Return micro-batches with the names and layout of TRL's own; prompts have one length."""
+    student = subjects.student
+    pairs = [
+        (prompt, response)
+        for prompt, group in zip(subjects.prompts[:problems], subjects.responses, strict=False)
+        for response in group
     ]
-    for name, value in medians.items():
-        lines.append(f"| {name} | {value:.2f} | {value / base:.2f} | {losses[name]:.6f} |")
-    ratio = medians["va_opd, packed"] / base
-    lines += [
-        "",
-        f"packed over plain: {ratio:.2f} (VA-OPD), "
-        f"{medians['opd, packed'] / medians['opd, plain rows']:.2f} (OPD); "
-        f"VA-OPD over OPD, packed: {medians['va_opd, packed'] / medians['opd, packed']:.2f}",
-    ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if arguments.scale != "tiny":
-        Path(__file__).with_name("update.md").write_text(text, encoding="utf-8")
+    total = sum(len(response) for _, response in pairs)
+    batches = []
+    for first in range(0, len(pairs), rows):
+        part = pairs[first : first + rows]
+        prompt_ids = torch.stack([prompt.input_ids for prompt, _ in part])
+        completion_ids = torch.stack([response for _, response in part])
+        ids = torch.cat([prompt_ids, completion_ids], 1)
+        inputs = {
+            "prompt_ids": prompt_ids,
+            "prompt_mask": torch.ones_like(prompt_ids),
+            "completion_ids": completion_ids,
+            "completion_mask": torch.ones_like(completion_ids),
+            "mm_token_type_ids": (ids == student.model.config.image_token_id).int(),
+            "num_items_in_batch": torch.tensor(total),
+        }
+        for name in ("pixel_values", "image_grid_thw"):
+            inputs[name] = torch.cat([prompt.image_inputs[name] for prompt, _ in part])
+        batches.append({name: tensor.to(student.device) for name, tensor in inputs.items()})
+    return batches
 
 
-if __name__ == "__main__":
-    main()
+ARMS = {
+    "ours, VA-OPD packed": ours("va_opd", share_prefix=True),
+    "ours, VA-OPD plain rows": ours("va_opd", share_prefix=False),
+    "ours, OPD packed": ours("opd", share_prefix=True),
+    "trl, OPD (one view)": trl_opd,
+    "paper's recipe, VA-OPD": paper_recipe,
+}

@@ -53,6 +53,10 @@ class TeacherConfig(Section):
     batch_tokens: PositiveInt = 16384
     """Padded tokens in one scoring forward."""
 
+    cache_vision_mb: Annotated[int, Field(ge=0)] = 0
+    """Megabytes, on the teacher's device, in which to keep its features of images and degraded
+    images from epoch to epoch; 0 = off. Qwen-VL only."""
+
 
 class DataConfig(Section):
     """Where problems come from and how images enter the models."""
@@ -155,6 +159,20 @@ class ViewConfig(Section):
 
     stage: Literal["budget", "native"] = "budget"
     """Degrade after the pixel budget (the official release) or at the image's own size."""
+
+    probe: Literal["full", "small"] = "full"
+    """What the teacher scores as the degraded view: the degraded image in the size of the original
+    (paper), or the small image that pixelation starts from, which is a departure: it has fewer
+    visual tokens and costs less, but the two views then differ in length and positions as well."""
+
+    @model_validator(mode="after")
+    def _check_probe(self) -> "ViewConfig":
+        if self.probe == "small" and self.name not in ("pixelate", "downscale"):
+            raise ValueError(
+                f"view.probe is 'small', but view.name={self.name} has no smaller image; use "
+                "pixelate or downscale, or view.probe=full"
+            )
+        return self
 
 
 class SamplingConfig(Section):
@@ -264,7 +282,7 @@ class TrainingConfig(Section):
 
 FREE_ON_RESUME = {
     "student": {"gradient_checkpointing"},
-    "teacher": {"batch_tokens"},
+    "teacher": {"batch_tokens", "cache_vision_mb"},
     "data": {"max_prompt_tokens", "check_images"},
     "sampling": {"batch_tokens"},
     "training": {

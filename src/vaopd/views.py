@@ -79,6 +79,19 @@ def downscale_up(image: Image.Image, ratio: object = 0.1) -> Image.Image:
     return _resample_down_up(_plain(image), ratio, Image.Resampling.BILINEAR)
 
 
+def reduced(image: Image.Image, ratio: object = 0.1) -> Image.Image:
+    """Return the small image that pixelation starts from, one pixel for each of its cells.
+
+    Raises:
+        ConfigError: The ratio is not a finite number in (0, 1].
+    """
+    kept = _checked_ratio(ratio)
+    image = _interpolable(image)
+    # int() and not round(): the official code floors, and 45 % of sides differ.
+    small = (max(1, int(image.width * kept)), max(1, int(image.height * kept)))
+    return image.resize(small, Image.Resampling.BILINEAR)
+
+
 def blur(image: Image.Image, ratio: object = 0.1) -> Image.Image:
     """Return the image under a Gaussian as wide as a pixelation cell of the same ratio."""
     sigma_pixels = (1 / _checked_ratio(ratio) - 1) / 2
@@ -161,11 +174,7 @@ def _checked_ratio(ratio: object) -> float:
 
 
 def _resample_down_up(image: Image.Image, ratio: object, upward: Image.Resampling) -> Image.Image:
-    kept = _checked_ratio(ratio)
-    image = _interpolable(image)
-    # int() and not round(): the official code floors, and 45 % of sides differ.
-    small = (max(1, int(image.width * kept)), max(1, int(image.height * kept)))
-    return image.resize(small, Image.Resampling.BILINEAR).resize(image.size, upward)
+    return reduced(image, ratio).resize(image.size, upward)
 
 
 def _scale_sides(image: Image.Image, factor: float) -> Image.Image:

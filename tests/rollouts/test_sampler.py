@@ -7,11 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.cache_utils import DynamicLayer
 
 from vaopd.models.loading import VisionLanguageModel, load_model
 from vaopd.models.packing import micro_batches, response_hidden_states, split_by_rollout
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
+from vaopd.rollouts import transformers
 from vaopd.rollouts.sampler import Rollout, SamplingSettings, sampling_noise
 from vaopd.rollouts.transformers import TransformersSampler, draw_tokens
 
@@ -209,6 +211,27 @@ def test_the_prompt_is_prefilled_once_and_finished_rows_leave(model, prompts):
     assert any(later < earlier for earlier, later in pairwise(expected))
 
 
+def test_long_responses_move_the_cache_seldom_and_change_nothing(model, prompts, monkeypatch):
+    settings = dataclasses.replace(DRAWN, max_new_tokens=90)
+    monkeypatch.setattr(model.model.generation_config, "eos_token_id", 600)
+    expected = tokens(TransformersSampler(model).sample(prompts, settings))
+    lengths = {len(ids) for group in expected for ids in group}
+    assert max(lengths) == 90
+    sizes = []
+    enlarge = transformers._enlarged
+    monkeypatch.setattr(
+        transformers, "_enlarged", lambda s, length: sizes.append(length) or enlarge(s, length)
+    )
+    assert tokens(TransformersSampler(model).sample(prompts, settings)) == expected
+    longest = max(len(prompt) for prompt in prompts)
+    assert max(sizes) == longest + 90  # never beyond the longest row there can be
+    # Keys and values of each layer move when room runs out, twice, and when rows have left.
+    layers = model.model.config.text_config.num_hidden_layers
+    assert len(sizes) <= 2 * layers * (2 + len(lengths))
+    monkeypatch.setattr(transformers, "RoomyLayer", lambda limit: DynamicLayer())
+    assert tokens(TransformersSampler(model).sample(prompts, settings)) == expected
+
+
 def test_placeholders_and_padding_rows_are_never_drawn_even_when_most_likely(model, prompts):
     config = model.model.config
     bad = [config.image_token_id, config.video_token_id, model.vocab_size, len(model.head) - 1]
@@ -326,6 +349,24 @@ def test_equal_logits_are_drawn_in_the_order_of_ids():
     logits = [0.0] * 64
     uniforms = [(i + 0.5) / 64 for i in range(64)]
     assert draw(logits, uniforms) == list(range(64))
+
+
+@pytest.mark.parametrize("top_p", [0.5, 0.95, 0.999, 1.0])
+@pytest.mark.parametrize("spread", [0.5, 4.0])
+def test_leaving_out_unlikely_ids_draws_what_a_full_sort_draws(top_p, spread):
+    generator = torch.Generator().manual_seed(0)
+    # Multiples of 1/8, as bfloat16 gives: many ids are equally likely.
+    logits = (torch.randn(300, 2000, generator=generator) * spread * 8).round() / 8
+    logits[:, ::7] = -torch.inf
+    uniforms = torch.rand(300, generator=generator, dtype=torch.float64)
+    probabilities, ids = (
+        (logits.double() / 0.7).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    )
+    cumulative = probabilities.cumsum(-1)
+    inside = ((cumulative - probabilities) < top_p) & (probabilities > 0)
+    chosen = (cumulative <= uniforms[:, None] * (probabilities * inside).sum(-1, True)).sum(-1)
+    expected = ids.gather(-1, chosen.minimum(inside.sum(-1) - 1)[:, None])[:, 0]
+    assert draw_tokens(logits, uniforms, 0.7, top_p).equal(expected)
 
 
 @settings(max_examples=60, deadline=None)

@@ -22,10 +22,10 @@ from transformers.utils.hub import cached_file
 
 from vaopd import views
 from vaopd.config import DataConfig, ViewConfig
-from vaopd.errors import ModelError, ProblemError
+from vaopd.errors import ConfigError, ModelError, ProblemError
 from vaopd.models import tiny
 from vaopd.models.families import Family, generic, qwen_vl
-from vaopd.models.prompts import EncodedPrompt, check_same_prompt
+from vaopd.models.prompts import EncodedPrompt, check_same_prompt, check_same_text
 from vaopd.problems.problem import Problem
 from vaopd.records import write_json
 
@@ -299,10 +299,27 @@ class PromptEncoder:
         """Return the original and the degraded prompt.
 
         Raises:
-            AlignmentError: The two differ in anything but pixel values.
+            AlignmentError: The two differ in anything but pixel values, or with
+                ``view.probe=small`` in anything but their images.
+            ConfigError: ``view.probe=small`` with a model of an unknown family.
         """
+        if self.view.probe == "small":
+            return self._original_and_small(problem)
         original, degraded = self.original(problem), self.degraded(problem)
         check_same_prompt(original, degraded)
+        return original, degraded
+
+    def _original_and_small(self, problem: Problem) -> tuple[EncodedPrompt, EncodedPrompt]:
+        if not isinstance(self.family, qwen_vl.QwenVLFamily):
+            raise ConfigError(
+                "view.probe is 'small', which needs a Qwen-VL model: no other family tells its "
+                "image tokens from its text; use view.probe=full"
+            )
+        native = self.view.stage == "native"
+        images = problem.load_images() if native else self.original_images(problem)
+        small = [views.reduced(image, self.view.ratio) for image in images]
+        original, degraded = self.original(problem), self.family.encode(problem, small)
+        check_same_text(original, degraded, self.family.image_token_id)
         return original, degraded
 
     def _fit(self, image: Image.Image) -> Image.Image:

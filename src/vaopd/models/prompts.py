@@ -81,3 +81,19 @@ def check_same_prompt(original: EncodedPrompt, degraded: EncodedPrompt) -> None:
                 f"problem {problem}: {name} of the degraded view differs in layout from the "
                 "original's; a view must keep the size of its image"
             )
+
+
+def check_same_text(original: EncodedPrompt, degraded: EncodedPrompt, image_token_id: int) -> None:
+    """Check that two views of different resolution differ in their images only.
+
+    Raises:
+        AlignmentError: The ids that stand for text differ, or the number of images.
+    """
+    texts = [ids[ids != image_token_id] for ids in (original.input_ids, degraded.input_ids)]
+    grids = [prompt.image_inputs["image_grid_thw"] for prompt in (original, degraded)]
+    if not texts[0].equal(texts[1]) or len(grids[0]) != len(grids[1]):
+        raise AlignmentError(
+            f"problem {original.problem_id}: the small view has {len(texts[1])} text tokens and "
+            f"{len(grids[1])} images, the original {len(texts[0])} and {len(grids[0])}; views may "
+            "differ in their images only"
+        )

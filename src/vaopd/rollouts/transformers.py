@@ -10,23 +10,80 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from vaopd.models.loading import VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.rollouts.sampler import Rollout, SamplingSettings, sampling_noise
 
+ROOM = 64
+"""Least free room in tokens that a full cache layer is given when it has to move."""
 
-class ComputeDtypeCache(DynamicCache):
-    """Keys and values at the precision of the forward.
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values with room behind them: a new token is written, and the rest stays in place.
+
+    The layer of transformers copies the whole cache for every token. Both work on the same numbers
+    in the same order, so nothing that is computed from them changes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+        self.room: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append one forward's keys and values; see ``transformers.Cache.update``."""
+        start = self.get_seq_length()
+        if start == 0:
+            return super().update(key_states, value_states, *args, **kwargs)
+        end = start + key_states.shape[-2]
+        if self.room is None or end > self.room[0].shape[-2]:
+            size = max(end, min(self.limit, end + max(ROOM, end // 4)))
+            self.room = (_enlarged(self.keys, size), _enlarged(self.values, size))
+        for room, states in zip(self.room, (key_states, value_states), strict=True):
+            room[..., start:end, :] = states
+        self.keys, self.values = (room[..., :end, :] for room in self.room)
+        return self.keys, self.values
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row; the copies have no room yet."""
+        super().batch_repeat_interleave(repeats)
+        self.room = None
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows; the copies have no room yet."""
+        super().batch_select_indices(indices)
+        self.room = None
+
+
+def _enlarged(states: Tensor, length: int) -> Tensor:
+    larger = states.new_empty(*states.shape[:-2], length, states.shape[-1])
+    larger[..., : states.shape[-2], :] = states
+    return larger
+
+
+class SamplingCache(DynamicCache):
+    """Keys and values at the precision of the forward, with room to grow.
 
     Under autocast the rotary embedding returns float32 keys: twice the memory, and attention
     would convert the whole cache again for every token.
+
+    Args:
+        config: Of the text model.
+        dtype: Precision of the forward.
+        limit: Tokens of the longest row there can be; no layer takes room beyond.
     """
 
-    def __init__(self, config: Any, dtype: torch.dtype) -> None:
+    def __init__(self, config: Any, dtype: torch.dtype, limit: int) -> None:
         super().__init__(config=config)
         self.dtype = dtype
+        # Sliding and recurrent layers stay as they are; they do not grow.
+        self.layers = [
+            RoomyLayer(limit) if type(layer) is DynamicLayer else layer for layer in self.layers
+        ]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Append one forward's keys and values; see ``transformers.Cache.update``."""
@@ -99,7 +156,7 @@ class TransformersSampler:
         )
         uniforms = torch.from_numpy(noise).to(device)
         inputs = self.model.family.prefill_inputs(prompts)
-        cache, hidden = self._prefill(inputs)
+        cache, hidden = self._prefill(inputs, settings.max_new_tokens)
         cache.batch_repeat_interleave(siblings)
         hidden = hidden.repeat_interleave(siblings, dim=0)
         mask = inputs["attention_mask"].bool().to(device).repeat_interleave(siblings, dim=0)
@@ -127,9 +184,12 @@ class TransformersSampler:
             positions = positions + 1
         return self._collect(prompts, tokens.tolist(), siblings, set(ends.tolist()))
 
-    def _prefill(self, inputs: dict[str, Tensor]) -> tuple[DynamicCache, Float[Tensor, "B H"]]:
+    def _prefill(
+        self, inputs: dict[str, Tensor], max_new_tokens: int
+    ) -> tuple[SamplingCache, Float[Tensor, "B H"]]:
         text_config = self.model.model.config.get_text_config()
-        cache = ComputeDtypeCache(text_config, self.model.compute_dtype)
+        limit = inputs["input_ids"].shape[1] + max_new_tokens
+        cache = SamplingCache(text_config, self.model.compute_dtype, limit)
         moved = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
         output = self.model.base(**moved, past_key_values=cache, use_cache=True)
         return cache, output.last_hidden_state[:, -1]
@@ -181,15 +241,34 @@ def draw_tokens(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    # Stable, because half-precision logits are often equal and rows must not depend on the batch.
-    probabilities, ids = (
-        (logits.double() / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
-    )
+    probabilities, ids = _likely_first((logits.double() / temperature).softmax(-1), top_p)
     cumulative = probabilities.cumsum(-1)
     # An id is in the nucleus when the mass before it is below top_p. The mass of all possible ids
     # may round to less than 1, and impossible ones must stay outside all the same.
     inside = ((cumulative - probabilities) < top_p) & (probabilities > 0)
-    mass = (probabilities * inside).sum(-1, keepdim=True)
-    chosen = torch.searchsorted(cumulative, uniforms.double()[:, None] * mass, right=True)
     last = inside.sum(-1, keepdim=True) - 1
+    mass = cumulative.gather(-1, last)
+    chosen = torch.searchsorted(cumulative, uniforms.double()[:, None] * mass, right=True)
     return ids.gather(-1, torch.minimum(chosen, last))[:, 0]
+
+
+def _likely_first(
+    probabilities: Float[Tensor, "B V"], top_p: float
+) -> tuple[Float[Tensor, "B M"], Int[Tensor, "B M"]]:
+    """Return the probabilities that may be in the nucleus, the largest first, and their ids.
+
+    All ids below ``(1 - top_p) / V`` have less than ``1 - top_p`` together, so the nucleus is full
+    before the first of them. A trained model puts nearly all ids there, and sorting a large
+    vocabulary takes longer than the forward of a small model.
+    """
+    size = probabilities.shape[-1]
+    # Half of it: far more than sums of float64 may be off.
+    possible = probabilities >= 0.5 * (1 - top_p) / size
+    count = int(possible.sum(-1).max())
+    ids = None
+    if count < size // 2:
+        ids = probabilities.topk(count, dim=-1, sorted=False).indices.sort(dim=-1).values
+        probabilities = probabilities.gather(-1, ids)
+    # Stable, because half-precision logits are often equal and rows must not depend on the batch.
+    probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    return probabilities, order if ids is None else ids.gather(-1, order)

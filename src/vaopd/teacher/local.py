@@ -15,6 +15,7 @@ from vaopd.models.packing import micro_batches, response_hidden_states, split_by
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.objective.advantage import view_divergence
 from vaopd.objective.divergence import sampled_logprobs
+from vaopd.teacher.vision_cache import cache_vision
 
 Responses = Sequence[Sequence[Int[Tensor, " _"]]]
 
@@ -103,6 +104,8 @@ def load_teacher(config: RunConfig, device: torch.device) -> LocalTeacher:
     """Return the recipe's teacher, frozen, at its precision."""
     dtype = pick_dtype(config.teacher.dtype, device)
     model = load_model(config.teacher.model, device=device, dtype=dtype, compute_dtype=dtype)
+    if config.teacher.cache_vision_mb:
+        cache_vision(model, config.teacher.cache_vision_mb * 10**6)
     return LocalTeacher(
         model,
         batch_tokens=config.teacher.batch_tokens,
