@@ -170,6 +170,7 @@ def test_a_wrong_value_is_refused_with_its_path(override: str, message: str):
         (["method.name=off_policy_kd", "method.drop=lowest"], "method.drop is 'lowest'"),
         (["method.name=opd", "method.advantage=absolute"], "method.name=opd uses no advantage"),
         (["method.name=sft", "method.advantage=view_divergence"], "uses no advantage"),
+        (["view.probe=small", "view.name=noise"], "view.name=noise has no smaller image"),
     ],
 )
 def test_values_that_cannot_go_together_are_refused(overrides: list[str], message: str):

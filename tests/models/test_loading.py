@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from transformers import AddedToken, AutoTokenizer
 
+from vaopd import views
 from vaopd.config import DataConfig, ViewConfig
 from vaopd.errors import AlignmentError, ConfigError, ModelError, ProblemError
 from vaopd.models import tiny
@@ -18,6 +19,7 @@ from vaopd.models.loading import (
     load_model,
     wrap_model,
 )
+from vaopd.models.prompts import check_same_text
 
 CPU = torch.device("cpu")
 
@@ -210,6 +212,45 @@ def test_a_view_that_changes_the_size_of_the_image_names_the_problem(
     problem = draw_problem("shrunk", (64, 64))
     with pytest.raises(AlignmentError, match="problem shrunk: the degraded view has"):
         PromptEncoder(qwen3, data(), ViewConfig()).both(problem)
+
+
+def test_the_small_probe_has_the_same_text_and_fewer_visual_tokens(qwen, draw_problem):
+    problem = draw_problem("p", (320, 160), (160, 160))
+    small_probe = ViewConfig(probe="small", ratio=0.2)
+    original, small = PromptEncoder(qwen, data(max_pixels=10**6), small_probe).both(problem)
+    token = qwen.family.image_token_id
+    texts = [prompt.input_ids[prompt.input_ids != token] for prompt in (original, small)]
+    assert texts[0].equal(texts[1])
+    # 320 x 160 becomes 64 x 32 pixels, 4 x 2 tokens of 16 pixels; 160 x 160 becomes 2 x 2.
+    assert small.image_inputs["image_grid_thw"].tolist() == [[1, 4, 8], [1, 4, 4]]
+    assert int((small.input_ids == token).sum()) == 8 + 4
+    assert small.next_position < original.next_position
+
+
+def test_the_small_probe_shows_the_cells_of_the_paper_s_view(qwen3, draw_problem):
+    problem = draw_problem("p", (320, 320))
+    encoder = PromptEncoder(qwen3, data(max_pixels=10**6), ViewConfig(ratio=0.1))
+    (full,) = encoder.degraded_images(problem)
+    cells = views.reduced(encoder.original_images(problem)[0], 0.1)
+    assert cells.size == (32, 32)
+    assert cells.resize((320, 320), Image.Resampling.NEAREST).tobytes() == full.tobytes()
+
+
+def test_a_small_view_with_other_text_names_the_problem(qwen3, draw_problem):
+    encoder = PromptEncoder(qwen3, data(), ViewConfig())
+    one = encoder.original(draw_problem("p", (64, 64)))
+    for other in (
+        draw_problem("p", (64, 64), text="Find y, please."),
+        draw_problem("p", (64, 64), (64, 64)),
+    ):
+        with pytest.raises(AlignmentError, match="problem p: the small view has"):
+            check_same_text(one, encoder.original(other), qwen3.family.image_token_id)
+
+
+def test_the_small_probe_of_an_unknown_family_is_refused(idefics, draw_problem):
+    encoder = PromptEncoder(idefics, data(), ViewConfig(probe="small"))
+    with pytest.raises(ConfigError, match="view.probe is 'small', which needs a Qwen-VL model"):
+        encoder.both(draw_problem("p", (64, 64)))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "LA", "I;16"])
