@@ -249,7 +249,7 @@ def test_a_small_view_with_other_text_names_the_problem(qwen3, draw_problem):
 
 def test_the_small_probe_of_an_unknown_family_is_refused(idefics, draw_problem):
     encoder = PromptEncoder(idefics, data(), ViewConfig(probe="small"))
-    with pytest.raises(ConfigError, match="view.probe is 'small', which needs a Qwen-VL model"):
+    with pytest.raises(ConfigError, match=r"view\.probe is 'small', which needs a Qwen-VL model"):
         encoder.both(draw_problem("p", (64, 64)))
 
 

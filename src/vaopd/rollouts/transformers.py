@@ -39,6 +39,7 @@ class RoomyLayer(DynamicLayer):
         start = self.get_seq_length()
         if start == 0:
             return super().update(key_states, value_states, *args, **kwargs)
+        assert self.keys is not None and self.values is not None  # there were tokens before
         end = start + key_states.shape[-2]
         if self.room is None or end > self.room[0].shape[-2]:
             size = max(end, min(self.limit, end + max(ROOM, end // 4)))

@@ -179,11 +179,15 @@ class Run:
     def _take_steps(self, done: int) -> None:
         training = self.config.training
         bar = self.display.start("training", self.steps, done)
+        coming = problems_of_step(self.problems, done + 1, training) if done < self.steps else []
         for number in range(done + 1, self.steps + 1):
+            problems = coming
+            if number < self.steps:
+                coming = problems_of_step(self.problems, number + 1, training)
+                self.step.prepare(coming)
             rate = learning_rate(training, number, self.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            problems = problems_of_step(self.problems, number, training)
             result = self.step.run(problems, number)
             method = self.config.method
             row = step_metrics(

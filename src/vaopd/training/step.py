@@ -41,6 +41,7 @@ from vaopd.objective.weights import (
 from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout, Sampler, SamplingSettings
 from vaopd.teacher.local import LocalTeacher, TeacherScores
+from vaopd.training.ahead import Encoded, PromptsAhead
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -104,6 +105,7 @@ class Step:
         self.sampler = sampler
         self.optimizer = optimizer
         self.encoder = PromptEncoder(student, config.data, config.view)
+        self.prompts = PromptsAhead(self._encode)
 
     def run(self, problems: Sequence[Problem], step: int) -> StepResult:
         """Sample, score, weigh and update once.
@@ -113,7 +115,7 @@ class Step:
         """
         watch = Stopwatch(self.student.device)
         method = self.config.method
-        originals, degraded = self._encode(problems, method.needs_advantage)
+        originals, degraded = self.prompts.take(problems)
         watch.lap("data")
         rollouts = self._rollouts(problems, originals, step)
         responses = [
@@ -143,10 +145,12 @@ class Step:
             seconds=watch.seconds,
         )
 
-    def _encode(
-        self, problems: Sequence[Problem], needs_view: bool
-    ) -> tuple[list[EncodedPrompt], list[EncodedPrompt] | None]:
-        if not needs_view:
+    def prepare(self, problems: Sequence[Problem]) -> None:
+        """Begin to encode the prompts of the next step beside the work of this one."""
+        self.prompts.begin(problems)
+
+    def _encode(self, problems: Sequence[Problem]) -> Encoded:
+        if not self.config.method.needs_advantage:
             return [self.encoder.original(problem) for problem in problems], None
         pairs = [self.encoder.both(problem) for problem in problems]
         return [original for original, _ in pairs], [degraded for _, degraded in pairs]
