@@ -253,6 +253,7 @@ def _probe_table(probe: dict[str, Numbers]) -> str:
 
 def write(found: dict[str, Any], folder: Path) -> None:
     """Write results.json, the plot, and the measured part of RESULTS.md between its marks."""
+    folder.mkdir(parents=True, exist_ok=True)
     device, scale = found["device"], found["scale"]
     path = results_path(folder, device, scale)
     path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -212,6 +212,11 @@ def test_a_lost_target_fails_and_leaves_the_results(monkeypatch, tmp_path, capsy
     assert (tmp_path / "RESULTS.md").read_text().count("| packed_over_plain |") == 1
 
 
+def test_the_folder_of_the_results_is_made(monkeypatch, tmp_path):
+    assert call_main(monkeypatch, tmp_path / "a" / "b", invented()) == 0
+    assert (tmp_path / "a" / "b" / "results-cpu-tiny.json").is_file()
+
+
 def test_some_phases_alone_write_nothing(monkeypatch, tmp_path):
     assert call_main(monkeypatch, tmp_path, invented(), "--phases", "loss,step") == 0
     assert list(tmp_path.iterdir()) == []
