@@ -17,7 +17,6 @@ from chat_server import chat_server
 from synthetic import write_synthetic
 
 from vaopd.config import parse_config
-from vaopd.evaluation.comparison import mcnemar_p
 from vaopd.evaluation.items import load_items
 from vaopd.evaluation.protocol import Protocol, min_pixels_of, weights_of
 from vaopd.evaluation.registry import BENCHMARKS, PAPER
@@ -170,12 +169,6 @@ def test_the_pixel_budget_is_that_of_the_models_own_run(tmp_path: Path):
     (tmp_path / "environment.json").write_text("{}")
     assert min_pixels_of(str(tmp_path / "final")) == 4096
     assert min_pixels_of(str(tmp_path / "checkpoints" / "step_000001")) == 4096
-
-
-def test_mcnemar_is_the_exact_binomial_of_discordant_pairs():
-    # 1 against 7 of 8: 2 x (1 + 8) / 256.
-    assert mcnemar_p(1, 7) == pytest.approx(18 / 256)
-    assert mcnemar_p(0, 0) == 1.0
 
 
 def test_a_users_own_file_is_a_benchmark_and_bad_rows_are_named_or_counted(
