@@ -190,7 +190,8 @@ def _seeds(text: str | None) -> list[int] | None:
 @app.command()
 def inspect(
     paths: Annotated[
-        list[Path], typer.Argument(help="Run folders, or files that `vaopd score` wrote.")
+        list[Path],
+        typer.Argument(help="Run folders, files of `vaopd score`, folders of `vaopd evaluate`."),
     ],
     output: Annotated[
         Path | None, typer.Option(help="HTML file; RUN_DIR/report.html unless given.")
