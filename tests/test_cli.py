@@ -278,3 +278,25 @@ def test_a_dry_run_of_a_study_lists_its_runs(run: Callable, tmp_path: Path):
     assert len(names) == len(set(names)) >= 10
     assert any(name.startswith("off_policy_kd-seed0-") for name in names)
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("student=x", "student is 'x', but it is a section; write student.KEY=VALUE"),
+        ("data=3", "data is 3, but it is a section"),
+        ("teacher.model=x", "--set teacher.model=x says what --teacher says; leave it out"),
+        ("data.train=x", "--set data.train=x says what --rollouts says; leave it out"),
+    ],
+)
+def test_what_set_cannot_set_is_said_in_the_users_own_words(
+    run: Callable, tmp_path: Path, override: str, message: str
+):
+    (tmp_path / "texts.jsonl").write_text("{}")
+    code, _, err = run(
+        "score", "--teacher", "tiny:teacher-s", "--rollouts", tmp_path / "texts.jsonl",
+        "--output", tmp_path / "scored.jsonl", "--set", override,
+    )  # fmt: skip
+    assert code == 2
+    check_one_sentence(err)
+    assert message in err

@@ -112,6 +112,13 @@ def test_an_override_into_a_plain_value_is_refused():
         config("student.model.name=x")
 
 
+def test_a_section_that_is_given_a_value_says_how_its_keys_are_written():
+    with pytest.raises(
+        ConfigError, match=r"^view is 1, but it is a section; write view\.KEY=VALUE"
+    ):
+        parse_config(parse_overrides(["student.model=s", "data.train=drawn:train", "view=1"]))
+
+
 def test_an_override_with_broken_yaml_is_refused_in_one_line():
     with pytest.raises(ConfigError, match=r"override 'training.betas=\[1") as error:
         config("training.betas=[1")

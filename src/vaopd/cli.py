@@ -3,12 +3,15 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vaopd.errors import VaopdError
 from vaopd.evaluation import command
+
+if TYPE_CHECKING:
+    from vaopd.config import RunConfig
 
 app = typer.Typer(
     help="On-policy distillation of vision-language models by visual advantage.",
@@ -73,12 +76,9 @@ def score(
     debug: command.Debug = False,  # read by main()
 ) -> None:
     """Write the visual advantage of every token of any text, from any trainer."""
-    from vaopd.config import parse_config, parse_overrides
     from vaopd.errors import ConfigError
 
-    own = (f"student.model={teacher}", f"teacher.model={teacher}", f"data.train={rollouts}")
-    small = ["data.min_pixels=1024"] if teacher.startswith("tiny:") else []
-    config = parse_config(parse_overrides([*small, *(overrides or []), *own]))
+    config = _score_config(teacher, rollouts, overrides or [])
     if not rollouts.is_file():
         raise ConfigError(f"rollouts file {rollouts} does not exist; give a JSONL file")
     if output.exists():
@@ -106,6 +106,29 @@ def score(
             progress=lambda rows: bar.update(task, advance=rows),
         )
     typer.echo(f"scored {total} rollouts with {teacher}: {output}")
+
+
+def _score_config(teacher: str, rollouts: Path, overrides: list[str]) -> "RunConfig":
+    """Return the recipe of a scoring; what its own options decide is not for ``--set``."""
+    from vaopd.config import parse_config, parse_overrides
+    from vaopd.errors import ConfigError
+
+    options = {
+        "student.model": "--teacher",
+        "teacher.model": "--teacher",
+        "data.train": "--rollouts",
+    }
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key in options:
+            raise ConfigError(f"--set {override} says what {options[key]} says; leave it out")
+    values = {
+        "student": {"model": teacher},
+        "teacher": {"model": teacher},
+        "data": {"train": str(rollouts)}
+        | ({"min_pixels": 1024} if teacher.startswith("tiny:") else {}),
+    }
+    return parse_config(parse_overrides(overrides, values))
 
 
 @app.command()
@@ -167,7 +190,8 @@ def _seeds(text: str | None) -> list[int] | None:
 @app.command()
 def inspect(
     paths: Annotated[
-        list[Path], typer.Argument(help="Run folders, or files that `vaopd score` wrote.")
+        list[Path],
+        typer.Argument(help="Run folders, files of `vaopd score`, folders of `vaopd evaluate`."),
     ],
     output: Annotated[
         Path | None, typer.Option(help="HTML file; RUN_DIR/report.html unless given.")
@@ -243,6 +267,13 @@ def _print_result(result) -> None:
             if old is not None and new is not None:
                 table.add_row(label, format(old, style), format(new, style))
         console.print(table)
+    if result.best:
+        console.print(
+            f"best validation: {result.best.metric} {result.best.value:.1%} at step "
+            f"{result.best.step}; its model: {result.output / 'checkpoints' / 'best'}",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(
         f"{result.steps} steps in {result.seconds:.0f} s; run folder: {result.output}",
         highlight=False,

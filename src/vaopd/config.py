@@ -67,6 +67,10 @@ class DataConfig(Section):
     validation: str | None = None
     """Source of held-out problems; none = no validation."""
 
+    allow_overlap: bool = False
+    """Let problems be in both sources; otherwise a shared id, or the same question and image, is an
+    error."""
+
     max_prompt_tokens: PositiveInt = 8192
     """Longest prompt with its image tokens; a longer one is an error, never cut."""
 
@@ -259,13 +263,15 @@ class TrainingConfig(Section):
     """Of random weights, sampling, data order and ties."""
 
     save_every: PositiveInt | None = 50
-    """Steps between checkpoints; null = only at the end."""
+    """Steps between checkpoints; null = only at the end. A validation that is the best so far
+    saves one as well."""
 
     validate_every: PositiveInt | None = 50
     """Steps between validations; null = only before and after."""
 
     keep_checkpoints: PositiveInt | None = 2
-    """Newest checkpoints that are kept; each holds weights and both moments; null = all."""
+    """Newest checkpoints that are kept, beside ``checkpoints/best``; each holds weights and both
+    moments; null = all."""
 
     log_rollouts_every: PositiveInt | None = 10
     """Steps between rollout records for the report; null = none."""
@@ -283,7 +289,7 @@ class TrainingConfig(Section):
 FREE_ON_RESUME = {
     "student": {"gradient_checkpointing"},
     "teacher": {"batch_tokens", "cache_vision_mb"},
-    "data": {"max_prompt_tokens", "check_images"},
+    "data": {"max_prompt_tokens", "check_images", "allow_overlap"},
     "sampling": {"batch_tokens"},
     "training": {
         "micro_batch_tokens",
@@ -405,6 +411,8 @@ def explain(item: Any, schema: type[BaseModel]) -> str:
         return f"unknown key {path}; did you mean {nearest[0]}?"
     if item["type"] == "missing":
         return f"{path} is missing; set it in the recipe or add {path}=VALUE"
+    if item["type"] == "model_type":
+        return f"{path} is {item['input']!r}, but it is a section; write {path}.KEY=VALUE"
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
     message = item["msg"][0].lower() + item["msg"][1:]

@@ -1,6 +1,6 @@
-"""Agreement of our verdicts with lmms-eval 0.7.3 and VLMEvalKit (ms-vlmeval 0.0.20).
+"""Agreement of our verdicts with lmms-eval 0.7.3, VLMEvalKit (ms-vlmeval 0.0.20) and mathruler.
 
-    pip install --no-deps --target DIR lmms-eval==0.7.3 ms-vlmeval==0.0.20
+    pip install --no-deps --target DIR lmms-eval==0.7.3 ms-vlmeval==0.0.20 mathruler==0.1.0 pylatexenc
     python tests/evaluation/agreement.py DIR [--show]
 
 Their packages need far more than is installed here, so single functions are taken out of their
@@ -14,6 +14,7 @@ import os
 import random
 import re
 import string
+import sys
 import types
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
@@ -248,6 +249,45 @@ def mathvista_cases(root: Path) -> list[Case]:
     return cases
 
 
+FREE_ANSWERS = (
+    ("8.246", ("8.246", "8.25", "\\frac{4123}{500}", "8.3")),
+    ("10 cm", ("10", "10 cm", "10\\text{ cm}", "10.0", "12 cm")),
+    ("5\\sqrt{3}", ("5\\sqrt{3}", "5 \\sqrt { 3 }", "\\sqrt{75}", "5√3", "15")),
+    ("45°", ("45°", "45^\\circ", "45 degrees", "45", "54°")),
+    ("\\frac{1}{2}", ("\\frac{1}{2}", "\\dfrac12", "1/2", "0.5", "2")),
+    ("x^2+1", ("x^2+1", "1+x^2", "x^2-1")),
+    ("(2, 3)", ("(2, 3)", "(2,3)", "(3, 2)")),
+    ("1,250", ("1,250", "1250", "1.250")),
+)
+
+
+COMMITTED = tuple(
+    t for t in FREE_TEMPLATES if re.search(r"[Aa]nswer|boxed\{\{.*\}\}|答案", t) or "{V}" not in t
+)
+
+
+def free_mathverse_cases(root: Path) -> list[Case]:
+    """Their comparison of the bare value: the official scorer is a language model in both steps.
+
+    Only responses that commit, or hold no value: where prose ends is no matter of comparison.
+    """
+    sys.path.append(str(root))
+    from mathruler.grader import grade_answer  # pyright: ignore[reportMissingImports]
+
+    cases: list[Case] = []
+    for number, (gold, values) in enumerate(FREE_ANSWERS):
+        item = item_of("mathverse", sample_index=str(number), question="What?", answer=gold,
+                       question_type="free-form", problem_version="Text Lite")  # fmt: skip
+        for value in values:
+            theirs = bool(grade_answer(value, gold))
+            for preamble in PREAMBLES:
+                for template in COMMITTED:
+                    carries = "{V}" in template
+                    response = preamble + template.format(V=value)
+                    cases.append((item, response, theirs and carries))
+    return cases
+
+
 def levenshtein(first: str, second: str) -> int:
     table = [[i + j for j in range(len(second) + 1)] for i in range(len(first) + 1)]
     for i, left in enumerate(first, 1):
@@ -304,6 +344,7 @@ def all_cases(root: Path) -> dict[str, list[Case]]:
     found["hallusionbench"] = hallusion_cases(root)
     found["ocrbench"] = ocr_cases(root)
     found["mathvista"] = mathvista_cases(root)
+    found["mathverse free"] = free_mathverse_cases(root)
     return found
 
 

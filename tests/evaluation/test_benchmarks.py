@@ -204,8 +204,21 @@ def mathverse(answer: str = "8.246", version: str = "Text Lite", **cells: Any) -
 
 def test_mathverse_sends_the_direct_query_and_has_one_for_questions_inside_the_image():
     assert mathverse(query_wo="Directly: ?").prompt == "<image>Directly: ?"
+    # The queries that the hub's rows carry, as the owners' output template prints them.
     inside = mathverse(version="Vision Only", question="")
-    assert inside.prompt.startswith("<image>According to the question shown in the image")
+    assert inside.prompt == (
+        "<image>According to the question shown in the image, please directly answer the question "
+        "and provide the final value, e.g., 1, 2.5, 300."
+    )
+    assert mathverse().prompt == (
+        "<image>Please directly answer the question and provide the final value, e.g., 1, 2.5, 300."
+        "\nQuestion: Find the length."
+    )
+    chosen = mathverse("A", question="What?\nChoices:\nA:1\nB:2", question_type="multi-choice")
+    assert chosen.prompt == (
+        "<image>Please directly answer the question and provide the correct option letter, e.g., "
+        "A, B, C, D.\nQuestion: What?\nChoices:\nA:1\nB:2"
+    )
 
 
 def test_mathverse_leaves_text_only_out():
@@ -476,6 +489,14 @@ def test_math_vision_puts_the_figure_in_place_and_grades_letters_or_values():
     assert is_right("math_vision", question, "\\boxed{5\\sqrt{3}}")
     free = item("math_vision", **cells, answer="0.5", options=[])
     assert is_right("math_vision", free, "\\boxed{\\frac12}")
+
+
+def test_math_vision_does_not_list_options_that_are_but_letters_of_the_figure():
+    cells = {"id": "6", "question": "Which picture?\n<image1>", "options": list("ABCDE")}
+    question = item("math_vision", **cells, answer="D")
+    assert question.prompt.endswith("Which picture?\n<image>")
+    assert is_right("math_vision", question, "\\boxed{D}")
+    assert not is_right("math_vision", question, "\\boxed{E}")
 
 
 def test_math_vision_needs_no_places_for_the_figure():

@@ -17,9 +17,8 @@ from chat_server import chat_server
 from synthetic import write_synthetic
 
 from vaopd.config import parse_config
-from vaopd.evaluation.comparison import mcnemar_p
 from vaopd.evaluation.items import load_items
-from vaopd.evaluation.protocol import Protocol, min_pixels_of, weights_of
+from vaopd.evaluation.protocol import Protocol, min_pixels_of, model_folder, weights_of
 from vaopd.evaluation.registry import BENCHMARKS, PAPER
 
 Run = Callable[..., tuple[int, str, str]]
@@ -172,10 +171,24 @@ def test_the_pixel_budget_is_that_of_the_models_own_run(tmp_path: Path):
     assert min_pixels_of(str(tmp_path / "checkpoints" / "step_000001")) == 4096
 
 
-def test_mcnemar_is_the_exact_binomial_of_discordant_pairs():
-    # 1 against 7 of 8: 2 x (1 + 8) / 256.
-    assert mcnemar_p(1, 7) == pytest.approx(18 / 256)
-    assert mcnemar_p(0, 0) == 1.0
+def test_a_run_folder_stands_for_its_final_model(run: Run, ai2d_data: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    config = parse_config({"student": {"model": "s"}, "data": {"train": "drawn:train"}})
+    for name in ("config.yaml", "environment.json"):
+        assert model_folder(str(folder)) == str(folder)
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(config.to_yaml())
+    code, _, err = run(*evaluate_tiny(ai2d_data, tmp_path / "early")[:1], folder,
+                       *evaluate_tiny(ai2d_data, tmp_path / "early")[2:])  # fmt: skip
+    assert code == 2
+    assert "has no final/ yet" in err
+    assert "checkpoints/best" in err
+    (folder / "final").mkdir()
+    assert model_folder(str(folder)) == str(folder / "final")
+    best = folder / "checkpoints" / "best"
+    best.mkdir(parents=True)
+    assert model_folder(str(best)) == str(best)
+    assert model_folder("tiny:student") == "tiny:student"
 
 
 def test_a_users_own_file_is_a_benchmark_and_bad_rows_are_named_or_counted(

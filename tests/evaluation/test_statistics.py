@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vaopd.evaluation.statistics import Interval, mean_interval, paired_difference
+from vaopd.evaluation.statistics import (
+    Interval,
+    mcnemar_p,
+    mean_interval,
+    paired_difference,
+    percentile_ends,
+    resample_counts,
+    two_sided_p,
+)
 
 TABLES = arrays(np.float64, (3, 7), elements=st.integers(0, 8).map(lambda n: n / 8))
 
@@ -124,3 +132,30 @@ def test_the_same_seed_of_resampling_gives_the_same_interval():
     table = np.random.default_rng(1).random((3, 9))
     assert mean_interval(table, seed=4) == mean_interval(table, seed=4)
     assert mean_interval(table, seed=4) != mean_interval(table, seed=5)
+
+
+def test_mcnemar_is_the_exact_binomial_of_discordant_pairs():
+    # 1 against 7 of 8: 2 x (1 + 8) / 256.
+    assert mcnemar_p(1, 7) == pytest.approx(18 / 256)
+    assert mcnemar_p(0, 0) == 1.0
+
+
+def test_a_resample_draws_as_many_as_there_are():
+    counts = resample_counts(7, 100, np.random.default_rng(0))
+    assert counts.shape == (100, 7)
+    assert (counts.sum(-1) == 7).all()
+    assert (counts != 1).any(-1).any()
+
+
+def test_the_ends_of_an_interval_leave_a_fortieth_on_each_side_and_pass_over_what_is_no_number():
+    # 0 to 1,000: 2.5 % is 25, 97.5 % is 975.
+    values = np.append(np.arange(1001.0), [np.nan, np.inf])
+    assert percentile_ends(values) == pytest.approx((25, 975))
+    assert all(math.isnan(end) for end in percentile_ends(np.array([np.nan])))
+
+
+def test_the_bootstraps_p_counts_what_crosses_zero_and_is_never_zero():
+    # 1 of 99 at or below zero: 2 x (1 + 1) / 100.
+    assert two_sided_p(np.array([-1.0] + [1.0] * 98)) == pytest.approx(0.04)
+    assert two_sided_p(np.ones(99)) == pytest.approx(0.02)
+    assert two_sided_p(np.zeros(99)) == 1.0

@@ -11,6 +11,7 @@ pytest.importorskip("playwright.sync_api", reason="playwright is not installed (
 
 from playwright.sync_api import Browser, Locator, Page, expect
 from screenshots import browser_path, chromium
+from written_runs import write_evaluation
 
 from vaopd.inspection.report import write_report
 
@@ -201,3 +202,33 @@ def test_a_live_page_offers_to_reload_and_to_hold(
     field(page, "step").select_option("2")
     page.get_by_role("button", name="Reload now").click()
     expect(page.locator("#groups li")).to_have_count(2)
+
+
+def test_evaluations_are_one_table_and_differences_are_drawn_to_scale(
+    make_run: Callable[..., Path], open_page: Callable
+):
+    run = make_run()
+    write_evaluation(run / "evaluations" / "before", [True] * 10 + [False] * 30)
+    write_evaluation(run / "evaluations" / "final", [True] * 30 + [False] * 10)
+    path = write_report([run], run / "report.html").path
+    page = open_page(path, viewport={"width": 400, "height": 800})
+    # The table scrolls inside its frame and the page does not.
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.get_by_role("link", name="Evaluations").click()
+    scores = page.get_by_role("region", name="Scores by benchmark")
+    expect(scores.locator("tbody tr")).to_have_count(2)
+    expect(scores.locator("tbody tr").nth(1)).to_contain_text("75.00")
+    expect(scores.locator("tbody tr").nth(1)).to_contain_text("70.00 to 80.00")
+    expect(scores.locator("tbody tr").nth(1)).to_contain_text("12.5%")
+    pair = page.get_by_role("region", name="final against before")
+    expect(pair.locator("tbody tr")).to_contain_text("+50.00")
+    frame, dot = (
+        pair.locator(f".whisker{part}").evaluate(
+            "element => { const box = element.getBoundingClientRect();"
+            " return [box.left + box.width / 2, box.width]; }"
+        )
+        for part in ("", " b")
+    )
+    # Zero is in the middle; the gain lies right of it, and inside.
+    assert frame[0] < dot[0] < frame[0] + frame[1] / 2

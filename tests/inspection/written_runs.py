@@ -72,6 +72,34 @@ def stored(folder: Path, text: str) -> dict[str, list[str]]:
     }
 
 
+def write_evaluation(
+    folder: Path, right: list[bool], *, limit: int = 64, benchmark: str = "drawn"
+) -> Path:
+    """Write what `vaopd evaluate` leaves: one item for each verdict, one sample, all parsed."""
+    place = folder / benchmark
+    ids = [f"p{number}" for number in range(len(right))]
+    write_rows(
+        place / "items.jsonl",
+        [{"id": id, "prompt": "?", "reference": {"answer": "1"}, "cluster": ""} for id in ids],
+    )
+    write_rows(
+        place / "verdicts.jsonl",
+        [
+            {"id": id, "sample": 0, "extracted": "1" if yes else "2", "is_correct": yes}
+            for id, yes in zip(ids, right, strict=True)
+        ],
+    )
+    value = 100 * sum(right) / len(right)
+    score = {"benchmark": benchmark, "headline": "accuracy", "value": value,
+             "interval": [value - 5, value + 5], "items": len(right), "samples": 1,
+             "unparsed": 0.25, "truncated": 0.125}  # fmt: skip
+    results = {"protocol": None, "benchmarks": {benchmark: score}, "averages": {}}
+    (folder / "results.json").write_text(json.dumps(results))
+    protocol = {"model": folder.name, "samples": 1, "max_new_tokens": limit}
+    (folder / "protocol.json").write_text(json.dumps(protocol))
+    return folder
+
+
 def write_run(run: Path, *, is_finished: bool = True) -> Path:
     """Write a run of two steps, two problems and two siblings each, with validations."""
     run.mkdir()

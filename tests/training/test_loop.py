@@ -63,6 +63,7 @@ def test_a_run_leaves_the_files_of_a_run_folder(finished: Finished):
     assert {path.name for path in finished.folder.iterdir()} == {
         "config.yaml",
         "environment.json",
+        "manifest.json",
         "metrics.jsonl",
         "validation.jsonl",
         "validation",
@@ -72,6 +73,8 @@ def test_a_run_leaves_the_files_of_a_run_folder(finished: Finished):
         "summary.json",
     }
     assert [p.name for p in sorted((finished.folder / "checkpoints").iterdir())] == [
+        "best",
+        "best.json",
         "step_000002",
         "step_000003",
     ]
@@ -86,7 +89,8 @@ def test_nothing_in_a_run_folder_is_pickled(finished: Finished):
     for path in files:
         if path.suffix not in (".safetensors", ".png"):
             path.read_text(encoding="utf-8")
-    assert len([path for path in files if path.suffix == ".safetensors"]) == 2 + 2 + 1
+    # Two checkpoints with moments, the best and the final model.
+    assert len([path for path in files if path.suffix == ".safetensors"]) == 2 + 2 + 1 + 1
 
 
 def test_the_resolved_configuration_is_that_of_the_run(finished: Finished):
@@ -537,6 +541,40 @@ def other_tokenizer(folder: Path) -> str:
     return str(folder / "other")
 
 
+def test_every_stored_problem_needs_a_reference_for_sft(
+    make_config: Callable, tmp_path: Path, rows: list
+):
+    rows = [{**rows[0], "references": ["1"]} for _ in range(30)] + [rows[1]]
+    config = make_config("method.name=sft", f"data.train={jsonl(tmp_path, *rows)}")
+    with pytest.raises(ProblemError, match=r"^1 of 31 problems have no reference .* first: .*:30;"):
+        train(config, tmp_path / "run", console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_held_out_problems_that_are_trained_on_fail_before_there_is_a_folder(
+    make_config: Callable, tmp_path: Path, rows: list
+):
+    source = jsonl(tmp_path, *rows)
+    both = (f"data.train={source}", f"data.validation={source}?sample=1")
+    with pytest.raises(
+        ConfigError, match=r"^1 of 1 problems of data\.validation are in data\.train"
+    ):
+        train(make_config(*both), tmp_path / "run", console=quiet())
+    assert not (tmp_path / "run").exists()
+    meant = make_config(*both, "data.allow_overlap=true", "training.max_steps=1")
+    assert train(meant, tmp_path / "run", console=quiet()).after is not None
+
+
+def test_a_resumed_run_notices_other_data(make_config: Callable, tmp_path: Path, rows: list):
+    config = make_config(f"data.train={jsonl(tmp_path, *rows)}", "training.max_steps=1")
+    train(config, tmp_path / "run", console=quiet())
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    jsonl(tmp_path, rows[0], {**rows[1], "answer": "2"})
+    with pytest.raises(ConfigError, match=r"^data\.train has changed since"):
+        train(config, tmp_path / "run", resume=True, console=quiet())
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
@@ -548,7 +586,11 @@ def other_tokenizer(folder: Path) -> str:
         (["teacher.model=tiny:new-giant"], ModelError, "no tiny architecture is called 'giant'"),
         (["data.train=nowhere.jsonl"], ProblemError, r"nowhere\.jsonl does not exist"),
         (["data.validation=drawn:nowhere"], ConfigError, "no split 'nowhere'"),
-        (["method.name=sft", "data.train=package:geometry3k_sample"], ProblemError, "no reference"),
+        (
+            ["method.name=sft", "data.train=package:geometry3k_sample"],
+            ProblemError,
+            "have no reference",
+        ),
     ],
 )
 def test_a_run_that_cannot_begin_leaves_no_folder(

@@ -13,7 +13,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a fa
 
 ModelOption = Annotated[
     str | None,
-    typer.Argument(help="Hub name, model folder, checkpoint, tiny:NAME, or a served name."),
+    typer.Argument(
+        help="Hub name, run folder (its final/), checkpoint, model folder, tiny:NAME, served name."
+    ),
 ]
 BenchmarkOption = Annotated[
     str, typer.Option(help="NAME[,NAME..], paper for the eight of Table 1, or own files.")
@@ -101,7 +103,7 @@ def evaluate(  # noqa: PLR0913 - one parameter for each option
     An interrupted run goes on when the same command is given again.
     """
     from vaopd.evaluation import launch
-    from vaopd.evaluation.protocol import min_pixels_of, weights_of
+    from vaopd.evaluation.protocol import min_pixels_of, model_folder, weights_of
     from vaopd.evaluation.runner import ReadOptions, ScoreOptions
 
     launch.check_at_least_one(limit=limit, concurrency=concurrency, batch_tokens=batch_tokens)
@@ -118,6 +120,8 @@ def evaluate(  # noqa: PLR0913 - one parameter for each option
             "vaopd evaluate needs MODEL, --benchmark and --output, or --predictions; "
             "see vaopd evaluate --help"
         )
+    # A served name is the server's own.
+    model = model if engine == "openai" else model_folder(model)
     protocol = launch.Protocol(
         model=model,
         engine=engine,

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from vaopd.errors import ConfigError
 from vaopd.evaluation.benchmark import Benchmark, Graded, Item, Verdict
@@ -16,6 +15,7 @@ from vaopd.evaluation.protocol import protocol_in
 from vaopd.evaluation.registry import BENCHMARKS, PAPER
 from vaopd.evaluation.runner import VERDICTS
 from vaopd.evaluation.scoring import cluster_weights, metric_values, tables_of
+from vaopd.evaluation.statistics import mcnemar_p, percentile_ends, two_sided_p
 from vaopd.evaluation.tables import number, title_of
 from vaopd.records import read_rows
 
@@ -106,7 +106,7 @@ def _compare(name: str, first: Path, second: Path) -> Comparison:
     runs = [_graded_runs(folder, items) for folder in (first, second)]
     a, b, resampled = paired_bootstrap(benchmark, *runs)
     wins = discordant(*runs)
-    low, high = np.nanpercentile(resampled, [2.5, 97.5])
+    low, high = percentile_ends(resampled)
     shares = [_unparsed(one) for one in runs]
     return Comparison(
         benchmark=name,
@@ -115,8 +115,8 @@ def _compare(name: str, first: Path, second: Path) -> Comparison:
         first=a,
         second=b,
         difference=b - a,
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         p_bootstrap=two_sided_p(resampled),
         first_only=wins[0],
         second_only=wins[1],
@@ -196,13 +196,6 @@ def paired_bootstrap(
     return points[0], points[1], draws[1] - draws[0]
 
 
-def two_sided_p(differences: np.ndarray) -> float:
-    """Return twice the smaller tail beyond zero, never 0: one more resample could have crossed."""
-    finite = differences[np.isfinite(differences)]
-    tail = min((finite <= 0).sum(), (finite >= 0).sum())
-    return float(min(1.0, 2 * (tail + 1) / (len(finite) + 1)))
-
-
 def discordant(
     first: Sequence[Sequence[Graded]], second: Sequence[Sequence[Graded]]
 ) -> tuple[int, int]:
@@ -216,12 +209,6 @@ def discordant(
         right = np.array([[one.verdict.is_correct for one in run] for run in runs])
         shares.append(right.mean(0))
     return int((shares[0] > shares[1]).sum()), int((shares[1] > shares[0]).sum())
-
-
-def mcnemar_p(first_only: int, second_only: int) -> float:
-    """Return the exact two-sided p of McNemar's test on discordant pairs."""
-    total = first_only + second_only
-    return 1.0 if total == 0 else float(binomtest(first_only, total).pvalue)
 
 
 def _unparsed(runs: Sequence[Sequence[Graded]]) -> float:

@@ -11,8 +11,13 @@ from typing import Literal
 
 from vaopd.errors import ConfigError, ProblemError
 from vaopd.evaluation.benchmark import Benchmark, Item
-from vaopd.evaluation.rows import SUFFIXES, PlacedRow, hub_tables, open_table
-from vaopd.problems.sources import load_problems, local_rows, problem_of_row
+from vaopd.evaluation.rows import SUFFIXES, PlacedRow, RowOrError, hub_tables, open_table
+from vaopd.problems.sources import (
+    jsonl_rows_or_errors,
+    load_problems,
+    local_rows,
+    problem_of_row,
+)
 
 OnBadRow = Literal["error", "skip"]
 
@@ -101,7 +106,7 @@ def _item(benchmark: Benchmark, row: PlacedRow, need_images: bool) -> Item | Non
 
 
 def _checked(
-    rows: Iterator[PlacedRow | str], skipped: list[str], on_bad_row: OnBadRow
+    rows: Iterator[RowOrError], skipped: list[str], on_bad_row: OnBadRow
 ) -> Iterator[PlacedRow]:
     """Yield rows; a text in their place is what is wrong with a row."""
     for row in rows:
@@ -113,7 +118,7 @@ def _checked(
             skipped.append(row)
 
 
-def _rows(benchmark: Benchmark, data: Path | None) -> tuple[str, Iterator[PlacedRow | str]]:
+def _rows(benchmark: Benchmark, data: Path | None) -> tuple[str, Iterator[RowOrError]]:
     if benchmark.problems is not None:
         return _problem_rows(benchmark, benchmark.problems, data)
     if data is not None:
@@ -127,7 +132,7 @@ def _rows(benchmark: Benchmark, data: Path | None) -> tuple[str, Iterator[Placed
 
 def _problem_rows(
     benchmark: Benchmark, source: str, data: Path | None
-) -> tuple[str, Iterator[PlacedRow | str]]:
+) -> tuple[str, Iterator[RowOrError]]:
     # Drawn problems and a user's own file need no folder of data.
     own = source.startswith("drawn:") or Path(source).is_file()
     path = Path(source) if own else locate(benchmark, data) if data is not None else None
@@ -138,8 +143,12 @@ def _problem_rows(
     return source, rows
 
 
-def _local_problems(path: Path) -> Iterator[PlacedRow | str]:
-    for index, row in enumerate(local_rows(path, "test")):
+def _local_problems(path: Path) -> Iterator[RowOrError]:
+    rows = jsonl_rows_or_errors(path) if path.suffix == ".jsonl" else local_rows(path, "test")
+    for index, row in enumerate(rows):
+        if isinstance(row, ProblemError):
+            yield str(row)
+            continue
         try:
             problem = problem_of_row(row, f"{path.stem}:{index}", path.stem, "test")
         except ProblemError as error:

@@ -61,6 +61,27 @@ class Protocol:
             )
 
 
+def model_folder(model: str) -> str:
+    """Return ``final/`` for the folder of a finished run, and any other name as it is.
+
+    Raises:
+        ConfigError: The run has not ended.
+    """
+    run = Path(model)
+    if not _is_run(run):
+        return model
+    if not (run / "final").is_dir():
+        raise ConfigError(
+            f"run {model} has no final/ yet; let it end (vaopd train .. --resume), or name one of "
+            f"its models, such as {run / 'checkpoints' / 'best'}"
+        )
+    return str(run / "final")
+
+
+def _is_run(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in ("config.yaml", "environment.json"))
+
+
 def weights_of(model: str) -> str | None:
     """Return a fingerprint of the weights in a local folder; none for names on a hub.
 
@@ -86,7 +107,7 @@ def min_pixels_of(model: str) -> int:
     if model.startswith("tiny:"):
         return TINY_MIN_PIXELS
     for folder in Path(model).resolve().parents[:2] if Path(model).is_dir() else ():
-        if (folder / "config.yaml").is_file() and (folder / "environment.json").is_file():
+        if _is_run(folder):
             return load_config(folder / "config.yaml").data.min_pixels
     return Protocol.min_pixels
 

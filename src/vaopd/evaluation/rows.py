@@ -4,6 +4,7 @@ Hub data sets, parquet, JSONL, JSON (a list, or an object of rows) and VLMEvalKi
 images are read; a cell that holds an image becomes a ``StoredImage``.
 """
 
+import ast
 import base64
 import binascii
 import csv
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from vaopd.errors import ProblemError
-from vaopd.problems.sources import jsonl_rows, unreachable
+from vaopd.problems.sources import jsonl_rows_or_errors, unreachable
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".tsv")
 _BATCH_ROWS = 256
@@ -32,11 +33,15 @@ class PlacedRow:
     cells: Mapping[str, Any]
 
 
+RowOrError = PlacedRow | str
+"""A row, or one sentence about what is wrong with the row in its place."""
+
+
 @runtime_checkable
 class Table(Protocol):
     """Rows of one file or data set."""
 
-    def rows(self) -> Iterator[PlacedRow]:
+    def rows(self) -> Iterator[RowOrError]:
         """Yield the rows in order."""
         ...
 
@@ -102,11 +107,22 @@ class JsonTable:
 
     path: Path
 
-    def rows(self) -> Iterator[PlacedRow]:
+    def rows(self) -> Iterator[RowOrError]:
         """Yield the rows; relative image paths become absolute."""
+        for place, cells in self._objects():
+            if isinstance(cells, str):
+                yield cells
+                continue
+            try:
+                yield PlacedRow(place, self._with_images(cells))
+            except ProblemError as error:
+                yield f"{place}: {error}"
+
+    def _objects(self) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
+        """Yield the place of each row with its cells, or with what is wrong."""
         if self.path.suffix == ".jsonl":
-            for row in jsonl_rows(self.path):
-                yield PlacedRow(row.place, self._with_images(row.cells))
+            for row in jsonl_rows_or_errors(self.path):
+                yield ("", str(row)) if isinstance(row, ProblemError) else (row.place, row.cells)
             return
         try:
             content = json.loads(self.path.read_bytes())
@@ -116,8 +132,8 @@ class JsonTable:
         for number, cells in enumerate(listed, start=1):
             place = f"{self.path.name} row {number}"
             if not isinstance(cells, dict):
-                raise ProblemError(f"{place} is a JSON {type(cells).__name__}, expected an object")
-            yield PlacedRow(place, self._with_images(cells))
+                cells = f"{place} is a JSON {type(cells).__name__}, expected an object"
+            yield place, cells
 
     def _with_images(self, cells: Mapping[str, Any]) -> dict[str, Any]:
         named = {key: value for key, value in cells.items() if is_image_column(key)}
@@ -139,7 +155,7 @@ class ParquetTable:
 
     path: Path
 
-    def rows(self) -> Iterator[PlacedRow]:
+    def rows(self) -> Iterator[RowOrError]:
         """Yield the rows without reading the image columns."""
         # Imported here: half a second that JSON does not need.
         import pyarrow
@@ -211,12 +227,15 @@ class TsvTable:
         self.path = path
         self.offsets: list[int] = []
         self.rows_by_index: dict[str, int] = {}
+        self.counts: list[int] = []
+        """Images of each row."""
         self.header: list[str] = []
 
-    def rows(self) -> Iterator[PlacedRow]:
+    def rows(self) -> Iterator[RowOrError]:
         """Yield the rows; the images are dropped and found again by their offset."""
         csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
         self.offsets.clear()
+        self.counts.clear()
         with self.path.open("rb") as file:
             reader, position = self._reader(file)
             self.header = next(reader, [])
@@ -227,29 +246,53 @@ class TsvTable:
                 cells = next(reader, None)
                 if cells is None:
                     return
-                number = len(self.offsets)
-                place = f"{self.path.name} row {number + 1}"
-                if len(cells) != len(self.header):
-                    raise ProblemError(
-                        f"{place} has {len(cells)} cells and the header {len(self.header)}; "
-                        "download the file again"
-                    )
                 self.offsets.append(start)
-                named: dict[str, Any] = dict(zip(self.header, cells, strict=True))
-                self.rows_by_index[named.get("index", str(number))] = number
-                named["image"] = TableImage(self, number, "image", place)
-                yield PlacedRow(place, {k: v for k, v in named.items() if v != ""})
+                self.counts.append(0)
+                place = f"{self.path.name} row {len(self.offsets)}"
+                try:
+                    yield self._row(cells, len(self.offsets) - 1, place)
+                except ProblemError as error:
+                    yield f"{place} {error}"
+
+    def _row(self, cells: list[str], number: int, place: str) -> PlacedRow:
+        if len(cells) != len(self.header):
+            raise ProblemError(
+                f"has {len(cells)} cells and the header {len(self.header)}; download the file again"
+            )
+        named: dict[str, Any] = dict(zip(self.header, cells, strict=True))
+        self.rows_by_index[named.get("index", str(number))] = number
+        self.counts[number] = self._count(named["image"], number)
+        named["image"] = [
+            TableImage(self, number, "image", place, position)
+            for position in range(self.counts[number])
+        ]
+        return PlacedRow(place, {k: v for k, v in named.items() if v != ""})
+
+    def _count(self, cell: str, number: int) -> int:
+        """Return how many images a cell holds; none where it is empty."""
+        pointed = self._pointed(cell)
+        if pointed is not None:
+            return self.counts[pointed] if pointed < number else 1
+        try:
+            return len(_listed(cell))
+        except ValueError as error:
+            raise ProblemError(
+                f"has an image cell that begins like a list and does not read as one ({error}); "
+                "download the file again"
+            ) from None
+
+    def _pointed(self, cell: str) -> int | None:
+        """Return the row that holds the image, where a cell is but its index."""
+        return self.rows_by_index.get(cell) if len(cell) < _SHORTEST_BASE64 else None
 
     def image(self, row: int, column: str) -> Any:
-        """Return the base64 text of one row, or of the row that it points to."""
+        """Return the base64 texts of one row, or of the row that it points to."""
         with self.path.open("rb") as file:
             file.seek(self.offsets[row])
             reader, _ = self._reader(file)
             cell = dict(zip(self.header, next(reader), strict=True))[column]
-        if len(cell) < _SHORTEST_BASE64 and cell in self.rows_by_index and cell != "":
-            pointed = self.rows_by_index[cell]
-            return self.image(pointed, column) if pointed != row else cell
-        return _listed(cell)
+        pointed = self._pointed(cell)
+        return _listed(cell) if pointed in (None, row) else self.image(pointed, column)
 
     def _reader(self, file: Any) -> tuple[Any, Any]:
         # csv may take several lines for a row; after each row exactly its lines are consumed.
@@ -264,11 +307,24 @@ class TsvTable:
         return csv.reader(lines(), delimiter="\t"), lambda: position
 
 
-def _listed(cell: str) -> Any:
-    """Several images are written as a list of base64 texts."""
+def _listed(cell: str) -> list[str]:
+    """Return the base64 texts of a cell; several are written as a Python or a JSON list.
+
+    Raises:
+        ValueError: The list does not read, or holds something else than texts.
+    """
     if not cell.startswith("["):
-        return cell
-    return [part.strip(" '\"") for part in cell.strip("[]").split(",")]
+        return [cell] if cell else []
+    try:
+        listed = json.loads(cell)
+    except ValueError:
+        try:
+            listed = ast.literal_eval(cell)
+        except (SyntaxError, MemoryError, RecursionError) as error:
+            raise ValueError(str(error).split(" (")[0]) from None
+    if not all(isinstance(one, str) for one in listed):
+        raise ValueError("not all of it is text")
+    return listed
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,7 +334,7 @@ class HubTable:
     name: str
     data: Any
 
-    def rows(self) -> Iterator[PlacedRow]:
+    def rows(self) -> Iterator[RowOrError]:
         """Yield the rows without the image columns."""
         import datasets
 

@@ -11,6 +11,7 @@ import numpy as np
 from vaopd.evaluation.answers import Rule
 from vaopd.evaluation.benchmark import Benchmark, Graded, Item, Verdict
 from vaopd.evaluation.predictions import Prediction
+from vaopd.evaluation.statistics import percentile_ends, resample_counts
 
 RESAMPLES = 1000
 _CHUNK = 100
@@ -145,17 +146,15 @@ def metrics_of(
     resampled = metric_values(benchmark, table, weights)
     metrics = {}
     for name, values in resampled.items():
-        finite = values[np.isfinite(values)]
-        low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
-        metrics[name] = Metric(*(round(float(v), 4) for v in (point[name][0], low, high)))
+        ends = percentile_ends(values)
+        metrics[name] = Metric(*(round(float(v), 4) for v in (point[name][0], *ends)))
     return metrics
 
 
 def cluster_weights(num_clusters: int, resamples: int, seed: int) -> np.ndarray:
     """Return how often each cluster is drawn in each resample: [resamples, clusters]."""
-    generator = np.random.default_rng(seed)
-    share = np.full(num_clusters, 1 / num_clusters)
-    return generator.multinomial(num_clusters, share, size=resamples).astype(float)
+    counts = resample_counts(num_clusters, resamples, np.random.default_rng(seed))
+    return counts.astype(float)
 
 
 def metric_values(

@@ -1,16 +1,20 @@
-"""How sure a mean or a difference is, given the same problems and seeds in every arm.
+"""How sure a mean or a difference is: every interval and test of the package, without torch.
 
-Letters in shapes: S seeds, P problems. A quantity that exists once a run has P = 1.
+Studies give tables of seeds and problems, benchmarks clusters of items; what both resample and
+read off is here. Letters in shapes: S seeds, P problems, R resamples, N things that are
+resampled. A quantity that exists once a run has P = 1.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
-from scipy.stats import t as student_t
+from jaxtyping import Float, Int
 
 LEVEL = 0.95
 """Of every interval."""
+
+TAIL = 0.025
+"""Share of resampled values on either side of an interval."""
 
 RESAMPLES = 2000
 """Bootstrap samples; the ends of an interval then wander by about a fiftieth of its width."""
@@ -56,9 +60,9 @@ def mean_interval(values: Float[np.ndarray, "S P"], *, seed: int = 0) -> Interva
         mean = float(values[0, 0])
         return Interval(mean, mean, mean)
     means = _resampled_means(values, np.random.default_rng(seed))
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(values.mean()), float(low), float(high))
+    # Not TAIL: this is the last bit more, with which the intervals of earlier studies were made.
+    low, high = percentile_ends(means, tail=(1 - LEVEL) / 2)
+    return Interval(float(values.mean()), low, high)
 
 
 def paired_difference(
@@ -80,22 +84,57 @@ def paired_difference(
     return mean_interval(difference, seed=seed)
 
 
+def resample_counts(
+    number: int, resamples: int, generator: np.random.Generator
+) -> Int[np.ndarray, "R N"]:
+    """Return how often each of ``number`` things is drawn in each resample with replacement."""
+    return generator.multinomial(number, np.full(number, 1 / number), resamples)
+
+
+def percentile_ends(values: Float[np.ndarray, " R"], *, tail: float = TAIL) -> tuple[float, float]:
+    """Return the ends of the percentile interval of resampled values that are finite.
+
+    A resample may leave a rate without cases, which says nothing. Without any finite value the
+    ends are not numbers.
+    """
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return float("nan"), float("nan")
+    low, high = np.quantile(finite, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def two_sided_p(differences: Float[np.ndarray, " R"]) -> float:
+    """Return twice the smaller tail beyond zero, never 0: one more resample could have crossed."""
+    finite = differences[np.isfinite(differences)]
+    tail = min((finite <= 0).sum(), (finite >= 0).sum())
+    return float(min(1.0, 2 * (tail + 1) / (len(finite) + 1)))
+
+
+def mcnemar_p(first_only: int, second_only: int) -> float:
+    """Return the exact two-sided p of McNemar's test on discordant pairs."""
+    # Imported here: it takes most of a second, which a scoring without comparison need not pay.
+    from scipy.stats import binomtest
+
+    total = first_only + second_only
+    return 1.0 if total == 0 else float(binomtest(first_only, total).pvalue)
+
+
 def _resampled_means(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     num_seeds, num_problems = values.shape
     block = max(1, BLOCK_CELLS // num_problems)
     means = []
     for start in range(0, RESAMPLES, block):
         size = min(block, RESAMPLES - start)
-        # A draw with replacement is a count for each row and column.
-        seeds = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size)
-        problems = generator.multinomial(
-            num_problems, np.full(num_problems, 1 / num_problems), size
-        )
+        seeds = resample_counts(num_seeds, size, generator)
+        problems = resample_counts(num_problems, size, generator)
         means.append(((seeds @ values) * problems).sum(-1) / values.size)
     return np.concatenate(means)
 
 
 def _over_seeds(values: np.ndarray) -> Interval:
+    from scipy.stats import t as student_t
+
     mean = float(values.mean())
     if len(values) < 2:
         return Interval(mean, None, None)

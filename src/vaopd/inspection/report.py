@@ -16,7 +16,14 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vaopd.errors import RunFolderError
+from vaopd.errors import ConfigError, RunFolderError
+from vaopd.inspection.evaluations import (
+    FOLDER,
+    Evaluation,
+    evaluation_tables,
+    find_evaluations,
+    is_evaluation,
+)
 from vaopd.inspection.plots import advantage_charts, curves, measured_records
 from vaopd.inspection.rollouts import Pictures, rollout_groups
 from vaopd.inspection.sources import Source, read_source
@@ -55,8 +62,12 @@ class Report:
 
 
 def report_path(paths: Sequence[Path], output: Path | None) -> Path:
-    """Return where the page goes: into the first run, beside a scored file, or as told."""
-    first = paths[0]
+    """Return where the page goes: into the first run, beside a scored file, or as told.
+
+    Raises:
+        ConfigError: All paths are evaluations.
+    """
+    first = _runs(paths)[0]
     if output is not None:
         return output / "report.html" if output.is_dir() else output
     return first / "report.html" if first.is_dir() else first.with_name(f"{first.stem}_report.html")
@@ -73,17 +84,19 @@ def write_report(
     """Read the runs and write the page, whole or not at all.
 
     Args:
-        paths: Run folders and files of ``vaopd score``; the first gives the page its name.
+        paths: Run folders and files of ``vaopd score``, of which the first gives the page its
+            name, and output folders of ``vaopd evaluate``; those inside a run are found.
         output: The HTML file.
         max_rollouts: Most rollouts to show; statistics and curves always count all of them.
         is_live: The page of an unfinished run loads itself again from time to time.
         progress: Told what is being read.
 
     Raises:
-        ConfigError: A path does not exist.
+        ConfigError: A path does not exist, or all of them are evaluations.
         RunFolderError: A path is no run or scored file, has nothing yet, or is damaged.
     """
-    sources = [read_source(path, progress) for path in paths]
+    sources = [read_source(path, progress) for path in _runs(paths)]
+    evaluations = find_evaluations(paths)
     total = sum(len(source.records) for source in sources)
     pictures = Pictures()
     groups = rollout_groups(sources, pictures, max_rollouts=max_rollouts, progress=progress)
@@ -98,9 +111,20 @@ def write_report(
         "curveCharts": curves(sources),
         "reloadSeconds": RELOAD_SECONDS if is_live and not is_finished else 0,
     }
-    page = _render(sources, data, shown=shown, total=total)
+    page = _render(sources, evaluations, data, shown=shown, total=total)
     write_text(output, page)
     return Report(output, shown, total, len(page.encode()), is_finished)
+
+
+def _runs(paths: Sequence[Path]) -> list[Path]:
+    """Return the paths that are no evaluations."""
+    runs = [path for path in paths if not is_evaluation(path)]
+    if not runs:
+        raise ConfigError(
+            f"{paths[0]} is an evaluation; name the run folder before it, or compare evaluations "
+            "by vaopd compare"
+        )
+    return runs
 
 
 def follow_report(
@@ -137,7 +161,12 @@ def _state(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
     """Return what changes when a run grows."""
     found = []
     for path in paths:
-        patterns = ("*.json*", "rollouts/*.jsonl", "validation/*.jsonl")
+        patterns = (
+            "*.json*",
+            "rollouts/*.jsonl",
+            "validation/*.jsonl",
+            f"{FOLDER}/*/*.json",
+        )
         names = [p for pattern in patterns for p in path.glob(pattern)] if path.is_dir() else [path]
         for name in sorted(names):
             status = name.stat()
@@ -145,7 +174,14 @@ def _state(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
     return found
 
 
-def _render(sources: Sequence[Source], data: dict[str, Any], *, shown: int, total: int) -> str:
+def _render(
+    sources: Sequence[Source],
+    evaluations: Sequence[Evaluation],
+    data: dict[str, Any],
+    *,
+    shown: int,
+    total: int,
+) -> str:
     environment = Environment(
         loader=PackageLoader("vaopd.inspection", "templates"),
         autoescape=True,
@@ -165,6 +201,7 @@ def _render(sources: Sequence[Source], data: dict[str, Any], *, shown: int, tota
         overviews=[overview(source) for source in sources],
         configurations=[_configuration(source) for source in sources],
         facts=_facts(sources),
+        evaluations=evaluation_tables(evaluations) if evaluations else None,
         has_advantage=bool(data["advantageCharts"]),
         has_curves=bool(data["curveCharts"]),
         shown=shown,

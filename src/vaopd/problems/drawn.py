@@ -96,6 +96,12 @@ class DrawnProblems(Sequence[Problem]):
             raise IndexError(index)
         return self._draw(index % self.num_problems)
 
+    def has_id(self, id: str) -> bool:
+        """Return whether a problem of that id would be drawn, without drawing any."""
+        prefix = f"drawn:{self.split}:{self.seed}:"
+        number = id.removeprefix(prefix)
+        return id.startswith(prefix) and number.isdecimal() and int(number) < self.num_problems
+
     def _draw(self, index: int) -> Problem:
         rng = random.Random(f"vaopd drawn {self.split} {self.seed} {index}")
         kind = self.kinds[index % len(self.kinds)]

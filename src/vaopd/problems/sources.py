@@ -347,6 +347,14 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
     Raises:
         ProblemError: A line is no JSON object; names the line.
     """
+    for row in jsonl_rows_or_errors(path):
+        if isinstance(row, ProblemError):
+            raise row
+        yield row
+
+
+def jsonl_rows_or_errors(path: Path) -> Iterator[Row | ProblemError]:
+    """Yield the rows of a JSONL file, and an error for each line that is no JSON object."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -356,13 +364,12 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
                 cells = json.loads(line)
             # Bytes that are no UTF-8 are a ValueError too.
             except ValueError as error:
-                raise ProblemError(
-                    f"{place} is not JSON ({error}); write one object on each line"
-                ) from None
+                yield ProblemError(f"{place} is not JSON ({error}); write one object on each line")
+                continue
             if not isinstance(cells, dict):
-                raise ProblemError(
-                    f"{place} is a JSON {type(cells).__name__}; write one object on each line"
-                )
+                found = type(cells).__name__
+                yield ProblemError(f"{place} is a JSON {found}; write one object on each line")
+                continue
             yield Row(place, cells, path.parent)
 
 

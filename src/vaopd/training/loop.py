@@ -1,12 +1,8 @@
 """A run from recipe to summary: models, data, steps, validations, checkpoints."""
 
-import platform
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,7 @@ from vaopd.models.loading import (
     check_same_tokenizer,
     load_model,
 )
+from vaopd.problems.manifest import MANIFEST, check_unchanged, manifest
 from vaopd.problems.problem import check_images
 from vaopd.problems.sources import load_problems
 from vaopd.records import (
@@ -35,6 +32,7 @@ from vaopd.records import (
 )
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.teacher.local import LocalTeacher, load_teacher
+from vaopd.training.best import Best, better, mark_best, restore_best
 from vaopd.training.checkpoint import (
     checkpoint_path,
     load_checkpoint,
@@ -43,9 +41,10 @@ from vaopd.training.checkpoint import (
     save_checkpoint,
 )
 from vaopd.training.display import Display
+from vaopd.training.environment import environment
 from vaopd.training.metrics import problem_pictures, rollout_rows, step_metrics
 from vaopd.training.schedule import learning_rate, problems_of_step, total_steps
-from vaopd.training.step import Step, reference_rollouts
+from vaopd.training.step import Step, check_references
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,8 @@ class RunResult:
     before: ValidationResult | None
     after: ValidationResult | None
     seconds: float
+    best: Best | None = None
+    """The validation that ``checkpoints/best`` holds the model of."""
 
 
 def train(
@@ -115,6 +116,9 @@ class Run:
         self.problems = load_problems(config.data.train)
         held_out = config.data.validation
         self.held_out = load_problems(held_out) if held_out else None
+        self.manifest = manifest(
+            self.problems, self.held_out, allow_overlap=config.data.allow_overlap
+        )
         self.steps = total_steps(config.training, len(self.problems))
         device = pick_device(config.training.device)
         self.student = _load_student(config, device)
@@ -130,6 +134,7 @@ class Run:
             self.validator = Validator(config, self.held_out, self.teacher)
         self.before: ValidationResult | None = None
         self.after: ValidationResult | None = None
+        self.best: Best | None = None
 
     def check_problems(self) -> None:
         """Encode what the run begins with and decode all images, before there is a folder.
@@ -141,8 +146,8 @@ class Run:
         for problem in [*first, *(self.held_out or [])]:
             self.step.encoder.original(problem)
         if self.config.method.name == "sft":
-            for problem in first:
-                reference_rollouts(problem, self.student)
+            # Problems that are drawn on demand have as many references as they are asked for.
+            check_references(self.problems if isinstance(self.problems, list) else first)
         # Problems that are drawn on demand have no stored image to be damaged.
         if self.config.data.check_images and isinstance(self.problems, list):
             with self.display:
@@ -156,8 +161,9 @@ class Run:
         """Make or reopen the folder, take every step that is left and write the summary."""
         done = self._reopen() if resume else 0
         write_text(self.output / "config.yaml", self.config.to_yaml())
+        write_json(self.output / MANIFEST, self.manifest)
         if done == 0:
-            write_json(self.output / "environment.json", _environment(self.student.device))
+            write_json(self.output / "environment.json", environment(self.student.device))
         with self.display:
             self.display.say(self._headline(done))
             if done == 0:
@@ -172,6 +178,7 @@ class Run:
             self.before,
             self.after,
             round(self._seconds(), 1),
+            self.best,
         )
         write_json(self.output / "summary.json", _summary(result))
         return result
@@ -216,7 +223,11 @@ class Run:
             is_last = number == self.steps
             if is_last or _is_due(training.validate_every, number):
                 self.after = self._validate(number)
-            if is_last or _is_due(training.save_every, number):
+                self.best = better(self.best, number, self.after)
+            # A new best is saved whenever it comes, so that the checkpoint that a run resumes from
+            # is never older than the best it knows of.
+            is_best = self.best is not None and self.best.step == number
+            if is_last or is_best or _is_due(training.save_every, number):
                 self._save(number)
         self.display.finish(bar)
 
@@ -248,9 +259,12 @@ class Run:
             "step": step,
             "before": asdict(self.before) if self.before else None,
             "after": asdict(self.after) if self.after else None,
+            "best": asdict(self.best) if self.best else None,
             "seconds": self._seconds(),
         }
         save_checkpoint(checkpoint_path(self.output, step), self.student, self.optimizer, state)
+        if self.best is not None and self.best.step == step:
+            mark_best(self.output, self.best)
         remove_old_checkpoints(self.output, self.config.training.keep_checkpoints)
 
     def _seconds(self) -> float:
@@ -259,14 +273,17 @@ class Run:
 
     def _reopen(self) -> int:
         """Load the newest checkpoint and forget what came after it; return its step."""
+        check_unchanged(self.output, self.manifest)
         newest = newest_checkpoint(self.output)
-        step = 0
+        step, best = 0, None
         if newest is not None:
             state = load_checkpoint(newest, self.student, self.optimizer)
             step = state["step"]
             self.seconds_before = state["seconds"]
             self.before = ValidationResult(**state["before"]) if state["before"] else None
             self.after = ValidationResult(**state["after"]) if state["after"] else None
+            best = state.get("best")
+        self.best = restore_best(self.output, best)
         # Without a checkpoint the first validation is repeated, so its rows go as well.
         kept = step if newest else -1
         for name in ("metrics.jsonl", "validation.jsonl"):
@@ -391,34 +408,6 @@ def _optimizer(config: RunConfig, student: VisionLanguageModel) -> torch.optim.O
     )
 
 
-def _environment(device: torch.device) -> dict[str, Any]:
-    packages = ("vaopd", "torch", "transformers", "tokenizers", "numpy", "pillow")
-    return {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "packages": {name: version(name) for name in packages},
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str | None:
-    """Return the commit of the source tree, if the package runs from one."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
 def _describe(result: ValidationResult) -> str:
     text = f"accuracy {result.accuracy:.1%}"
     if result.accuracy_pixelated is not None:
@@ -435,6 +424,7 @@ def _summary(result: RunResult) -> dict[str, Any]:
     return {
         "before": numbers(result.before),
         "after": numbers(result.after),
+        "best": asdict(result.best) if result.best else None,
         "steps": result.steps,
         "seconds": result.seconds,
     }

@@ -341,17 +341,28 @@ def _keyed_group(
     return group
 
 
+def check_references(problems: Sequence[Problem]) -> None:
+    """Check that every problem has a reference response.
+
+    Raises:
+        ProblemError: Some have none; says how many, and which is the first.
+    """
+    without = [problem.id for problem in problems if not problem.references]
+    if without:
+        raise ProblemError(
+            f"{len(without)} of {len(problems)} problems have no reference response, which "
+            f"method.name=sft needs, the first: {without[0]}; add a 'references' column or choose "
+            "another method"
+        )
+
+
 def reference_rollouts(problem: Problem, model: VisionLanguageModel) -> list[Rollout]:
     """Return a problem's reference responses as rollouts, for supervised fine-tuning.
 
     Raises:
         ProblemError: The problem has no reference response.
     """
-    if not problem.references:
-        raise ProblemError(
-            f"problem {problem.id} has no reference response, which method.name=sft needs; add a "
-            "'references' column or choose another method"
-        )
+    check_references([problem])
     tokenizer = model.tokenizer
     rollouts = []
     for sibling, text in enumerate(problem.references):

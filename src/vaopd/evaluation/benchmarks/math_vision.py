@@ -31,7 +31,8 @@ def item(row: Row) -> Item:
     choices = choices if len(choices) > 1 else {}
     answer = cells.required(row, "answer")
     text = f"{ASK_BOX}\n{question}"
-    if choices:
+    # Where the figure names the options, they are but their letters, which nobody is shown.
+    if choices and "".join(choices.values()) != "".join(choices):
         text += "\n" + option_lines(choices, "({letter}) {text}")
     text, count = re.subn(r"<image1>", IMAGE_PLACEHOLDER, text, count=1)
     text = _PLACE.sub(r"(figure \1)", text)

@@ -88,10 +88,10 @@ def _with_choices(question: str, row: Row) -> str:
 
 def _query(is_choice: bool, question: str) -> str:
     """Return the direct query for rows that come without it, as the project page's do."""
+    ask = f"directly answer the question and {_ASK[is_choice]}"
     if not question:
-        ask = _ASK[is_choice]
-        return f"According to the question shown in the image, please directly answer it and {ask}"
-    return f"Please directly answer the question and {_ASK[is_choice]}\nQuestion: {question}"
+        return f"According to the question shown in the image, please {ask}"
+    return f"Please {ask}\nQuestion: {question}"
 
 
 def grade(response: str, item: Item, rule: Rule) -> Verdict:

@@ -81,9 +81,6 @@ def _interleave(text: str, row: Row) -> tuple[str, tuple[ImageSource, ...]]:
     images: list[ImageSource] = []
     for number in numbers:
         found = cells.images(row, f"image_{number}") or listed[number - 1 : number]
-        if not found and listed:
-            # The TSV's single cell of several images is a list inside its file.
-            found = (listed[0],)
         if not found:
             raise ProblemError(f"the question names <image {number}>, which the row does not have")
         images.append(found[0])
