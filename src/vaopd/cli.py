@@ -9,6 +9,7 @@ import typer
 
 from vaopd.errors import VaopdError
 from vaopd.evaluation import command
+from vaopd.teacher.command import serve_teacher
 
 app = typer.Typer(
     help="On-policy distillation of vision-language models by visual advantage.",
@@ -209,6 +210,7 @@ def inspect(
 
 app.command()(command.evaluate)
 app.command()(command.compare)
+app.command()(serve_teacher)
 
 
 def _quiet_weights() -> None:
