@@ -5,6 +5,7 @@ Requests are computed one at a time, in a thread of its own, so that the event l
 
 import asyncio
 import logging
+import os
 import secrets
 import socket
 import time
@@ -206,9 +207,11 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
+        # create_server adds the address to the system's text, which a failed look-up does not have.
+        is_of_the_system = error.errno is not None and error.errno > 0
+        reason = os.strerror(error.errno) if is_of_the_system else error.strerror
         raise EngineError(
-            f"cannot listen on {host} port {port} ({error.strerror or error}); choose another "
-            "--port or --host"
+            f"cannot listen on {host} port {port} ({reason}); choose another --port or --host"
         ) from None
 
 
