@@ -76,10 +76,12 @@ class LocalTeacher:
         with_divergence: bool,
     ) -> TeacherScores:
         with_divergence = with_divergence and degraded is not None
-        hidden, original = self._view(originals, responses, with_hidden or with_divergence)
+        hidden, original = self._view(
+            originals, responses, keep_hidden=with_hidden or with_divergence
+        )
         other = divergence = None
         if degraded is not None:
-            blind, other = self._view(degraded, responses, with_divergence)
+            blind, other = self._view(degraded, responses, keep_hidden=with_divergence)
             if with_divergence:
                 head, vocab_size = self.model.head, self.model.vocab_size
                 divergence = [
@@ -94,7 +96,7 @@ class LocalTeacher:
         )
 
     def _view(
-        self, prompts: Sequence[EncodedPrompt], responses: Responses, keep_hidden: bool
+        self, prompts: Sequence[EncodedPrompt], responses: Responses, *, keep_hidden: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
         return score_view(
             self.model,

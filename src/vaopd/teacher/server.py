@@ -208,8 +208,8 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         # create_server adds the address to the system's text, which a failed look-up does not have.
-        is_of_the_system = error.errno is not None and error.errno > 0
-        reason = os.strerror(error.errno) if is_of_the_system else error.strerror
+        code = error.errno or 0
+        reason = os.strerror(code) if code > 0 else error.strerror
         raise EngineError(
             f"cannot listen on {host} port {port} ({reason}); choose another --port or --host"
         ) from None
