@@ -9,6 +9,7 @@ import typer
 
 from vaopd.errors import VaopdError
 from vaopd.evaluation import command
+from vaopd.teacher.command import serve_teacher
 
 if TYPE_CHECKING:
     from vaopd.config import RunConfig
@@ -233,6 +234,7 @@ def inspect(
 
 app.command()(command.evaluate)
 app.command()(command.compare)
+app.command()(serve_teacher)
 
 
 def _quiet_weights() -> None:

@@ -18,6 +18,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
+Address = Annotated[str, Field(pattern=r"^https?://[^/\s]+/?$")]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -50,8 +51,26 @@ class TeacherConfig(Section):
     dtype: Precision = "auto"
     """Precision of the weights. auto = bfloat16 on a GPU, else float32."""
 
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Keep the weights of the language model in 8 bits (LLM.int8) or 4 bits (NF4), by bitsandbytes:
+    the extra ``quantize``. ``dtype`` stays the precision of what is computed."""
+
+    offload: bool = False
+    """Keep the weights in CPU memory while the teacher does not score; nothing without a GPU."""
+
     batch_tokens: PositiveInt = 16384
-    """Padded tokens in one scoring forward."""
+    """Padded tokens in one scoring forward; with ``addresses``, in one request."""
+
+    addresses: tuple[Address, ...] = ()
+    """Servers started by ``vaopd serve-teacher``, such as ``http://127.0.0.1:8777``, used in turn;
+    none = the teacher is loaded in this process. Their token is read from the environment variable
+    ``VAOPD_TEACHER_TOKEN``."""
+
+    transfer_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which hidden states travel from ``addresses``; float32 loses nothing."""
+
+    timeout_seconds: Positive = 600.0
+    """Longest wait for one answer of ``addresses``, their queue included."""
 
     cache_vision_mb: Annotated[int, Field(ge=0)] = 0
     """Megabytes, on the teacher's device, in which to keep its features of images and degraded
@@ -288,7 +307,7 @@ class TrainingConfig(Section):
 
 FREE_ON_RESUME = {
     "student": {"gradient_checkpointing"},
-    "teacher": {"batch_tokens", "cache_vision_mb"},
+    "teacher": {"batch_tokens", "cache_vision_mb", "offload", "addresses", "timeout_seconds"},
     "data": {"max_prompt_tokens", "check_images", "allow_overlap"},
     "sampling": {"batch_tokens"},
     "training": {
@@ -315,6 +334,22 @@ class RunConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     validation: ValidationConfig = ValidationConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _check_teacher(self) -> "RunConfig":
+        teacher, samples = self.teacher, self.method.name == "off_policy_kd"
+        if teacher.addresses and samples:
+            raise ValueError(
+                "teacher.addresses is set, but method.name=off_policy_kd samples from the teacher, "
+                "which a server does not offer; use teacher.addresses=[] or another method"
+            )
+        if teacher.offload and (teacher.addresses or samples or teacher.quantization != "none"):
+            raise ValueError(
+                "teacher.offload=true parks a teacher that is loaded here, only scores and is not "
+                "quantized; set it to false, or leave teacher.addresses, teacher.quantization and "
+                "method.name=off_policy_kd out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_pixel_budget(self) -> "RunConfig":

@@ -15,6 +15,7 @@ from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
+from vaopd.teacher import local
 from vaopd.teacher.local import LocalTeacher, score_view
 
 
@@ -207,6 +208,7 @@ def test_both_advantages_are_means_over_the_teachers_high_tokens(
         return [], [gain - 10]
 
     monkeypatch.setattr(visual_reliance, "score_view", fake)
+    monkeypatch.setattr(local, "score_view", fake)
     script = Script([["Find the"]], [["?"]])
     monkeypatch.setattr(validation, "TransformersSampler", script)
     monkeypatch.setattr(

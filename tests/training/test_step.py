@@ -13,7 +13,8 @@ from vaopd.errors import AlignmentError, ProblemError, TrainingError
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.problem import Problem
-from vaopd.teacher.local import LocalTeacher, TeacherScores
+from vaopd.teacher.local import LocalTeacher
+from vaopd.teacher.teacher import TeacherScores
 from vaopd.training import step as step_module
 from vaopd.training.step import Step, StepResult, advantage_summary, weigh
 

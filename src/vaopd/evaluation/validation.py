@@ -15,7 +15,7 @@ from vaopd.models.prompts import EncodedPrompt, check_same_prompt
 from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
 from vaopd.rollouts.transformers import TransformersSampler
-from vaopd.teacher.local import LocalTeacher
+from vaopd.teacher.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class Validator:
 
     config: RunConfig
     problems: Sequence[Problem]
-    teacher: LocalTeacher | None = None
+    teacher: Teacher | None = None
 
     def __post_init__(self) -> None:
         if all(problem.answer is None for problem in self.problems):

@@ -19,7 +19,8 @@ from vaopd.models.prompts import EncodedPrompt
 from vaopd.objective.advantage import visual_advantage
 from vaopd.objective.weights import high_group
 from vaopd.rollouts.sampler import Rollout
-from vaopd.teacher.local import LocalTeacher, score_view
+from vaopd.teacher.local import score_view
+from vaopd.teacher.teacher import Teacher
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -71,7 +72,7 @@ class TokenAdvantage:
 
 def score_advantage(
     student: VisionLanguageModel,
-    teacher: LocalTeacher,
+    teacher: Teacher,
     views: tuple[Sequence[EncodedPrompt], Sequence[EncodedPrompt]],
     rollouts: Sequence[Sequence[Rollout]],
     *,
@@ -88,22 +89,24 @@ def score_advantage(
 
     Raises:
         AlignmentError: A log-prob is not finite.
+        EngineError: A teacher elsewhere does not answer, or refuses.
     """
     responses = [[torch.tensor(r.response_ids) for r in group] for group in rollouts]
-    advantages = []
-    for model in (teacher.model, student):
-        logprobs = [
-            score_view(
-                model,
-                prompts,
-                responses,
-                budget_tokens=teacher.batch_tokens,
-                share_prefix=teacher.share_prefix,
-            )[1]
-            for prompts in views
-        ]
-        advantages.append(_advantage(*logprobs))
-    (of_teacher, mask), (of_student, _) = advantages
+    seen, blind = views
+    scores = teacher.score(seen, blind, responses, with_hidden=False)
+    assert scores.degraded_logprobs is not None
+    of_teacher, mask = _advantage(scores.original_logprobs, scores.degraded_logprobs)
+    own = [
+        score_view(
+            student,
+            prompts,
+            responses,
+            budget_tokens=teacher.batch_tokens,
+            share_prefix=teacher.share_prefix,
+        )[1]
+        for prompts in views
+    ]
+    of_student, _ = _advantage(*own)
     return TokenAdvantage(
         teacher=of_teacher,
         student=of_student,

@@ -26,6 +26,7 @@ from vaopd.errors import ConfigError, ModelError, ProblemError
 from vaopd.models import tiny
 from vaopd.models.families import Family, generic, qwen_vl
 from vaopd.models.prompts import EncodedPrompt, check_same_prompt, check_same_text
+from vaopd.models.quantization import quantization_config
 from vaopd.problems.problem import Problem
 from vaopd.records import write_json
 
@@ -140,6 +141,8 @@ def load_model(
     dtype: torch.dtype,
     compute_dtype: torch.dtype,
     seed: int = 0,
+    quantization: str = "none",
+    key: str = "student.quantization",
 ) -> VisionLanguageModel:
     """Return a model by hub name, local folder, ``tiny:NAME`` or ``tiny:new-NAME``.
 
@@ -149,24 +152,34 @@ def load_model(
         dtype: Precision of the weights.
         compute_dtype: Precision of forward passes, through autocast where it differs.
         seed: Of the random weights of ``tiny:new-NAME``.
+        quantization: ``8bit`` or ``4bit`` holds the language model's linear layers so.
+        key: The setting that asked for the quantization, for the error.
 
     Raises:
+        ConfigError: What quantization needs is not installed.
         ModelError: The model, its tokenizer or its image processor cannot be loaded.
     """
     if name.startswith("tiny:new-"):
+        if quantization != "none":
+            raise ConfigError(f"{key} is {quantization!r}, but {name} has no weights to quantize")
         torch.manual_seed(seed)
         model: Any = tiny.new_model(name.removeprefix("tiny:new-"))
         source = tiny.asset_folder("tokenizer")
     else:
         source = tiny.asset_folder(name.removeprefix("tiny:")) if name.startswith("tiny:") else name
+        quantized = quantization_config(key, quantization, compute_dtype)
+        # Quantized weights are made where they stay; `to` would not move their scales.
+        place = {"quantization_config": quantized, "device_map": {"": device}} if quantized else {}
         model = _from_pretrained(AutoModelForImageTextToText, source, name, dtype=dtype,
-                                 attn_implementation="sdpa")  # fmt: skip
+                                 attn_implementation="sdpa", **place)  # fmt: skip
         if name.startswith("tiny:"):
             source = tiny.asset_folder("tokenizer")
     # Parameters only: buffers such as the rotary frequencies must stay float32.
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(device=device, dtype=dtype)
-    model = model.to(device=device)
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(device=device, dtype=dtype)
+    if quantization == "none":
+        model = model.to(device=device)
     return wrap_model(model, source, name=name, compute_dtype=compute_dtype)
 
 
@@ -244,11 +257,22 @@ def check_same_pixels(student: VisionLanguageModel, teacher: VisionLanguageModel
     Raises:
         ModelError: The two image processors cut or scale pixels differently.
     """
-    ours, theirs = student.family.image_settings, teacher.family.image_settings
+    settings = (student.family.image_settings, teacher.family.image_settings)
+    check_same_settings(student.name, teacher.name, *settings)
+
+
+def check_same_settings(
+    student: str, teacher: str, ours: dict[str, Any], theirs: dict[str, Any]
+) -> None:
+    """Check the image settings of two models by name, wherever the second one is.
+
+    Raises:
+        ModelError: The two image processors cut or scale pixels differently.
+    """
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
             raise ModelError(
-                f"student {student.name!r} and teacher {teacher.name!r} prepare images "
+                f"student {student!r} and teacher {teacher!r} prepare images "
                 f"differently: {key} is {ours.get(key)} and {theirs.get(key)}; distillation needs "
                 "models of one family, which see the same visual tokens"
             )

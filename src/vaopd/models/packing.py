@@ -58,6 +58,28 @@ def micro_batches(
         yield MicroBatch(batch, tuple(number for _, members in chunk for number in members))
 
 
+def separable_problems(
+    prompts: Sequence[EncodedPrompt],
+    responses: Sequence[Sequence[Int[Tensor, " _"]]],
+    *,
+    budget_tokens: int,
+    share_prefix: bool,
+    can_pack: bool,
+) -> list[list[int]]:
+    """Return which problems may be scored apart from the others, in calls of their own.
+
+    Each call makes forwards that `micro_batches` would make of all problems together, so the same
+    shapes and the same bits come out. Problems without any response token are in no part.
+    """
+    kept = [i for i, siblings in enumerate(responses) if any(len(r) for r in siblings)]
+    if not can_pack:
+        return [[i] for i in kept]
+    if not share_prefix:  # siblings travel in rows of their own, mixed with other problems'
+        return [kept] if kept else []
+    groups = [(Group(prompts[i], tuple(responses[i])), (i,)) for i in kept]
+    return [[i for _, (i,) in chunk] for chunk in _by_budget(groups, budget_tokens)]
+
+
 def _by_budget(
     groups: list[tuple[Group, tuple[int, ...]]], budget: int
 ) -> Iterator[list[tuple[Group, tuple[int, ...]]]]:

@@ -1,10 +1,9 @@
 """Scoring of given responses: what a model thinks of every token, under one view or two."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from vaopd.config import RunConfig
@@ -15,41 +14,39 @@ from vaopd.models.packing import micro_batches, response_hidden_states, split_by
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.objective.advantage import view_divergence
 from vaopd.objective.divergence import sampled_logprobs
+from vaopd.teacher.parking import Parking
+from vaopd.teacher.teacher import Responses, TeacherScores
 from vaopd.teacher.vision_cache import cache_vision
-
-Responses = Sequence[Sequence[Int[Tensor, " _"]]]
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class TeacherScores:
-    """The teacher's view of a step's rollouts, one entry for each rollout; no gradient anywhere.
-
-    Rollouts are numbered through: all siblings of the first problem, then of the second, ...
-    """
-
-    hidden: list[Float[Tensor, "_ H"]]
-    """Last hidden states that predict the tokens, original view."""
-
-    original_logprobs: list[Float[Tensor, " _"]]
-    """Log-prob of each sampled token with the image, nats at temperature 1."""
-
-    degraded_logprobs: list[Float[Tensor, " _"]] | None
-    """The same with the degraded image; none when that view was not asked for."""
-
-    view_divergence: list[Float[Tensor, " _"]] | None = None
-    """KL from the original to the degraded view at each position, nats; where asked for."""
 
 
 class LocalTeacher:
     """A frozen model in this process."""
 
     def __init__(
-        self, model: VisionLanguageModel, *, batch_tokens: int, share_prefix: bool = True
+        self,
+        model: VisionLanguageModel,
+        *,
+        batch_tokens: int,
+        share_prefix: bool = True,
+        offload: bool = False,
     ) -> None:
         self.model = model
         self.batch_tokens = batch_tokens
         self.share_prefix = share_prefix
         model.model.eval().requires_grad_(False)
+        # The head stays: the loss needs it after the scoring.
+        parked = [p for p in model.model.parameters() if offload and p is not model.head]
+        self.parking = Parking(parked, model.device)
+
+    @property
+    def name(self) -> str:
+        """As written in a recipe."""
+        return self.model.name
+
+    @property
+    def head(self) -> Float[Tensor, "V H"]:
+        """Weight of the language-model head."""
+        return self.model.head
 
     def score(
         self,
@@ -57,20 +54,32 @@ class LocalTeacher:
         degraded: Sequence[EncodedPrompt] | None,
         responses: Responses,
         *,
+        with_hidden: bool = True,
         with_divergence: bool = False,
     ) -> TeacherScores:
-        """Return hidden states and log-probs of every response token.
-
-        Args:
-            originals: Prompts with the image.
-            degraded: The same prompts with the degraded image, where that view is wanted.
-            responses: Token ids by problem and sibling.
-            with_divergence: Also compare the views over the whole vocabulary; needs both.
+        """Return log-probs, and hidden states if wanted, of every response token; see ``Teacher``.
 
         Raises:
             AlignmentError: The model's log-prob of a token is not finite.
         """
-        hidden, original = self._view(originals, responses, keep_hidden=True)
+        with self.parking.present():
+            return self._score(originals, degraded, responses, with_hidden, with_divergence)
+
+    def close(self) -> None:
+        """Nothing is held that the end of the process does not give back."""
+
+    def _score(
+        self,
+        originals: Sequence[EncodedPrompt],
+        degraded: Sequence[EncodedPrompt] | None,
+        responses: Responses,
+        with_hidden: bool,
+        with_divergence: bool,
+    ) -> TeacherScores:
+        with_divergence = with_divergence and degraded is not None
+        hidden, original = self._view(
+            originals, responses, keep_hidden=with_hidden or with_divergence
+        )
         other = divergence = None
         if degraded is not None:
             blind, other = self._view(degraded, responses, keep_hidden=with_divergence)
@@ -81,7 +90,7 @@ class LocalTeacher:
                     for seen, unseen in zip(hidden, blind, strict=True)
                 ]
         return TeacherScores(
-            hidden=hidden,
+            hidden=hidden if with_hidden else [],
             original_logprobs=original,
             degraded_logprobs=other,
             view_divergence=divergence,
@@ -103,13 +112,21 @@ class LocalTeacher:
 def load_teacher(config: RunConfig, device: torch.device) -> LocalTeacher:
     """Return the recipe's teacher, frozen, at its precision."""
     dtype = pick_dtype(config.teacher.dtype, device)
-    model = load_model(config.teacher.model, device=device, dtype=dtype, compute_dtype=dtype)
+    model = load_model(
+        config.teacher.model,
+        device=device,
+        dtype=dtype,
+        compute_dtype=dtype,
+        quantization=config.teacher.quantization,
+        key="teacher.quantization",
+    )
     if config.teacher.cache_vision_mb:
         cache_vision(model, config.teacher.cache_vision_mb * 10**6)
     return LocalTeacher(
         model,
         batch_tokens=config.teacher.batch_tokens,
         share_prefix=config.training.share_prefix,
+        offload=config.teacher.offload and device.type != "cpu",
     )
 
 

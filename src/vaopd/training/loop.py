@@ -32,6 +32,8 @@ from vaopd.records import (
 )
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.teacher.local import LocalTeacher, load_teacher
+from vaopd.teacher.remote import connect_teacher
+from vaopd.teacher.teacher import Teacher
 from vaopd.training.best import Best, better, mark_best, restore_best
 from vaopd.training.checkpoint import (
     checkpoint_path,
@@ -102,6 +104,8 @@ def train(
             "training.micro_batch_tokens, teacher.batch_tokens or sampling.batch_tokens, or with "
             "student.gradient_checkpointing=true"
         ) from error
+    finally:
+        run.close()
 
 
 class Run:
@@ -182,6 +186,11 @@ class Run:
         )
         write_json(self.output / "summary.json", _summary(result))
         return result
+
+    def close(self) -> None:
+        """Let go of a teacher elsewhere."""
+        if self.teacher is not None:
+            self.teacher.close()
 
     def _take_steps(self, done: int) -> None:
         training = self.config.training
@@ -295,7 +304,7 @@ class Run:
         return step
 
     def _headline(self, done: int) -> str:
-        teacher = f" from {self.teacher.model.name}" if self.teacher else ""
+        teacher = f" from {self.teacher.name}" if self.teacher else ""
         resumed = f", resumed after step {done}" if done else ""
         return (
             f"{self.config.method.name}: {self.student.name}{teacher}, {len(self.problems)} "
@@ -377,10 +386,12 @@ def _load_student(config: RunConfig, device: torch.device) -> VisionLanguageMode
 
 def _load_teacher(
     config: RunConfig, device: torch.device, student: VisionLanguageModel
-) -> LocalTeacher | None:
+) -> Teacher | None:
     measures = config.validation.pixelated and config.validation.load_teacher
     if config.method.name == "sft" and not measures:
         return None
+    if config.teacher.addresses:
+        return connect_teacher(config, student, device)
     teacher = load_teacher(config, device)
     check_same_tokenizer(student, teacher.model)
     check_same_pixels(student, teacher.model)
@@ -388,11 +399,11 @@ def _load_teacher(
 
 
 def _rollout_model(
-    config: RunConfig, student: VisionLanguageModel, teacher: LocalTeacher | None
+    config: RunConfig, student: VisionLanguageModel, teacher: Teacher | None
 ) -> VisionLanguageModel:
     """Return the model whose responses are trained on."""
     if config.method.name == "off_policy_kd":
-        assert teacher is not None
+        assert isinstance(teacher, LocalTeacher)
         return teacher.model
     return student
 

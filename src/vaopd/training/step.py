@@ -40,7 +40,7 @@ from vaopd.objective.weights import (
 )
 from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout, Sampler, SamplingSettings
-from vaopd.teacher.local import LocalTeacher, TeacherScores
+from vaopd.teacher.teacher import Teacher, TeacherScores
 from vaopd.training.ahead import Encoded, PromptsAhead
 
 
@@ -95,7 +95,7 @@ class Step:
         self,
         config: RunConfig,
         student: VisionLanguageModel,
-        teacher: LocalTeacher | None,
+        teacher: Teacher | None,
         sampler: Sampler,
         optimizer: torch.optim.Optimizer,
     ) -> None:
@@ -221,7 +221,7 @@ class Step:
             hidden,
             student.head,
             torch.cat([scores.hidden[number] for number in micro.rollouts]),
-            self.teacher.model.head,
+            self.teacher.head,
             token_weight,
             vocab_size=student.vocab_size,
         )

@@ -1,0 +1,82 @@
+"""``vaopd serve-teacher``: options first, heavy imports when there is work."""
+
+import secrets
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vaopd.errors import ConfigError
+from vaopd.teacher.token import TOKEN_VARIABLE, checked_token, environment_token
+
+
+def serve_teacher(
+    model: Annotated[str, typer.Argument(help="Hub name, model folder or tiny:NAME.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="KEY=VALUE, such as teacher.dtype=bfloat16.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = any free one.")] = 8777,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help=f"File with the token; else {TOKEN_VARIABLE}, else one is made."),
+    ] = None,
+    max_request_mb: Annotated[
+        int, typer.Option(min=1, help="Largest request; two are held in memory.")
+    ] = 1024,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of a failure.")
+    ] = False,
+) -> None:
+    """Score for trainings elsewhere: teacher.addresses=[http://HOST:PORT]."""
+    from vaopd.config import parse_config, parse_overrides
+
+    own = (f"student.model={model}", f"teacher.model={model}", "data.train=none")
+    config = parse_config(parse_overrides([*(overrides or []), *own]))
+    token, is_made = _token(token_file)
+    try:
+        from vaopd.teacher import server
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"vaopd serve-teacher needs the package {error.name}; install it with "
+            "pip install 'vaopd[serve]'"
+        ) from None
+    listener = server.listen(host, port)
+    from transformers.utils import logging as transformers_logging
+
+    from vaopd.models.devices import pick_device
+    from vaopd.teacher.identity import describe_teacher
+    from vaopd.teacher.local import load_teacher
+
+    transformers_logging.disable_progress_bar()
+    teacher = load_teacher(config, pick_device(config.training.device))
+    info = describe_teacher(
+        teacher.model,
+        quantization=config.teacher.quantization,
+        max_request_bytes=max_request_mb * 1_000_000,
+    )
+    if is_made:
+        typer.echo(f"{TOKEN_VARIABLE}={token}")
+    shown = f"[{host}]" if ":" in host else host
+    typer.echo(
+        f"serving {model} ({info.dtype}, on {teacher.model.device}): "
+        f"http://{shown}:{listener.getsockname()[1]}"
+    )
+    sys.stdout.flush()
+    try:
+        server.run_server(server.make_app(teacher.model, info, token), listener)
+    except KeyboardInterrupt:
+        typer.echo("stopped")
+
+
+def _token(path: Path | None) -> tuple[str, bool]:
+    """Return the token, and whether it was made here."""
+    if path is not None:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--token-file {path} cannot be read ({error})") from None
+        return checked_token(text, f"--token-file {path}"), False
+    given = environment_token()
+    return (secrets.token_urlsafe(32), True) if given is None else (given, False)

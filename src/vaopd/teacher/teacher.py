@@ -1,0 +1,85 @@
+"""What a teacher takes and gives, wherever it runs.
+
+H hidden width, V rows of the head.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vaopd.models.prompts import EncodedPrompt
+
+Responses = Sequence[Sequence[Int[Tensor, " _"]]]
+"""Token ids by problem and sibling."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TeacherScores:
+    """The teacher's view of a step's rollouts, one entry for each rollout; no gradient anywhere.
+
+    Rollouts are numbered through: all siblings of the first problem, then of the second, ...
+    """
+
+    hidden: list[Float[Tensor, "_ H"]]
+    """Last hidden states that predict the tokens, original view; empty where not asked for."""
+
+    original_logprobs: list[Float[Tensor, " _"]]
+    """Log-prob of each sampled token with the image, nats at temperature 1."""
+
+    degraded_logprobs: list[Float[Tensor, " _"]] | None
+    """The same with the degraded image; none when that view was not asked for."""
+
+    view_divergence: list[Float[Tensor, " _"]] | None = None
+    """KL from the original to the degraded view at each position, nats; where asked for."""
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """A frozen model that scores responses: in this process, or in others."""
+
+    batch_tokens: int
+    """Padded tokens in one scoring forward."""
+
+    share_prefix: bool
+    """Whether siblings are packed behind one copy of prompt and image."""
+
+    @property
+    def name(self) -> str:
+        """As written in a recipe."""
+        ...
+
+    @property
+    def head(self) -> Float[Tensor, "V H"]:
+        """Weight of the language-model head, on the trainer's device."""
+        ...
+
+    def score(
+        self,
+        originals: Sequence[EncodedPrompt],
+        degraded: Sequence[EncodedPrompt] | None,
+        responses: Responses,
+        *,
+        with_hidden: bool = True,
+        with_divergence: bool = False,
+    ) -> TeacherScores:
+        """Return log-probs, and hidden states if wanted, of every response token.
+
+        Args:
+            originals: Prompts with the image.
+            degraded: The same prompts with the degraded image, where that view is wanted.
+            responses: Token ids by problem and sibling.
+            with_hidden: Return the hidden states, which the loss needs and a measure does not.
+            with_divergence: Also compare the views over the whole vocabulary; needs both.
+
+        Raises:
+            AlignmentError: The model's log-prob of a token is not finite.
+            EngineError: A teacher elsewhere does not answer, or refuses.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of connections; the teacher is not used again."""
+        ...

@@ -1,0 +1,115 @@
+"""``vaopd serve-teacher`` until it serves; the serving itself is in tests/integration."""
+
+import builtins
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vaopd.teacher import server
+from vaopd.teacher.server import listen
+
+VARIABLE = "VAOPD_TEACHER_TOKEN"
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """What would have been served, and nothing is."""
+    found: list[tuple] = []
+
+    def take(app: object, listener: object) -> None:
+        found.append((app, listener))
+        listener.close()
+
+    monkeypatch.setattr(server, "run_server", take)
+    monkeypatch.setattr(server, "make_app", lambda model, info, token: (model, info, token))
+    monkeypatch.delenv(VARIABLE, raising=False)
+    return found
+
+
+def test_a_token_is_made_and_printed_where_none_is_given(run: Callable, served: list[tuple]):
+    code, out, _ = run("serve-teacher", "tiny:new-teacher-s", "--port", 0)
+    assert code == 0
+    (_, info, token), _ = served[0]
+    first, second = out.splitlines()
+    assert first == f"{VARIABLE}={token}"
+    assert len(token) > 30
+    assert second.startswith("serving tiny:new-teacher-s (float32, on cpu): http://127.0.0.1:")
+    assert info.max_request_bytes == 1_024_000_000
+    assert run("serve-teacher", "tiny:new-teacher-s", "--port", 0)[0] == 0
+    assert served[1][0][2] != token
+
+
+def test_a_token_that_is_given_is_not_printed(
+    run: Callable, served: list[tuple], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "token"
+    file.write_text("of-the-file\n")
+    monkeypatch.setenv(VARIABLE, "of-the-environment")
+    arguments = ("serve-teacher", "tiny:new-teacher-s", "teacher.dtype=bfloat16", "--port", 0)
+    for extra, token in ((("--token-file", file), "of-the-file"), ((), "of-the-environment")):
+        code, out, _ = run(*arguments, *extra)
+        assert (code, token in out) == (0, False)
+        (_, info, found), _ = served.pop()
+        assert (found, info.dtype) == (token, "bfloat16")
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"two words", b"\xff\xfe", "schlüssel".encode()])
+def test_a_file_without_a_token_is_a_sentence(
+    run: Callable, served: list[tuple], tmp_path: Path, content: bytes
+):
+    file = tmp_path / "token"
+    file.write_bytes(content)
+    code, _, err = run("serve-teacher", "tiny:new-teacher-s", "--token-file", file)
+    assert code == 2
+    assert err.startswith(f"error: --token-file {file} ")
+    assert served == []
+
+
+def test_a_taken_port_is_a_sentence_before_a_model_is_loaded(run: Callable, served: list[tuple]):
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = run("serve-teacher", "no/such-model", "--port", port)
+    assert code == 1
+    assert err == (
+        f"error: cannot listen on 127.0.0.1 port {port} (Address already in use); choose another "
+        "--port or --host\n"
+    )
+
+
+def test_without_the_extra_one_sentence_says_how_to_get_it(
+    run: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    real = builtins.__import__
+
+    def without(name: str, *arguments: object, **options: object):
+        if name == "vaopd.teacher" and "server" in (arguments[2] or ()):
+            raise ModuleNotFoundError("No module named 'fastapi'", name="fastapi")
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    code, _, err = run("serve-teacher", "tiny:new-teacher-s")
+    assert (code, err) == (
+        2,
+        "error: vaopd serve-teacher needs the package fastapi; install it with pip install "
+        "'vaopd[serve]'\n",
+    )
+
+
+def test_stopping_by_hand_is_no_failure(
+    run: Callable, served: list[tuple], monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(app: object, listener: object) -> None:
+        listener.close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(server, "run_server", interrupted)
+    code, out, err = run("serve-teacher", "tiny:new-teacher-s", "--port", 0)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "stopped"
+
+
+def test_a_wrong_override_is_a_sentence(run: Callable):
+    code, _, err = run("serve-teacher", "tiny:new-teacher-s", "teacher.dtyp=bfloat16")
+    assert code == 2
+    assert "unknown key teacher.dtyp; did you mean teacher.dtype?" in err
