@@ -3,7 +3,7 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -205,6 +205,23 @@ def inspect(
     if left_out == 0:
         shown = f"{report.total} rollouts"
     typer.echo(f"{shown}, {report.num_bytes / 1e6:.1f} MB: {target}")
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="Run folder, checkpoint or LoRA adapters.")],
+    output: Annotated[Path, typer.Option(help="Model folder to write; must not exist.")],
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Precision of the weights.")
+    ] = "float32",
+    debug: command.Debug = False,  # read by main()
+) -> None:
+    """Write one plain Hugging Face model folder, with adapters merged into the weights."""
+    from vaopd.training.export import export as run
+
+    _quiet_weights()
+    folder = run(source, output, dtype)
+    typer.echo(f"exported {folder} in {dtype}: {output}")
 
 
 app.command()(command.evaluate)

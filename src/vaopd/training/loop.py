@@ -16,12 +16,11 @@ from rich.console import Console
 from vaopd.config import FREE_ON_RESUME, RunConfig, load_config
 from vaopd.errors import ConfigError, RunFolderError, TrainingError
 from vaopd.evaluation.validation import ValidationResult, Validator
-from vaopd.models.devices import DTYPES, pick_device, pick_dtype
+from vaopd.models.devices import DTYPES, pick_device
 from vaopd.models.loading import (
     VisionLanguageModel,
     check_same_pixels,
     check_same_tokenizer,
-    load_model,
 )
 from vaopd.problems.problem import check_images
 from vaopd.problems.sources import load_problems
@@ -46,6 +45,7 @@ from vaopd.training.display import Display
 from vaopd.training.metrics import problem_pictures, rollout_rows, step_metrics
 from vaopd.training.schedule import learning_rate, problems_of_step, total_steps
 from vaopd.training.step import Step, reference_rollouts
+from vaopd.training.student import load_student, make_optimizer
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def train(
         raise TrainingError(
             f"{str(error).split('. ')[0]}; go on by --resume with a lower "
             "training.micro_batch_tokens, teacher.batch_tokens or sampling.batch_tokens, or with "
-            "student.gradient_checkpointing=true"
+            "student.gradient_checkpointing=true; vaopd doctor RECIPE estimates what is needed"
         ) from error
 
 
@@ -117,9 +117,9 @@ class Run:
         self.held_out = load_problems(held_out) if held_out else None
         self.steps = total_steps(config.training, len(self.problems))
         device = pick_device(config.training.device)
-        self.student = _load_student(config, device)
+        self.student = load_student(config, device)
         self.teacher = _load_teacher(config, device, self.student)
-        self.optimizer = _optimizer(config, self.student)
+        self.optimizer = make_optimizer(config, self.student)
         sampler = TransformersSampler(
             _rollout_model(config, self.student, self.teacher),
             batch_tokens=config.sampling.batch_tokens,
@@ -166,6 +166,9 @@ class Run:
             self.display.say("saving the final model")
             with new_folder(self.output / "final") as folder:
                 self.student.save(folder, DTYPES[self.config.training.save_dtype])
+                if self.student.has_adapters:
+                    # In a folder of its own: beside a config.json it would be added once more.
+                    self.student.save_trained(folder / "adapter")
         result = RunResult(
             self.output,
             self.steps,
@@ -245,6 +248,7 @@ class Run:
             "before": asdict(self.before) if self.before else None,
             "after": asdict(self.after) if self.after else None,
             "seconds": self._seconds(),
+            "micro_batch_tokens": self.step.micro_batch_tokens,
         }
         save_checkpoint(checkpoint_path(self.output, step), self.student, self.optimizer, state)
         remove_old_checkpoints(self.output, self.config.training.keep_checkpoints)
@@ -261,6 +265,9 @@ class Run:
             state = load_checkpoint(newest, self.student, self.optimizer)
             step = state["step"]
             self.seconds_before = state["seconds"]
+            if self.config.training.micro_batch_tokens == "auto":
+                # What was found to fit: bits depend on the split into forwards.
+                self.step.micro_batch_tokens = state["micro_batch_tokens"]
             self.before = ValidationResult(**state["before"]) if state["before"] else None
             self.after = ValidationResult(**state["after"]) if state["after"] else None
         # Without a checkpoint the first validation is repeated, so its rows go as well.
@@ -341,19 +348,6 @@ def _difference(saved: RunConfig, config: RunConfig) -> str:
     return "; ".join(changes)
 
 
-def _load_student(config: RunConfig, device: torch.device) -> VisionLanguageModel:
-    student = load_model(
-        config.student.model,
-        device=device,
-        dtype=torch.float32,  # master weights
-        compute_dtype=pick_dtype(config.student.dtype, device),
-        seed=config.training.seed,
-    )
-    if config.student.gradient_checkpointing:
-        student.model.gradient_checkpointing_enable({"use_reentrant": False})
-    return student
-
-
 def _load_teacher(
     config: RunConfig, device: torch.device, student: VisionLanguageModel
 ) -> LocalTeacher | None:
@@ -374,17 +368,6 @@ def _rollout_model(
         assert teacher is not None
         return teacher.model
     return student
-
-
-def _optimizer(config: RunConfig, student: VisionLanguageModel) -> torch.optim.Optimizer:
-    training = config.training
-    return torch.optim.AdamW(
-        student.model.parameters(),
-        lr=training.learning_rate,
-        betas=training.betas,
-        weight_decay=training.weight_decay,
-        fused=True,
-    )
 
 
 def _environment(device: torch.device) -> dict[str, Any]:
