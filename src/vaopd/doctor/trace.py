@@ -22,7 +22,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.modeling_utils import AttentionInterface
 
 from vaopd.config import StudentConfig
-from vaopd.models.adapters import choose_trainable
+from vaopd.models.adapters import choose_trainable, recompute_activations
 
 ATTENTION = "vaopd_fused_shapes"
 TRACED_LAYERS = (2, 3)
@@ -97,18 +97,19 @@ class Traced:
         self.mode = FakeTensorMode()
         self.compute_dtype = compute_dtype
         self.is_autocast = dtype != compute_dtype
-        with self.mode:
+        with torch.device("meta"):
             self.model: Any = AutoModelForImageTextToText.from_config(
                 config, attn_implementation=ATTENTION, dtype=dtype
             )
-            if student is None:
-                self.model.requires_grad_(False)
-            else:
-                choose_trainable(self.model, student)
-                mixed = {p.dtype for p in self.model.parameters()} != {compute_dtype}
-                self.is_autocast = mixed
-                if student.gradient_checkpointing:
-                    self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if student is None:
+            self.model.requires_grad_(False)
+        else:
+            choose_trainable(self.model, student)
+            self.is_autocast = {p.dtype for p in self.model.parameters()} != {compute_dtype}
+            if student.gradient_checkpointing:
+                recompute_activations(self.model)
+        with self.mode:
+            _make_fake(self.model)
 
     @contextlib.contextmanager
     def _counting(self) -> Iterator[LiveBytes]:
@@ -188,6 +189,22 @@ class Traced:
         for block in tower.blocks:
             hidden = block(hidden, cu_seqlens=ends, position_embeddings=(angles, angles))
         return tower.merger(hidden)
+
+
+def _make_fake(model: nn.Module) -> None:
+    """Put fake tensors of the same shapes in the place of all weights and buffers.
+
+    Models are built on the meta device and not as fake tensors, which peft cannot inject into.
+    """
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if id(weight) not in made:
+                fake = torch.empty(weight.shape, dtype=weight.dtype)
+                made[id(weight)] = nn.Parameter(fake, requires_grad=weight.requires_grad)
+            setattr(module, name, made[id(weight)])
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
 def by_depth(config: Any, measure: Callable[[Any], int]) -> int:

@@ -45,6 +45,12 @@ def choose_trainable(model: nn.Module, config: StudentConfig, seed: int = 0) -> 
             parameter.requires_grad_(not _is_vision(model, name))
 
 
+def recompute_activations(model: Any) -> None:
+    """Turn on gradient checkpointing, under either of the names transformers 5 has for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
 def _inject(model: Any, config: LoraConfig, base: str, seed: int) -> None:
     try:
         import peft

@@ -36,7 +36,7 @@ def load_student(config: RunConfig, device: torch.device) -> VisionLanguageModel
     )
     adapters.choose_trainable(student.model, own, config.training.seed)
     if own.gradient_checkpointing:
-        student.model.gradient_checkpointing_enable({"use_reentrant": False})
+        adapters.recompute_activations(student.model)
     return student
 
 
