@@ -21,6 +21,8 @@ app = typer.Typer(
 @app.callback()
 def _root() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    # It warns at import of a kernel for CPUs that nobody asked for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @app.command()

@@ -171,10 +171,7 @@ class _Plan:
         held = weight_bytes(student, self.master_dtype, own.quantization)
         result.add("student weights", held // self.shards)
         if self.teacher is not None:
-            dtype = pick_dtype(self.config.teacher.dtype, self.device)
-            quantization = getattr(self.config.teacher, "quantization", None) or "none"
-            held = weight_bytes(self.teacher, dtype, quantization)
-            result.add("teacher weights", held // self.shards)
+            self._teacher_weights(result, self.teacher)
         moments = 2.1 if self.config.training.optimizer == "adamw8bit" else 8
         result.add("optimizer moments", int(student.trained * moments) // self.shards)
         # Accumulated over the micro-batches of a step, released by the update.
@@ -188,6 +185,20 @@ class _Plan:
                 dtype = pick_dtype(self.config.teacher.dtype, self.device)
                 gathered = 2 * self.teacher.largest_layer + self.teacher.head
                 result.add("gathered weights", gathered * dtype.itemsize, "score")
+
+    def _teacher_weights(self, result: Estimate, teacher: Sizes) -> None:
+        options = self.config.teacher.model_dump()
+        dtype = pick_dtype(options["dtype"], self.device)
+        head = teacher.head * dtype.itemsize
+        if options.get("addresses"):  # elsewhere: the loss needs its head here
+            result.add("teacher weights", head)
+            return
+        held = weight_bytes(teacher, dtype, options.get("quantization", "none")) // self.shards
+        if options.get("offload") and self.device.type == "cuda":
+            result.add("teacher weights", held, "score")
+            result.add("teacher weights", head, "sample", "train", "update")
+        else:
+            result.add("teacher weights", held)
 
     def sample(self, result: Estimate) -> None:
         """Add the key-value cache, and the larger of the prefill and the drawing."""
@@ -219,7 +230,8 @@ class _Plan:
         load, _ = self.batch.packed(
             self.config.teacher.batch_tokens, self.config.training.share_prefix
         )
-        result.add("activations", self._forward(teacher, load, own=False), "score")
+        if not self.config.teacher.model_dump().get("addresses"):
+            result.add("activations", self._forward(teacher, load, own=False), "score")
         kept = self.batch.response_tokens * teacher.width * dtype.itemsize
         if not self.config.teacher.park_hidden:
             result.add("teacher hidden states", kept, "score", "train")

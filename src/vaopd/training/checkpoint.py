@@ -131,11 +131,16 @@ def _saved_adapters(folder: Path, student: VisionLanguageModel) -> dict[str, tor
 def _moments(
     student: VisionLanguageModel, optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}::{key}": torch.as_tensor(value).contiguous()
-        for name, parameter in student.model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+    moments: dict[str, torch.Tensor] = {}
+    places: set[int] = set()
+    for name, parameter in student.model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensor = torch.as_tensor(value).contiguous()
+            # All 8-bit moments share one table of values; a file does not share.
+            is_shared = tensor.data_ptr() in places
+            moments[f"{name}::{key}"] = tensor.clone() if is_shared else tensor
+            places.add(tensor.data_ptr())
+    return moments
 
 
 def _restored(value: torch.Tensor, device: torch.device) -> torch.Tensor | int:
