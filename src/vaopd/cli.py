@@ -3,7 +3,7 @@
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,6 +25,8 @@ app = typer.Typer(
 @app.callback()
 def _root() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    # It warns at import of a kernel for CPUs that nobody asked for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @app.command()
@@ -230,6 +232,76 @@ def inspect(
     if left_out == 0:
         shown = f"{report.total} rollouts"
     typer.echo(f"{shown}, {report.num_bytes / 1e6:.1f} MB: {target}")
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="Run folder, checkpoint or LoRA adapters.")],
+    output: Annotated[Path, typer.Option(help="Model folder to write; must not exist.")],
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Precision of the weights.")
+    ] = "float32",
+    debug: command.Debug = False,  # read by main()
+) -> None:
+    """Write one plain Hugging Face model folder, with adapters merged into the weights."""
+    from vaopd.training.export import export as run
+
+    _quiet_weights()
+    folder = run(source, output, dtype)
+    typer.echo(f"exported {folder} in {dtype}: {output}")
+
+
+@app.command()
+def doctor(  # noqa: PLR0913  # a parameter for each option of the command
+    recipe: Annotated[
+        Path | None, typer.Argument(help="Estimate the memory of this recipe as well.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="KEY=VALUE, such as student.lora.rank=16.")
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Devices that share a step (training.parallel).")
+    ] = 1,
+    device: Annotated[
+        Literal["cuda", "cpu"] | None, typer.Option(help="Plan for it; else training.device.")
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0.1, help="GiB of each device; else what is here.")
+    ] = None,
+    text_tokens: Annotated[int, typer.Option(min=1, help="Of a question.")] = 256,
+    image_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Area of an image; data.min_pixels unless given.")
+    ] = None,
+    response_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of a response; sampling.max_new_tokens unless given.")
+    ] = None,
+    debug: command.Debug = False,  # read by main()
+) -> None:
+    """Show what this machine can run and, for a recipe, the memory it needs; loads no weights."""
+    from vaopd.config import load_config
+
+    config = None if recipe is None else load_config(recipe, overrides or [])
+    import torch
+    from rich.console import Console
+
+    from vaopd.doctor.estimate import Lengths
+    from vaopd.doctor.report import show_estimate, show_machine
+    from vaopd.models.devices import pick_device
+
+    console = Console()
+    if config is None:
+        show_machine(console)
+        return
+    show_estimate(
+        console,
+        config,
+        torch.device(device) if device else pick_device(config.training.device),
+        processes=processes,
+        capacity=int(memory * 2**30) if memory else None,
+        lengths=Lengths(
+            text_tokens=text_tokens, image_pixels=image_pixels, response_tokens=response_tokens
+        ),
+    )
 
 
 app.command()(command.evaluate)

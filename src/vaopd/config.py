@@ -28,6 +28,32 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class LoraConfig(Section):
+    """Low-rank adapters beside frozen weights (Hu et al. 2021); needs the extra ``lora``."""
+
+    rank: Annotated[int, Field(ge=0)] | None = None
+    """Rank of the adapters; null or 0 = none."""
+
+    alpha: Positive | None = None
+    """Adapters are scaled by alpha / rank; null = twice the rank."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the adapters' inputs. Above 0 the update depends on the split into micro-batches."""
+
+    target_modules: list[str] | None = None
+    """Names of the language model's linear layers that get adapters, such as ``[q_proj, v_proj]``;
+    null = all of them. Never the head, whose weights the loss reads directly."""
+
+    vision: Literal["frozen", "adapters", "full"] = "frozen"
+    """The vision tower with its projector: frozen, adapted in all its linear layers, or trained in
+    all its weights."""
+
+    @property
+    def scale(self) -> float:
+        """What the adapters' product is multiplied by, times the rank: the resolved alpha."""
+        return self.alpha if self.alpha is not None else 2.0 * (self.rank or 0)
+
+
 class StudentConfig(Section):
     """The model that is trained."""
 
@@ -35,10 +61,49 @@ class StudentConfig(Section):
     """Hub name, local folder, ``tiny:NAME`` (shipped) or ``tiny:new-NAME`` (random weights)."""
 
     dtype: Precision = "auto"
-    """Compute precision; master weights stay float32. auto = bfloat16 on a GPU, else float32."""
+    """Compute precision; what is trained stays float32. auto = bfloat16 on a GPU, else float32.
+    Weights that LoRA freezes are held at it."""
+
+    train: Literal["auto", "all", "language", "lora"] = "auto"
+    """Which weights learn: all, the language model with its head and not the vision tower, or
+    adapters only. auto = ``lora`` where ``lora.rank`` is set, else ``all``."""
+
+    lora: LoraConfig = LoraConfig()
+    """Adapters."""
+
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Of the language model's frozen weights under LoRA, by bitsandbytes (extra ``quantize``);
+    4bit is NF4 with double quantization, as in QLoRA (Dettmers et al. 2023)."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    activation_offload: bool = False
+    """Keep what the backward pass needs in CPU memory: less GPU memory, more transfers."""
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether adapters are trained."""
+        return bool(self.lora.rank)
+
+    @model_validator(mode="after")
+    def _check_what_is_trained(self) -> "StudentConfig":
+        if self.train == "lora" and not self.has_adapters:
+            raise ValueError(
+                "student.train is 'lora', but student.lora.rank is not set; add "
+                "student.lora.rank=16 or use student.train=all"
+            )
+        if self.train in ("all", "language") and self.has_adapters:
+            raise ValueError(
+                f"student.train is {self.train!r}, but student.lora.rank={self.lora.rank} asks for "
+                "adapters beside frozen weights; use student.train=lora or student.lora.rank=0"
+            )
+        if self.quantization != "none" and not self.has_adapters:
+            raise ValueError(
+                f"student.quantization is {self.quantization!r}, but quantized weights cannot be "
+                "trained; add student.lora.rank=16 or set student.quantization=none"
+            )
+        return self
 
 
 class TeacherConfig(Section):
@@ -75,6 +140,9 @@ class TeacherConfig(Section):
     cache_vision_mb: Annotated[int, Field(ge=0)] = 0
     """Megabytes, on the teacher's device, in which to keep its features of images and degraded
     images from epoch to epoch; 0 = off. Qwen-VL only."""
+
+    park_hidden: bool = False
+    """Keep the teacher's hidden states in (pinned) CPU memory between scoring and training."""
 
 
 class DataConfig(Section):
@@ -269,11 +337,16 @@ class TrainingConfig(Section):
     weight_decay: NonNegative = 0.1
     """AdamW weight decay."""
 
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """``adamw8bit`` holds both moments in 8 bits by blocks of 256 (Dettmers et al. 2022), by
+    bitsandbytes (extra ``quantize``): 2 bytes a weight and not 8, and another update."""
+
     max_gradient_norm: Positive = 1.0
     """Gradients are scaled down to this norm."""
 
-    micro_batch_tokens: PositiveInt = 16384
-    """Padded tokens in one forward and backward; the update does not depend on it."""
+    micro_batch_tokens: PositiveInt | Literal["auto"] = 16384
+    """Padded tokens in one forward and backward; the update does not depend on it. auto begins
+    high on a GPU (16384 elsewhere) and halves whenever a step runs out of memory."""
 
     share_prefix: bool = True
     """Pack siblings behind one copy of prompt and image; false = one row for each rollout."""
@@ -306,8 +379,15 @@ class TrainingConfig(Section):
 
 
 FREE_ON_RESUME = {
-    "student": {"gradient_checkpointing"},
-    "teacher": {"batch_tokens", "cache_vision_mb", "offload", "addresses", "timeout_seconds"},
+    "student": {"gradient_checkpointing", "activation_offload"},
+    "teacher": {
+        "batch_tokens",
+        "cache_vision_mb",
+        "offload",
+        "park_hidden",
+        "addresses",
+        "timeout_seconds",
+    },
     "data": {"max_prompt_tokens", "check_images", "allow_overlap"},
     "sampling": {"batch_tokens"},
     "training": {
@@ -458,8 +538,9 @@ def _all_keys(schema: type[BaseModel]) -> list[str]:
     keys = []
     for section, field in schema.model_fields.items():
         keys.append(section)
-        inner = getattr(field.annotation, "model_fields", {})
-        keys += [f"{section}.{key}" for key in inner]
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += [f"{section}.{key}" for key in _all_keys(inner)]
     return keys
 
 

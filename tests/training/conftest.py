@@ -14,8 +14,8 @@ from vaopd.problems.drawn import DrawnProblems
 from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
 from vaopd.teacher.local import LocalTeacher
-from vaopd.training.loop import _optimizer
 from vaopd.training.step import Step
+from vaopd.training.student import make_optimizer
 
 LENGTHS = ((5, 1, 9), (4, 11, 6))
 """Of the siblings of two problems."""
@@ -110,7 +110,7 @@ def make_step(
         config = make_config(*overrides)
         fresh = copy.deepcopy(sharp_student)
         is_sft = config.method.name == "sft"
-        optimizer = _optimizer(config, fresh)
+        optimizer = make_optimizer(config, fresh)
         return Step(config, fresh, None if is_sft else teacher, FixedSampler(), optimizer)
 
     return make

@@ -23,7 +23,7 @@ from transformers.utils.hub import cached_file
 from vaopd import views
 from vaopd.config import DataConfig, ViewConfig
 from vaopd.errors import ConfigError, ModelError, ProblemError
-from vaopd.models import tiny
+from vaopd.models import adapters, tiny
 from vaopd.models.families import Family, generic, qwen_vl
 from vaopd.models.prompts import EncodedPrompt, check_same_prompt, check_same_text
 from vaopd.models.quantization import quantization_config
@@ -42,6 +42,7 @@ class VisionLanguageModel:
         *,
         processors: Sequence[Any] = (),
         compute_dtype: torch.dtype | None = None,
+        quantization: str = "none",
         name: str = "",
     ) -> None:
         self.model = model
@@ -49,6 +50,7 @@ class VisionLanguageModel:
         self.family = family
         self.processors = list(processors)
         self.compute_dtype = compute_dtype or model.dtype
+        self.quantization = quantization
         self.name = name
 
     @property
@@ -101,22 +103,48 @@ class VisionLanguageModel:
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Return the context in which forwards run at the compute precision."""
-        if self.compute_dtype == self.model.dtype:
+        # Adapters are float32 beside weights that may be at the compute precision already.
+        dtypes = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
+        if dtypes == {self.compute_dtype}:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute_dtype)
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write a Hugging Face model folder: safetensors weights, tokenizer and processors."""
-        # Tied weights share a storage, and must share it after the conversion to be stored once.
-        converted: dict[int, Tensor] = {}
-        state = {
-            name: converted.setdefault(tensor.data_ptr(), tensor.to(dtype))
-            for name, tensor in self.model.state_dict().items()
-        }
-        own_dtype = self.model.config.dtype
-        self.model.save_pretrained(folder, state_dict=state)
-        self.model.config.dtype = own_dtype
+        """Write a Hugging Face model folder: safetensors weights, tokenizer and processors.
+
+        Adapters are merged into the weights, quantized weights are written at ``dtype``.
+        """
+        state = self.weights(dtype)
+        model = adapters.plain_shell(self.model) if self.is_changed else self.model
+        own_dtype = model.config.dtype
+        model.save_pretrained(folder, state_dict=state)
+        model.config.dtype = own_dtype
         _write_dtype(folder / "config.json", dtype)
+        self._save_processors(folder)
+
+    def save_trained(self, folder: Path) -> None:
+        """Write what training changes, in float32: adapters where there are some, else all."""
+        if not self.has_adapters:
+            self.save(folder)
+            return
+        adapters.save_adapters(self.model, folder, self.quantization)
+        self._save_processors(folder)
+
+    def weights(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Return the weights of the plain transformers model: adapters merged, dequantized."""
+        return adapters.plain_weights(self.model, dtype)
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether low-rank adapters stand beside the weights."""
+        return adapters.has_adapters(self.model)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the model in memory is not the plain transformers model of its class."""
+        return self.has_adapters or self.quantization != "none"
+
+    def _save_processors(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(folder)
         for processor in self.processors:
             if isinstance(processor, Path):
@@ -146,6 +174,8 @@ def load_model(
 ) -> VisionLanguageModel:
     """Return a model by hub name, local folder, ``tiny:NAME`` or ``tiny:new-NAME``.
 
+    A folder of LoRA adapters gives their base model with the adapters merged into it.
+
     Args:
         name: As written in a recipe.
         device: Where the weights go.
@@ -159,6 +189,13 @@ def load_model(
         ConfigError: What quantization needs is not installed.
         ModelError: The model, its tokenizer or its image processor cannot be loaded.
     """
+    if adapters.is_adapter_folder(name):
+        if quantization != "none":
+            raise ConfigError(
+                f"{key} is {quantization!r}, but {name} holds LoRA adapters; merge them first: "
+                f"vaopd export {name} --output DIR"
+            )
+        return _load_adapted(Path(name), device=device, dtype=dtype, compute_dtype=compute_dtype)
     if name.startswith("tiny:new-"):
         if quantization != "none":
             raise ConfigError(f"{key} is {quantization!r}, but {name} has no weights to quantize")
@@ -180,7 +217,40 @@ def load_model(
             parameter.data = parameter.data.to(device=device, dtype=dtype)
     if quantization == "none":
         model = model.to(device=device)
-    return wrap_model(model, source, name=name, compute_dtype=compute_dtype)
+    loaded = wrap_model(model, source, name=name, compute_dtype=compute_dtype)
+    loaded.quantization = quantization
+    return loaded
+
+
+def _load_adapted(
+    folder: Path, *, device: torch.device, dtype: torch.dtype, compute_dtype: torch.dtype
+) -> VisionLanguageModel:
+    """Return the base model of an adapter folder with the adapters merged into it."""
+    base, quantization = adapters.read_base(folder)
+
+    def load(quantization: str) -> VisionLanguageModel:
+        try:
+            return load_model(
+                base,
+                device=device,
+                dtype=dtype,
+                compute_dtype=compute_dtype,
+                quantization=quantization,
+            )
+        except ModelError as error:
+            raise ModelError(f"the base model of the adapters {folder}: {error}") from error
+
+    loaded = load("none")
+    if quantization == "none":
+        adapters.attach(loaded.model, folder)
+        adapters.merge(loaded.model)
+    else:
+        # The adapters answer to the rounded weights they were trained beside.
+        rounded = load(quantization)
+        adapters.attach(rounded.model, folder)
+        loaded.model.load_state_dict(rounded.weights(dtype))
+    loaded.name = str(folder)
+    return loaded
 
 
 def wrap_model(

@@ -32,6 +32,7 @@ def micro_batches(
     *,
     budget_tokens: int,
     share_prefix: bool = True,
+    split_siblings: bool = False,
 ) -> Iterator[MicroBatch]:
     """Yield the forwards that cover every non-empty response once.
 
@@ -41,6 +42,7 @@ def micro_batches(
         responses: For each problem, the token ids of its siblings. Rollouts are numbered
             through: all siblings of problem 0, then of problem 1, ...
         budget_tokens: Padded tokens of one forward; a single larger group still travels alone.
+        split_siblings: Siblings that do not fit together are parted, each part with the prompt.
         share_prefix: False gives each response a row with a prompt of its own.
     """
     groups: list[tuple[Group, tuple[int, ...]]] = []
@@ -49,8 +51,10 @@ def micro_batches(
         numbered = [(first + k, r) for k, r in enumerate(siblings) if len(r)]
         first += len(siblings)
         if share_prefix and model.family.can_pack and numbered:
-            members = tuple(number for number, _ in numbered)
-            groups.append((Group(prompt, tuple(r for _, r in numbered)), members))
+            limit = budget_tokens - len(prompt) if split_siblings else None
+            for part in _parts(numbered, limit):
+                members = tuple(number for number, _ in part)
+                groups.append((Group(prompt, tuple(r for _, r in part)), members))
         else:
             groups += [(Group(prompt, (r,)), (number,)) for number, r in numbered]
     for chunk in _by_budget(groups, budget_tokens if model.family.can_pack else 0):
@@ -78,6 +82,19 @@ def separable_problems(
         return [kept] if kept else []
     groups = [(Group(prompts[i], tuple(responses[i])), (i,)) for i in kept]
     return [[i for _, (i,) in chunk] for chunk in _by_budget(groups, budget_tokens)]
+
+
+def _parts(
+    numbered: list[tuple[int, Tensor]], limit: int | None
+) -> Iterator[list[tuple[int, Tensor]]]:
+    """Yield runs of siblings of at most ``limit`` tokens, or of one sibling; all for no limit."""
+    part: list[tuple[int, Tensor]] = []
+    for number, response in numbered:
+        if part and limit is not None and sum(len(r) for _, r in part) + len(response) > limit:
+            yield part
+            part = []
+        part.append((number, response))
+    yield part
 
 
 def _by_budget(

@@ -29,10 +29,12 @@ class LocalTeacher:
         batch_tokens: int,
         share_prefix: bool = True,
         offload: bool = False,
+        park_hidden: bool = False,
     ) -> None:
         self.model = model
         self.batch_tokens = batch_tokens
         self.share_prefix = share_prefix
+        self.park_hidden = park_hidden
         model.model.eval().requires_grad_(False)
         # The head stays: the loss needs it after the scoring.
         parked = [p for p in model.model.parameters() if offload and p is not model.head]
@@ -86,7 +88,9 @@ class LocalTeacher:
             if with_divergence:
                 head, vocab_size = self.model.head, self.model.vocab_size
                 divergence = [
-                    view_divergence(seen, unseen, head, vocab_size=vocab_size)
+                    view_divergence(
+                        seen.to(head.device), unseen.to(head.device), head, vocab_size=vocab_size
+                    )
                     for seen, unseen in zip(hidden, blind, strict=True)
                 ]
         return TeacherScores(
@@ -106,6 +110,7 @@ class LocalTeacher:
             budget_tokens=self.batch_tokens,
             share_prefix=self.share_prefix,
             keep_hidden=keep_hidden,
+            park_hidden=self.park_hidden,
         )
 
 
@@ -127,6 +132,7 @@ def load_teacher(config: RunConfig, device: torch.device) -> LocalTeacher:
         batch_tokens=config.teacher.batch_tokens,
         share_prefix=config.training.share_prefix,
         offload=config.teacher.offload and device.type != "cpu",
+        park_hidden=config.teacher.park_hidden,
     )
 
 
@@ -139,6 +145,7 @@ def score_view(
     budget_tokens: int,
     share_prefix: bool = True,
     keep_hidden: bool = False,
+    park_hidden: bool = False,
 ) -> tuple[list[Float[Tensor, "_ H"]], list[Float[Tensor, " _"]]]:
     """Return, for each rollout, hidden states (if kept) and log-probs of its tokens.
 
@@ -149,7 +156,8 @@ def score_view(
     owners = [p.problem_id for p, group in zip(prompts, responses, strict=True) for _ in group]
     width = model.head.shape[1]
     logprobs = [torch.zeros(0, device=model.device)] * len(lengths)
-    hidden = [torch.zeros(0, width, device=model.device, dtype=model.compute_dtype)] * len(lengths)
+    place = torch.device("cpu") if park_hidden else model.device
+    hidden = [torch.zeros(0, width, device=place, dtype=model.compute_dtype)] * len(lengths)
     batches = micro_batches(
         model, prompts, responses, budget_tokens=budget_tokens, share_prefix=share_prefix
     )
@@ -167,7 +175,14 @@ def score_view(
                 )
             logprobs[number] = values
         if keep_hidden:
-            for number, rows in split_by_rollout(states, micro, lengths):
+            kept = parked(states) if park_hidden else states
+            for number, rows in split_by_rollout(kept, micro, lengths):
                 hidden[number] = rows
     model.model.train(was_training)
     return hidden if keep_hidden else [], logprobs
+
+
+def parked(states: Tensor) -> Tensor:
+    """Return a tensor in CPU memory, pinned where it came from a GPU."""
+    place = torch.empty(states.shape, dtype=states.dtype, pin_memory=states.is_cuda)
+    return place.copy_(states)

@@ -55,6 +55,7 @@ class RemoteTeacher:
         self.head = head
         self.batch_tokens = recipe.batch_tokens
         self.share_prefix = share_prefix
+        self.park_hidden = recipe.park_hidden
         # The processes of a training do not all begin with the same server.
         self.first_turn = int(os.environ.get("RANK", 0))
         # Nothing is won by widening what was computed in bfloat16.
@@ -147,12 +148,16 @@ class RemoteTeacher:
         answers: Sequence[TeacherScores],
         responses: Responses,
     ) -> TeacherScores:
-        """Return the scores of all rollouts in their order, on the device of the head."""
+        """Return the scores of all rollouts in their order, on the device of the head.
+
+        Hidden states that are to be parked stay in the memory they came to.
+        """
         starts = list(accumulate((len(siblings) for siblings in responses), initial=0))
         places = [n for part in parts for i in part for n in range(starts[i], starts[i + 1])]
-        device = self.head.device
+        here = self.head.device
+        parked = torch.device("cpu") if self.park_hidden else here
 
-        def ordered(field: str, empty: Tensor) -> list[Tensor]:
+        def ordered(field: str, empty: Tensor, device: torch.device = here) -> list[Tensor]:
             result = [empty.to(device)] * starts[-1]
             rows = (row for answer in answers for row in getattr(answer, field))
             for place, row in zip(places, rows, strict=True):
@@ -162,7 +167,7 @@ class RemoteTeacher:
         none = torch.zeros(0)
         no_hidden = torch.zeros(0, self.info.hidden_size, dtype=DTYPES[self.hidden_dtype])
         return TeacherScores(
-            hidden=ordered("hidden", no_hidden) if options.with_hidden else [],
+            hidden=ordered("hidden", no_hidden, parked) if options.with_hidden else [],
             original_logprobs=ordered("original_logprobs", none),
             degraded_logprobs=ordered("degraded_logprobs", none) if options.with_degraded else None,
             view_divergence=ordered("view_divergence", none) if options.with_divergence else None,

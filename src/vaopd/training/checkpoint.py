@@ -1,6 +1,7 @@
 """Checkpoints: a Hugging Face model folder plus ``trainer_state/``, nothing pickled.
 
-The model folder holds float32 weights, so resuming from it loses nothing.
+The model folder holds float32 weights, so resuming from it loses nothing. Where adapters are
+trained it is a folder of adapters, a small part of the model's size.
 """
 
 import copy
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vaopd.errors import RunFolderError
+from vaopd.models import adapters
 from vaopd.models.loading import VisionLanguageModel
 from vaopd.records import new_folder, write_json
 
@@ -49,7 +51,7 @@ def save_checkpoint(
 ) -> None:
     """Write model, optimizer moments and state; the folder appears only when complete."""
     with new_folder(folder) as partial:
-        student.save(partial)
+        student.save_trained(partial)
         (partial / STATE).mkdir()
         save_file(_moments(student, optimizer), partial / STATE / "optimizer.safetensors")
         write_json(partial / STATE / "state.json", state)
@@ -74,22 +76,22 @@ def load_checkpoint(
             f"checkpoint {folder} cannot be read ({' '.join(str(error).split())[:200]}); remove "
             "that folder to resume from the one before it"
         ) from error
-    student.model.load_state_dict(weights)
-    for name, parameter in student.model.named_parameters():
-        keys = {k: f"{name}::{k}" for k in ("step", "exp_avg", "exp_avg_sq")}
-        if keys["step"] in moments:
-            # All of them: fused AdamW reads its step count on the parameter's device.
-            optimizer.state[parameter] = {
-                k: moments[v].to(parameter.device) for k, v in keys.items()
-            }
+    student.model.load_state_dict(weights, strict=not student.has_adapters)
+    parameters = dict(student.model.named_parameters())
+    for key, value in moments.items():
+        name, _, kind = key.rpartition("::")
+        # All kinds: fused AdamW reads its step count on the parameter's device.
+        optimizer.state[parameters[name]][kind] = _restored(value, parameters[name].device)
     return state
 
 
 def _saved_weights(folder: Path, student: VisionLanguageModel) -> dict[str, torch.Tensor]:
-    """Return the weights under the names of the model in memory.
+    """Return the weights under the names of the model in memory; with adapters, what is trained.
 
     Loading a copy through transformers undoes whatever key mapping its saving did.
     """
+    if student.has_adapters:
+        return _saved_adapters(folder, student)
     try:
         # Our own configuration: without its config.json, transformers would build a model of the
         # class's default size, tens of gigabytes.
@@ -110,11 +112,39 @@ def _saved_weights(folder: Path, student: VisionLanguageModel) -> dict[str, torc
     return source.state_dict()
 
 
+def _saved_adapters(folder: Path, student: VisionLanguageModel) -> dict[str, torch.Tensor]:
+    weights = adapters.read_adapters(folder)
+    mine = adapters.trained_weights(student.model)
+    misfit = sorted(
+        name
+        for name in weights.keys() | mine.keys()
+        if name not in weights or name not in mine or weights[name].shape != mine[name].shape
+    )
+    if misfit:
+        raise RunFolderError(
+            f"checkpoint {folder} does not fit the adapters of {student.name!r} ({misfit[0]}); "
+            "resume with the recipe it was made by"
+        )
+    return weights
+
+
 def _moments(
     student: VisionLanguageModel, optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}::{key}": value.contiguous()
-        for name, parameter in student.model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+    moments: dict[str, torch.Tensor] = {}
+    places: set[int] = set()
+    for name, parameter in student.model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensor = torch.as_tensor(value).contiguous()
+            # All 8-bit moments share one table of values; a file does not share.
+            is_shared = tensor.data_ptr() in places
+            moments[f"{name}::{key}"] = tensor.clone() if is_shared else tensor
+            places.add(tensor.data_ptr())
+    return moments
+
+
+def _restored(value: torch.Tensor, device: torch.device) -> torch.Tensor | int:
+    """Return an entry of the optimizer's state; 8-bit AdamW counts its steps in an int."""
+    if value.ndim == 0 and value.dtype == torch.int64:
+        return int(value)
+    return value.to(device)

@@ -12,12 +12,11 @@ from rich.console import Console
 from vaopd.config import FREE_ON_RESUME, RunConfig, load_config
 from vaopd.errors import ConfigError, RunFolderError, TrainingError
 from vaopd.evaluation.validation import ValidationResult, Validator
-from vaopd.models.devices import DTYPES, pick_device, pick_dtype
+from vaopd.models.devices import DTYPES, pick_device
 from vaopd.models.loading import (
     VisionLanguageModel,
     check_same_pixels,
     check_same_tokenizer,
-    load_model,
 )
 from vaopd.problems.manifest import MANIFEST, check_unchanged, manifest
 from vaopd.problems.problem import check_images
@@ -47,6 +46,7 @@ from vaopd.training.environment import environment
 from vaopd.training.metrics import problem_pictures, rollout_rows, step_metrics
 from vaopd.training.schedule import learning_rate, problems_of_step, total_steps
 from vaopd.training.step import Step, check_references
+from vaopd.training.student import load_student, make_optimizer
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def train(
         raise TrainingError(
             f"{str(error).split('. ')[0]}; go on by --resume with a lower "
             "training.micro_batch_tokens, teacher.batch_tokens or sampling.batch_tokens, or with "
-            "student.gradient_checkpointing=true"
+            "student.gradient_checkpointing=true; vaopd doctor RECIPE estimates what is needed"
         ) from error
     finally:
         run.close()
@@ -125,9 +125,9 @@ class Run:
         )
         self.steps = total_steps(config.training, len(self.problems))
         device = pick_device(config.training.device)
-        self.student = _load_student(config, device)
+        self.student = load_student(config, device)
         self.teacher = _load_teacher(config, device, self.student)
-        self.optimizer = _optimizer(config, self.student)
+        self.optimizer = make_optimizer(config, self.student)
         sampler = TransformersSampler(
             _rollout_model(config, self.student, self.teacher),
             batch_tokens=config.sampling.batch_tokens,
@@ -176,6 +176,9 @@ class Run:
             self.display.say("saving the final model")
             with new_folder(self.output / "final") as folder:
                 self.student.save(folder, DTYPES[self.config.training.save_dtype])
+                if self.student.has_adapters:
+                    # In a folder of its own: beside a config.json it would be added once more.
+                    self.student.save_trained(folder / "adapter")
         result = RunResult(
             self.output,
             self.steps,
@@ -270,6 +273,7 @@ class Run:
             "after": asdict(self.after) if self.after else None,
             "best": asdict(self.best) if self.best else None,
             "seconds": self._seconds(),
+            "micro_batch_tokens": self.step.micro_batch_tokens,
         }
         save_checkpoint(checkpoint_path(self.output, step), self.student, self.optimizer, state)
         if self.best is not None and self.best.step == step:
@@ -289,6 +293,9 @@ class Run:
             state = load_checkpoint(newest, self.student, self.optimizer)
             step = state["step"]
             self.seconds_before = state["seconds"]
+            if self.config.training.micro_batch_tokens == "auto":
+                # What was found to fit: bits depend on the split into forwards.
+                self.step.micro_batch_tokens = state["micro_batch_tokens"]
             self.before = ValidationResult(**state["before"]) if state["before"] else None
             self.after = ValidationResult(**state["after"]) if state["after"] else None
             best = state.get("best")
@@ -371,19 +378,6 @@ def _difference(saved: RunConfig, config: RunConfig) -> str:
     return "; ".join(changes)
 
 
-def _load_student(config: RunConfig, device: torch.device) -> VisionLanguageModel:
-    student = load_model(
-        config.student.model,
-        device=device,
-        dtype=torch.float32,  # master weights
-        compute_dtype=pick_dtype(config.student.dtype, device),
-        seed=config.training.seed,
-    )
-    if config.student.gradient_checkpointing:
-        student.model.gradient_checkpointing_enable({"use_reentrant": False})
-    return student
-
-
 def _load_teacher(
     config: RunConfig, device: torch.device, student: VisionLanguageModel
 ) -> Teacher | None:
@@ -406,17 +400,6 @@ def _rollout_model(
         assert isinstance(teacher, LocalTeacher)
         return teacher.model
     return student
-
-
-def _optimizer(config: RunConfig, student: VisionLanguageModel) -> torch.optim.Optimizer:
-    training = config.training
-    return torch.optim.AdamW(
-        student.model.parameters(),
-        lr=training.learning_rate,
-        betas=training.betas,
-        weight_decay=training.weight_decay,
-        fused=True,
-    )
 
 
 def _describe(result: ValidationResult) -> str:

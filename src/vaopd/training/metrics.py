@@ -39,6 +39,7 @@ def step_metrics(
         "response/truncated_share": fmean(r.finish_reason == "length" for r in result.rollouts),
         "gradient_norm": result.gradient_norm,
         "learning_rate": learning_rate,
+        "micro_batch_tokens": result.micro_batch_tokens,
         **{f"time/{phase}": round(value, 4) for phase, value in seconds.items()},
         "tokens_per_second": sum(lengths) / sum(seconds.values()),
     }

@@ -4,6 +4,7 @@ All weights are final before the first forward with gradient, so micro-batches, 
 split of siblings give the same update. B rollouts of a step, T longest response.
 """
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vaopd.config import MethodConfig, RunConfig
+from vaopd.config import MethodConfig, RunConfig, TrainingConfig
 from vaopd.errors import ProblemError, TrainingError
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel
 from vaopd.models.packing import (
@@ -42,6 +43,10 @@ from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout, Sampler, SamplingSettings
 from vaopd.teacher.teacher import Teacher, TeacherScores
 from vaopd.training.ahead import Encoded, PromptsAhead
+from vaopd.training.offload import ActivationOffload
+
+AUTO_TOKENS = 65_536
+"""First budget of ``training.micro_batch_tokens=auto`` on a GPU: four times the default."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,6 +70,9 @@ class StepResult:
     negative log-likelihood."""
 
     gradient_norm: float
+    micro_batch_tokens: int
+    """Of the forwards that fitted into memory."""
+
     weights: Weights
     rollouts: list[Rollout]
     scores: TeacherScores | None
@@ -106,6 +114,7 @@ class Step:
         self.optimizer = optimizer
         self.encoder = PromptEncoder(student, config.data, config.view)
         self.prompts = PromptsAhead(self._encode)
+        self.micro_batch_tokens = first_budget(config.training, student.device)
 
     def run(self, problems: Sequence[Problem], step: int) -> StepResult:
         """Sample, score, weigh and update once.
@@ -132,13 +141,14 @@ class Step:
         seed = f"{self.config.training.seed}\x00{step}"
         weights = weigh(method, responses, scores, tie_keys=[f"{seed}\x00{n}" for n in names])
         watch.lap("score")
-        loss, divergence = self._accumulate(originals, responses, scores, weights)
+        loss, divergence = self._accumulate_in_memory(step, originals, responses, scores, weights)
         gradient_norm = self._update(loss, problems)
         watch.lap("train")
         return StepResult(
             loss=loss,
             token_divergence=divergence,
             gradient_norm=gradient_norm,
+            micro_batch_tokens=self.micro_batch_tokens,
             weights=weights,
             rollouts=[rollout for group in rollouts for rollout in group],
             scores=scores,
@@ -172,6 +182,44 @@ class Step:
         )
         return self.sampler.sample(prompts, settings)
 
+    def _accumulate_in_memory(
+        self,
+        step: int,
+        prompts: list[EncodedPrompt],
+        responses: list[list[Tensor]],
+        scores: TeacherScores | None,
+        weights: Weights,
+    ) -> tuple[float, list[Tensor]]:
+        """Return what ``_accumulate`` does, with forwards small enough for the memory there is.
+
+        A step that ran out of memory is begun again: its gradients so far are dropped, and its
+        rollouts, scores and weights are final, so the update is the same.
+        """
+        while True:
+            if self.config.student.lora.dropout > 0:
+                # A resumed run, and a second try, draw what an uninterrupted one does.
+                torch.manual_seed(_number(f"dropout\x00{self.config.training.seed}\x00{step}"))
+            try:
+                return self._accumulate(prompts, responses, scores, weights)
+            except torch.OutOfMemoryError:
+                if not self._can_shrink(prompts, responses):
+                    raise
+            # Behind the handler, whose traceback holds the tensors of the failed forward.
+            self.micro_batch_tokens //= 2
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.student.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _can_shrink(self, prompts: list[EncodedPrompt], responses: list[list[Tensor]]) -> bool:
+        """Return whether a smaller budget would still make smaller forwards."""
+        if self.config.training.micro_batch_tokens != "auto" or not self.student.family.can_pack:
+            return False
+        longest = max(
+            len(prompt) + max(len(response) for response in siblings)
+            for prompt, siblings in zip(prompts, responses, strict=True)
+        )
+        return self.micro_batch_tokens > longest
+
     def _accumulate(
         self,
         prompts: list[EncodedPrompt],
@@ -189,18 +237,26 @@ class Step:
             self.student,
             prompts,
             responses,
-            budget_tokens=training.micro_batch_tokens,
+            budget_tokens=self.micro_batch_tokens,
             share_prefix=training.share_prefix,
+            split_siblings=training.micro_batch_tokens == "auto",
         )
         for micro in batches:
             token_weight = torch.cat([weights.token[i, : lengths[i]] for i in micro.rollouts])
             # Eq. 6 is averaged over problems, each counting the same whatever its length.
-            loss, values = self._loss(micro, scores, token_weight / len(prompts))
+            with self._saving():
+                loss, values = self._loss(micro, scores, token_weight / len(prompts))
             loss.backward()
             total += loss.item()
             for number, part in split_by_rollout(values.cpu(), micro, lengths):
                 divergence[number] = part
         return total, divergence
+
+    def _saving(self) -> contextlib.AbstractContextManager:
+        """Return the context that decides where a forward's activations wait."""
+        if self.config.student.activation_offload:
+            return ActivationOffload(self.student.model)
+        return contextlib.nullcontext()
 
     def _loss(
         self, micro: MicroBatch, scores: TeacherScores | None, token_weight: Tensor
@@ -220,7 +276,8 @@ class Step:
         return weighted_reverse_kl(
             hidden,
             student.head,
-            torch.cat([scores.hidden[number] for number in micro.rollouts]),
+            # Parked ones come back here.
+            torch.cat([scores.hidden[number] for number in micro.rollouts]).to(hidden.device),
             self.teacher.head,
             token_weight,
             vocab_size=student.vocab_size,
@@ -241,6 +298,14 @@ class Step:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm.item()
+
+
+def first_budget(training: TrainingConfig, device: torch.device) -> int:
+    """Return the padded tokens of one forward that a run begins with."""
+    if training.micro_batch_tokens != "auto":
+        return training.micro_batch_tokens
+    # Main memory does not say no in time: the system stops the process.
+    return AUTO_TOKENS if device.type == "cuda" else 16384
 
 
 def weigh(
@@ -331,14 +396,18 @@ def _keyed_group(
     """Return the tokens of largest value in each response; a key orders the ties of its row."""
     group = torch.zeros_like(mask)
     for row, (length, key) in enumerate(zip(mask.sum(-1).tolist(), keys, strict=True)):
-        digest = hashlib.sha256(key.encode()).digest()
         group[row, :length] = high_group(
             values[row : row + 1, :length],
             mask[row : row + 1, :length],
             high_fraction=fraction,
-            generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")),
+            generator=torch.Generator().manual_seed(_number(key)),
         )[0]
     return group
+
+
+def _number(key: str) -> int:
+    """Return a seed that a text decides."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "little")
 
 
 def check_references(problems: Sequence[Problem]) -> None:

@@ -1,0 +1,335 @@
+"""Peak memory of a recipe on one device, by phase of a step, before anything is loaded.
+
+Weights, gradients, moments, caches and kept states follow from the configuration; activations are
+traced (see `trace`). What the allocator rounds up or cannot use is not in it.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from vaopd.config import RunConfig, TrainingConfig
+from vaopd.doctor.architecture import Sizes, measure, read_config, weight_bytes
+from vaopd.doctor.trace import LiveBytes, Load, Traced, by_depth
+from vaopd.models.devices import pick_dtype
+from vaopd.objective.divergence import CHUNK_BYTES
+from vaopd.rollouts.transformers import draw_tokens
+from vaopd.training.step import first_budget
+
+PHASES = ("sample", "score", "train", "update")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """What the data are assumed to be: each problem the same."""
+
+    text_tokens: int = 256
+    """Of the question and the chat's markers."""
+
+    image_pixels: int | None = None
+    """Area of an image inside the pixel budget; none = ``data.min_pixels``."""
+
+    response_tokens: int | None = None
+    """Of each response; none = the longest that ``sampling.max_new_tokens`` allows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Bytes by what they are for and by phase, for each device."""
+
+    parts: dict[str, dict[str, int]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def total(self, phase: str) -> int:
+        """Return the peak of a phase."""
+        return sum(part.get(phase, 0) for part in self.parts.values())
+
+    @property
+    def peak(self) -> int:
+        """The peak of a step."""
+        return max(self.total(phase) for phase in PHASES)
+
+    def add(self, name: str, count: int, *phases: str) -> None:
+        """Count bytes in some phases, or in all."""
+        if count > 0:
+            part = self.parts.setdefault(name, {})
+            for phase in phases or PHASES:
+                part[phase] = part.get(phase, 0) + count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """How many tokens travel through the phases of a step on one device."""
+
+    problems: int
+    siblings: int
+    prompt: int
+    response: int
+    patches: int
+    patch_values: int
+
+    @property
+    def response_tokens(self) -> int:
+        """Of the whole step."""
+        return self.problems * self.siblings * self.response
+
+    def packed(self, budget: int, share_prefix: bool, split: bool = False) -> tuple[Load, int]:
+        """Return the largest forward under a token budget, and the responses in it."""
+        siblings = self.siblings if share_prefix else 1
+        if split:
+            siblings = max(1, min(siblings, (budget - self.prompt) // self.response))
+        length = self.prompt + siblings * self.response
+        groups = self.problems * math.ceil(self.siblings / siblings)
+        rows = max(1, min(groups, budget // length))
+        load = Load(rows=rows, length=length, images=rows, patches=self.patches)
+        return load, rows * siblings
+
+    def prefill(self, budget: int) -> tuple[Load, int]:
+        """Return the largest prefill of the sampler, and the rows that are decoded together."""
+        whole = self.siblings * (self.prompt + self.response)
+        prompts = max(1, min(self.problems, budget // whole))
+        load = Load(rows=prompts, length=self.prompt, images=prompts, patches=self.patches)
+        return load, prompts * self.siblings
+
+
+def estimate(
+    config: RunConfig, device: torch.device, *, processes: int = 1, lengths: Lengths | None = None
+) -> Estimate:
+    """Return the expected peaks of a recipe.
+
+    Raises:
+        ModelError: A configuration cannot be read.
+        ConfigError: Adapters are asked for that cannot be made.
+    """
+    lengths = lengths or Lengths()
+    own = config.student
+    student = measure(read_config(own.model), own)
+    teacher = None
+    if config.method.name != "sft" or config.validation.load_teacher:
+        teacher = measure(read_config(config.teacher.model))
+    batch = _batch(config, student, lengths, processes)
+    result = Estimate()
+    if not student.sees:
+        result.notes.append(f"the vision tower of {own.model} is not counted, only its weights")
+    plan = _Plan(config, device, processes, student, teacher, batch)
+    plan.weights(result)
+    if config.method.name != "sft":
+        plan.sample(result)
+    if teacher is not None and not config.method.is_supervised:
+        plan.score(result, teacher)
+    plan.train(result)
+    return result
+
+
+def _batch(config: RunConfig, student: Sizes, lengths: Lengths, processes: int) -> Batch:
+    side = student.patch_pixels * student.merge
+    pixels = lengths.image_pixels or config.data.min_pixels
+    visual = max(1, round(pixels / side**2))
+    return Batch(
+        problems=math.ceil(config.training.problems_per_step / processes),
+        siblings=1 if config.method.name == "sft" else config.sampling.num_rollouts,
+        prompt=lengths.text_tokens + visual,
+        response=lengths.response_tokens or config.sampling.max_new_tokens,
+        patches=visual * student.merge**2,
+        patch_values=student.patch_values,
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The parts of an estimate, which share what they start from."""
+
+    config: RunConfig
+    device: torch.device
+    processes: int
+    student: Sizes
+    teacher: Sizes | None
+    batch: Batch
+
+    @property
+    def is_sharded(self) -> bool:
+        return self.config.training.parallel == "fsdp2" and self.processes > 1
+
+    @property
+    def shards(self) -> int:
+        return self.processes if self.is_sharded else 1
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return pick_dtype(self.config.student.dtype, self.device)
+
+    @property
+    def master_dtype(self) -> torch.dtype:
+        """Of weights that do not learn: frozen ones are float32 as well without adapters."""
+        return self.compute_dtype if self.config.student.has_adapters else torch.float32
+
+    def weights(self, result: Estimate) -> None:
+        """Add what is there all the time, and what stays from one step to the next."""
+        own, student = self.config.student, self.student
+        held = weight_bytes(student, self.master_dtype, own.quantization)
+        result.add("student weights", held // self.shards)
+        if self.teacher is not None:
+            self._teacher_weights(result, self.teacher)
+        moments = 2.1 if self.config.training.optimizer == "adamw8bit" else 8
+        result.add("optimizer moments", int(student.trained * moments) // self.shards)
+        # Accumulated over the micro-batches of a step, released by the update.
+        result.add("gradients", 4 * student.trained // self.shards, "train", "update")
+        if self.is_sharded:
+            layers = 2 * student.largest_layer * self.compute_dtype.itemsize
+            result.add("gathered weights", layers + 4 * student.head, "train")
+            whole = student.total * self.compute_dtype.itemsize + 4 * student.head
+            result.add("gathered weights", whole, "sample")
+            if self.teacher is not None:
+                dtype = pick_dtype(self.config.teacher.dtype, self.device)
+                gathered = 2 * self.teacher.largest_layer + self.teacher.head
+                result.add("gathered weights", gathered * dtype.itemsize, "score")
+
+    def _teacher_weights(self, result: Estimate, teacher: Sizes) -> None:
+        options = self.config.teacher.model_dump()
+        dtype = pick_dtype(options["dtype"], self.device)
+        head = teacher.head * dtype.itemsize
+        if options.get("addresses"):  # elsewhere: the loss needs its head here
+            result.add("teacher weights", head)
+            return
+        held = weight_bytes(teacher, dtype, options.get("quantization", "none")) // self.shards
+        if options.get("offload") and self.device.type == "cuda":
+            result.add("teacher weights", held, "score")
+            result.add("teacher weights", head, "sample", "train", "update")
+        else:
+            result.add("teacher weights", held)
+
+    def sample(self, result: Estimate) -> None:
+        """Add the key-value cache, and the larger of the prefill and the drawing."""
+        source = self.student
+        if self.config.method.name == "off_policy_kd" and self.teacher is not None:
+            source = self.teacher
+        load, rows = self.batch.prefill(self.config.sampling.batch_tokens)
+        width = source.key_value_heads * source.head_width * self.compute_dtype.itemsize
+        a_layer = 2 * rows * (self.batch.prompt + self.batch.response) * width
+        result.add("key-value cache", a_layer * source.layers, "sample")
+        is_autocast = self.compute_dtype != torch.float32
+        if is_autocast and not self.is_sharded:
+            # Autocast keeps its copies of trained weights as long as it lasts.
+            result.add("autocast copies", 2 * source.trained_linear, "sample")
+        # Attention repeats the keys and values of a layer for its heads; the cache is copied as
+        # it grows by a token.
+        groups = source.heads // source.key_value_heads
+        decode = a_layer * ((groups if groups > 1 else 0) + 1)
+        draw = _drawing_bytes(rows, source.vocabulary)
+        draw += 4 * source.head if self.master_dtype != torch.float32 else 0
+        prefill = self._forward(source, load, own=source is self.student)
+        before = load.rows * load.length * width * 2 * source.layers
+        result.add("activations", max(prefill + before - a_layer * source.layers, decode, draw),
+                   "sample")  # fmt: skip
+
+    def score(self, result: Estimate, teacher: Sizes) -> None:
+        """Add a scoring forward, its chunk of logits, and the states that are kept."""
+        dtype = pick_dtype(self.config.teacher.dtype, self.device)
+        load, _ = self.batch.packed(
+            self.config.teacher.batch_tokens, self.config.training.share_prefix
+        )
+        if not self.config.teacher.model_dump().get("addresses"):
+            result.add("activations", self._forward(teacher, load, own=False), "score")
+        kept = self.batch.response_tokens * teacher.width * dtype.itemsize
+        if not self.config.teacher.park_hidden:
+            result.add("teacher hidden states", kept, "score", "train")
+
+    def train(self, result: Estimate) -> None:
+        """Add the largest micro-batch: activations, the loss, and what the head needs."""
+        training, own = self.config.training, self.config.student
+        budget = first_budget(training, self.device)
+        load, responses = self.batch.packed(
+            budget, training.share_prefix, split=training.micro_batch_tokens == "auto"
+        )
+        tokens = responses * self.batch.response
+        loss = self._loss_bytes(tokens)
+        is_whole_step = tokens == self.batch.response_tokens
+
+        def traced(config: Any) -> int:
+            model = Traced(
+                config, dtype=self.master_dtype, compute_dtype=self.compute_dtype, student=own
+            )
+            return model.training_bytes(
+                load,
+                before_backward=loss,
+                keep_gradients=is_whole_step,
+                offload=own.activation_offload,
+            )
+
+        peak = by_depth(self.student.config, traced)
+        # In a step of one forward the traced peak holds the gradients, which are listed above.
+        peak -= 4 * self.student.trained if is_whole_step else 0
+        pixels = load.images * load.patches * self.batch.patch_values * 4
+        result.add("loss chunk", min(loss, max(0, peak)), "train")
+        result.add("activations", max(0, peak - loss) + pixels, "train")
+
+    def _loss_bytes(self, tokens: int) -> int:
+        """Return what the walk over the head holds: chunks, and gradients of hidden and head."""
+        fitting = CHUNK_BYTES // (3 * self.student.vocabulary * 4)
+        chunk = 3 * 4 * self.student.vocabulary * max(1, min(tokens, fitting))
+        hidden = 4 * tokens * self.student.width
+        if self.teacher is not None:  # the micro-batch's own copy
+            hidden += 4 * tokens * self.teacher.width
+        head = 4 * self.student.head if _head_learns(self.config) else 0
+        return chunk + hidden + head
+
+    def _forward(self, sizes: Sizes, load: Load, *, own: bool) -> int:
+        dtype = pick_dtype(self.config.teacher.dtype, self.device)
+        student = self.config.student
+
+        def traced(config: Any) -> int:
+            model = Traced(
+                config,
+                dtype=self.master_dtype if own else dtype,
+                compute_dtype=self.compute_dtype if own else dtype,
+                student=student if own else None,
+            )
+            return model.forward_bytes(load)
+
+        pixels = load.images * load.patches * self.batch.patch_values * 4
+        return by_depth(sizes.config, traced) + pixels
+
+
+def _head_learns(config: RunConfig) -> bool:
+    return not config.student.has_adapters
+
+
+def _drawing_bytes(rows: int, vocabulary: int) -> int:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    live = LiveBytes()
+    with FakeTensorMode(), live:
+        logits = torch.empty(rows, vocabulary)
+        draw_tokens(logits, torch.empty(rows), 1.0, 0.9)
+    return live.peak
+
+
+def remedies(config: RunConfig, result: Estimate, capacity: int) -> list[str]:
+    """Return the settings that lower the phases which do not fit, the cheapest first."""
+    over = {phase for phase in PHASES if result.total(phase) > capacity}
+    own, training = config.student, config.training
+    found: list[str] = []
+    if "train" in over:
+        if not own.gradient_checkpointing:
+            found.append("student.gradient_checkpointing=true")
+        if _budget(training) > 4096:
+            found.append(f"training.micro_batch_tokens={_budget(training) // 2} (or auto)")
+        if not own.activation_offload:
+            found.append("student.activation_offload=true")
+        if not config.teacher.park_hidden:
+            found.append("teacher.park_hidden=true")
+    if "sample" in over:
+        found.append(f"sampling.batch_tokens={config.sampling.batch_tokens // 2}")
+    if "score" in over:
+        found.append(f"teacher.batch_tokens={config.teacher.batch_tokens // 2}")
+    if over and not own.has_adapters:
+        found += ["training.optimizer=adamw8bit", "student.lora.rank=16"]
+    if over:
+        found.append("training.parallel=fsdp2 over more devices")
+    return found
+
+
+def _budget(training: TrainingConfig) -> int:
+    return 16384 if training.micro_batch_tokens == "auto" else training.micro_batch_tokens

@@ -1,0 +1,292 @@
+"""Memory of a forward and backward pass, counted on tensors without contents.
+
+The model's own code runs on fake tensors, which have shapes and no memory, while every allocation
+and release is counted. So adapters, frozen parts, autocast, checkpointing and any architecture cost
+what their code says. Deep models are traced at two depths and extended as a straight line.
+"""
+
+import contextlib
+import copy
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForImageTextToText
+from transformers.modeling_utils import AttentionInterface
+
+from vaopd.config import StudentConfig
+from vaopd.models.adapters import choose_trainable, recompute_activations
+
+ATTENTION = "vaopd_fused_shapes"
+TRACED_LAYERS = (2, 3)
+FEW_LAYERS = 6
+"""Models of up to so many layers are traced whole."""
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operations inside of the context made and that live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._alive: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count what it returned."""
+        kwargs = kwargs or {}
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if _is_counted(t)}
+        result = func(*args, **kwargs)
+        for tensor in tree_leaves(result):
+            if _is_counted(tensor):
+                self._add(tensor.untyped_storage(), given)
+        return result
+
+    def _add(self, storage: Any, given: set[int]) -> None:
+        key = storage._cdata
+        # What came in from outside, such as a weight or a view of one, was there before.
+        if key in self._alive or key in given:
+            return
+        size = storage.nbytes()
+
+        def drop(_: Any) -> None:
+            self.now -= size
+            self._alive.pop(key, None)
+
+        self._alive[key] = weakref.ref(storage, drop)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def _is_counted(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """One forward: padded rows, and the image patches in them."""
+
+    rows: int
+    length: int
+    """Tokens of a row."""
+
+    images: int
+    patches: int
+    """Of one image, before the merging into visual tokens."""
+
+
+class Traced:
+    """A model on fake tensors, its weights chosen to learn as a recipe says."""
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        dtype: torch.dtype,
+        compute_dtype: torch.dtype,
+        student: StudentConfig | None = None,
+    ) -> None:
+        AttentionInterface.register(ATTENTION, _fused_attention)
+        self.mode = FakeTensorMode()
+        self.compute_dtype = compute_dtype
+        self.is_autocast = dtype != compute_dtype
+        with torch.device("meta"):
+            self.model: Any = AutoModelForImageTextToText.from_config(
+                config, attn_implementation=ATTENTION, dtype=dtype
+            )
+        if student is None:
+            self.model.requires_grad_(False)
+        else:
+            choose_trainable(self.model, student)
+            self.is_autocast = {p.dtype for p in self.model.parameters()} != {compute_dtype}
+            if student.gradient_checkpointing:
+                recompute_activations(self.model)
+        with self.mode:
+            _make_fake(self.model)
+
+    @contextlib.contextmanager
+    def _counting(self) -> Iterator[LiveBytes]:
+        live = LiveBytes()
+        with self.mode, live:
+            yield live
+
+    def forward_bytes(self, load: Load) -> int:
+        """Return the peak of a forward without gradient, beyond the weights."""
+        self.model.eval()
+        with self._counting() as live, torch.no_grad():
+            self._forward(load)
+        return live.peak
+
+    def training_bytes(
+        self, load: Load, *, before_backward: int, keep_gradients: bool, offload: bool = False
+    ) -> int:
+        """Return the peak of a forward and backward, beyond weights and gradients.
+
+        Args:
+            load: The forward.
+            before_backward: Bytes that the loss holds between the two.
+            keep_gradients: Gradients come into being while activations go, as in a step of one
+                micro-batch; else they were there before and are not counted.
+            offload: Activations wait elsewhere.
+        """
+        self.model.train()
+        handles = [] if keep_gradients else _drop_gradients(self.model)
+        saving = _Elsewhere(self.model) if offload else contextlib.nullcontext()
+        with self._counting() as live:
+            with saving:
+                hidden = self._forward(load)
+            saved = live.now
+            if hidden.requires_grad:
+                hidden.backward(torch.empty_like(hidden))
+        for handle in handles:
+            handle.remove()
+        self.model.zero_grad(set_to_none=True)
+        return max(live.peak, saved + before_backward)
+
+    def _forward(self, load: Load) -> Tensor:
+        with torch.autocast("cpu", dtype=self.compute_dtype, enabled=self.is_autocast):
+            visual = self._see(load)
+            decoder = self.model.get_decoder()
+            embeddings = self.model.get_input_embeddings()
+            ids = torch.zeros(load.rows, load.length, dtype=torch.long)
+            inputs = embeddings(ids)
+            if visual is not None:
+                # The model scatters visual tokens into a copy of the text's embeddings.
+                inputs = inputs + visual.sum().to(inputs.dtype) * 0
+            return decoder(
+                inputs_embeds=inputs,
+                attention_mask=torch.ones(load.rows, 1, load.length, load.length).bool(),
+                position_ids=self._positions(load),
+                use_cache=False,
+            ).last_hidden_state
+
+    def _positions(self, load: Load) -> Tensor:
+        axes = (3,) if hasattr(self.model.model, "visual") else ()
+        return torch.zeros(*axes, load.rows, load.length, dtype=torch.long)
+
+    def _see(self, load: Load) -> Tensor | None:
+        """Return the visual tokens; other towers than Qwen's are not counted."""
+        tower = getattr(self.model.model, "visual", None)
+        if tower is None or not load.images:
+            return None
+        count = load.images * load.patches
+        config = self.model.config.vision_config
+        width = getattr(config, "embed_dim", None) or config.hidden_size
+        weight = next(tower.blocks[0].parameters())
+        # As the patch embedding gives it.
+        learns = next(tower.patch_embed.parameters()).requires_grad
+        hidden = torch.empty(count, width, dtype=weight.dtype, requires_grad=learns)
+        angles = torch.empty(count, width // config.num_heads)
+        # Numpy, because the tower asks for the lengths as Python numbers, which fake tensors lack.
+        ends = np.arange(load.images + 1) * load.patches
+        for block in tower.blocks:
+            hidden = block(hidden, cu_seqlens=ends, position_embeddings=(angles, angles))
+        return tower.merger(hidden)
+
+
+def _make_fake(model: nn.Module) -> None:
+    """Put fake tensors of the same shapes in the place of all weights and buffers.
+
+    Models are built on the meta device and not as fake tensors, which peft cannot inject into.
+    """
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if id(weight) not in made:
+                fake = torch.empty(weight.shape, dtype=weight.dtype)
+                made[id(weight)] = nn.Parameter(fake, requires_grad=weight.requires_grad)
+            setattr(module, name, made[id(weight)])
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+
+
+def by_depth(config: Any, measure: Callable[[Any], int]) -> int:
+    """Return a measure of the whole model from measures of shallow copies of its configuration."""
+    text, vision = config.get_text_config(), getattr(config, "vision_config", None)
+    layers, blocks = text.num_hidden_layers, getattr(vision, "depth", 0) or 0
+    if layers <= FEW_LAYERS and blocks <= FEW_LAYERS:
+        return measure(config)
+    low, high = TRACED_LAYERS
+    start = measure(_shallow(config, low, low))
+    a_layer = measure(_shallow(config, high, low)) - start
+    a_block = measure(_shallow(config, low, high)) - start if blocks else 0
+    return start + (layers - low) * a_layer + max(0, blocks - low) * a_block
+
+
+def _shallow(config: Any, layers: int, blocks: int) -> Any:
+    small = copy.deepcopy(config)
+    text = small.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    vision = getattr(small, "vision_config", None)
+    if getattr(vision, "depth", None):
+        vision.depth = blocks
+    return small
+
+
+class _FusedShapes(torch.autograd.Function):
+    """What a fused attention kernel saves: its inputs, its output and a sum for each row."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Any) -> Tensor:
+        output = torch.empty_like(query)
+        sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, sums, bias)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        query, key, value, *_ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
+
+
+def _fused_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:  # the sdpa path of transformers repeats keys and values when there is a mask
+        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    bias = None
+    if attention_mask is not None:  # booleans become addends of the query's precision
+        bias = query.new_empty(attention_mask.shape)
+    output: Tensor = _FusedShapes.apply(query, key, value, bias)  # pyright: ignore
+    return output.transpose(1, 2).contiguous(), None
+
+
+class _Elsewhere(torch.autograd.graph.saved_tensors_hooks):
+    """Saved activations leave the count, as `ActivationOffload` takes them off the device."""
+
+    def __init__(self, model: nn.Module) -> None:
+        weights = {p.untyped_storage()._cdata for p in model.parameters()}
+
+        def pack(tensor: Tensor) -> Any:
+            if tensor.untyped_storage()._cdata in weights:
+                return tensor
+            return tensor.shape, tensor.dtype
+
+        def unpack(saved: Any) -> Tensor:
+            return saved if isinstance(saved, Tensor) else torch.empty(saved[0], dtype=saved[1])
+
+        super().__init__(pack, unpack)
+
+
+def _drop_gradients(model: nn.Module) -> list[Any]:
+    def drop(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    return [
+        p.register_post_accumulate_grad_hook(drop) for p in model.parameters() if p.requires_grad
+    ]

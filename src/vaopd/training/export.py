@@ -1,0 +1,49 @@
+"""``vaopd export``: one plain Hugging Face folder from a run, a checkpoint or adapters."""
+
+from pathlib import Path
+
+import torch
+
+from vaopd.errors import ConfigError, ModelError
+from vaopd.models.adapters import is_adapter_folder
+from vaopd.models.devices import DTYPES
+from vaopd.models.loading import load_model
+from vaopd.records import new_folder
+from vaopd.training.checkpoint import newest_checkpoint
+
+
+def export(source: Path, output: Path, dtype: str = "float32") -> Path:
+    """Write a model folder that plain transformers loads, and return what it was made of.
+
+    Args:
+        source: Run folder (its ``final/``, or its newest checkpoint), checkpoint, or adapters.
+        output: Folder to write; must not exist.
+        dtype: Precision of the weights.
+
+    Raises:
+        ConfigError: The output exists, or there is no such source.
+        ModelError: The source holds no model, or its base model cannot be loaded.
+    """
+    if output.exists():
+        raise ConfigError(f"output {output} exists; choose another folder or remove it")
+    if not source.is_dir():
+        raise ConfigError(f"{source} is no folder; give a run folder, a checkpoint or adapters")
+    folder = _model_folder(source)
+    cpu = torch.device("cpu")
+    model = load_model(str(folder), device=cpu, dtype=torch.float32, compute_dtype=torch.float32)
+    with new_folder(output) as partial:
+        model.save(partial, DTYPES[dtype])
+    return folder
+
+
+def _model_folder(source: Path) -> Path:
+    if is_adapter_folder(source) or (source / "config.json").is_file():
+        return source
+    final = source / "final"
+    folder = final if (final / "config.json").is_file() else newest_checkpoint(source)
+    if folder is None:
+        raise ModelError(
+            f"{source} holds no model, adapters or complete checkpoint; give a run folder with a "
+            "checkpoint in it, or a model folder"
+        )
+    return folder

@@ -1,0 +1,65 @@
+"""The model that learns, which of its weights do, and the optimizer that changes them."""
+
+from importlib.util import find_spec
+
+import torch
+
+from vaopd.config import RunConfig
+from vaopd.errors import ConfigError
+from vaopd.models import adapters
+from vaopd.models.devices import pick_dtype
+from vaopd.models.loading import VisionLanguageModel, load_model
+
+
+def load_student(config: RunConfig, device: torch.device) -> VisionLanguageModel:
+    """Return the recipe's student with adapters, frozen weights and checkpointing as it says.
+
+    Raises:
+        ConfigError: Something it asks for is not installed, or not possible on the device.
+        ModelError: The model cannot be loaded.
+    """
+    own = config.student
+    if own.quantization != "none" and device.type != "cuda":
+        raise ConfigError(
+            f"student.quantization is {own.quantization!r}, which trains on a CUDA device only, "
+            f"and this is {device.type}; use student.quantization=none"
+        )
+    compute_dtype = pick_dtype(own.dtype, device)
+    student = load_model(
+        own.model,
+        device=device,
+        # Master weights; what adapters freeze is only read.
+        dtype=compute_dtype if own.has_adapters else torch.float32,
+        compute_dtype=compute_dtype,
+        seed=config.training.seed,
+        quantization=own.quantization,
+    )
+    adapters.choose_trainable(student.model, own, config.training.seed)
+    if own.gradient_checkpointing:
+        adapters.recompute_activations(student.model)
+    return student
+
+
+def make_optimizer(config: RunConfig, student: VisionLanguageModel) -> torch.optim.Optimizer:
+    """Return AdamW over the weights that learn.
+
+    Raises:
+        ConfigError: The 8-bit optimizer is asked for and bitsandbytes is not installed.
+    """
+    training = config.training
+    trained = [p for p in student.model.parameters() if p.requires_grad]
+    options = {
+        "lr": training.learning_rate,
+        "betas": training.betas,
+        "weight_decay": training.weight_decay,
+    }
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(trained, **options, fused=True)
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "training.optimizer is 'adamw8bit', which needs bitsandbytes; install vaopd[quantize] "
+            "or set training.optimizer=adamw"
+        )
+    from bitsandbytes.optim.adamw import AdamW8bit
+
+    return AdamW8bit(trained, **options)

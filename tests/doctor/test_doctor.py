@@ -1,0 +1,188 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from measured import Peaks, measure, real_config
+
+from vaopd.doctor.architecture import measure as sizes_of
+from vaopd.doctor.architecture import read_config
+from vaopd.doctor.estimate import PHASES, Lengths, estimate, remedies
+from vaopd.doctor.trace import LiveBytes
+
+CONFIGS = Path(__file__).parent / "configs"
+CUDA = torch.device("cuda")  # a name only: estimates touch no device
+
+SHAPES = {
+    "full, one forward": (
+        "training.problems_per_step=4",
+        "sampling.num_rollouts=3",
+        "sampling.max_new_tokens=40",
+    ),
+    "full, many forwards, half precision": (
+        "training.problems_per_step=4",
+        "sampling.num_rollouts=2",
+        "sampling.max_new_tokens=60",
+        "training.micro_batch_tokens=500",
+        "teacher.batch_tokens=500",
+        "student.dtype=bfloat16",
+        "teacher.dtype=bfloat16",
+    ),
+    "lora, recomputed": (
+        "training.problems_per_step=3",
+        "sampling.num_rollouts=3",
+        "sampling.max_new_tokens=40",
+        "student.lora.rank=8",
+        "student.gradient_checkpointing=true",
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def peaks(request: pytest.FixtureRequest) -> Peaks:
+    return measure(*SHAPES[request.param])
+
+
+def test_the_estimate_of_each_phase_is_within_30_percent_of_the_measured_peak(peaks: Peaks):
+    assert set(peaks.measured) == set(PHASES)
+    errors = {phase: peaks.error(phase) for phase in PHASES}
+    assert all(abs(error) <= 0.3 for error in errors.values()), errors
+
+
+def test_live_bytes_counts_what_lives_and_no_views():
+    outside = torch.zeros(1000)
+    with LiveBytes() as live:
+        first = torch.zeros(100)
+        assert live.now == 400
+        view = first.view(10, 10)
+        second = view + 1
+        assert live.now == 800
+        del second
+        assert live.now == 400
+        outside.add_(1).view(10, 100)
+    assert live.peak == 800
+
+
+def expected(*overrides: str, processes: int = 1, device: torch.device = CUDA):
+    config = real_config("training.problems_per_step=4", "sampling.max_new_tokens=40", *overrides)
+    return estimate(config, device, processes=processes, lengths=Lengths(image_pixels=9216))
+
+
+def test_each_remedy_lowers_what_it_is_for():
+    plain = expected()
+    for override, phase in (
+        ("student.gradient_checkpointing=true", "train"),
+        ("student.activation_offload=true", "train"),
+        ("training.micro_batch_tokens=400", "train"),
+        ("training.optimizer=adamw8bit", "update"),
+        ("student.lora.rank=4", "train"),
+        ("teacher.park_hidden=true", "score"),
+        ("teacher.batch_tokens=400", "score"),
+        ("sampling.batch_tokens=400", "sample"),
+    ):
+        assert expected(override).total(phase) < plain.total(phase), override
+
+
+def test_adapters_have_no_gradient_of_the_head_and_few_moments():
+    plain, lora = expected(), expected("student.lora.rank=4")
+    assert lora.parts["gradients"]["train"] < plain.parts["gradients"]["train"] / 10
+    assert (
+        lora.parts["optimizer moments"]["update"] < plain.parts["optimizer moments"]["update"] / 10
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "total"),
+    # Published: 2,127,532,032 and 8,767,123,696 parameters.
+    [("qwen3-vl-2b", 2_127_532_032), ("qwen3-vl-8b", 8_767_123_696)],
+)
+def test_sizes_come_from_a_configuration_alone(name: str, total: int):
+    sizes = sizes_of(read_config(str(CONFIGS / name)))
+    assert sizes.total == total
+    assert not list((CONFIGS / name).glob("*.safetensors"))
+
+
+def test_moments_and_weights_of_a_large_student_follow_from_its_parameters():
+    name = str(CONFIGS / "qwen3-vl-2b")
+    config = real_config(
+        f"student.model={name}", f"teacher.model={name}", "training.problems_per_step=1",
+        "sampling.max_new_tokens=64", "sampling.num_rollouts=1",
+    )  # fmt: skip
+    result = estimate(config, CUDA, lengths=Lengths(text_tokens=32, image_pixels=65536))
+    # Float32 masters and two float32 moments; the frozen teacher in bfloat16.
+    assert result.parts["student weights"]["train"] == 4 * 2_127_532_032
+    assert result.parts["optimizer moments"]["train"] == 8 * 2_127_532_032
+    assert result.parts["teacher weights"]["train"] == 2 * 2_127_532_032
+    assert result.parts["gradients"]["train"] == 4 * 2_127_532_032
+    assert "gradients" not in {n for n, part in result.parts.items() if "sample" in part}
+
+
+def test_remedies_name_settings_for_the_phases_that_do_not_fit():
+    config = real_config("training.problems_per_step=4", "sampling.max_new_tokens=40")
+    result = estimate(config, CUDA, lengths=Lengths(image_pixels=9216))
+    assert remedies(config, result, result.peak) == []
+    named = " ".join(remedies(config, result, result.total("update") - 1))
+    assert "student.gradient_checkpointing=true" in named
+    assert "student.lora.rank=16" in named
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "student: {model: 'tiny:student'}\nteacher: {model: 'tiny:teacher-s'}\n"
+        "data: {train: 'drawn:train?count=4', min_pixels: 1024, max_pixels: 1048576}\n"
+        "sampling: {num_rollouts: 2, max_new_tokens: 8}\ntraining: {problems_per_step: 2}\n"
+    )
+    return path
+
+
+def test_without_a_recipe_it_tells_versions_devices_and_extras(run: Callable):
+    from vaopd import cli  # noqa: F401
+
+    code, out, err = run("doctor")
+    assert (code, err) == (0, "")
+    for word in ("torch", "transformers", "cpu", "peft", "bitsandbytes", "sdpa", "qwen3_vl"):
+        assert word in out
+
+
+def test_with_a_recipe_it_prints_an_estimate_and_loads_no_weights(
+    run: Callable, recipe: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("vaopd.models.loading._from_pretrained", never)
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", never)
+    code, out, err = run("doctor", recipe)
+    assert (code, err) == (0, "")
+    for phase in PHASES:
+        assert phase in out
+    assert "fits" in out and "does not fit" not in out
+
+
+def test_what_does_not_fit_is_told_with_the_settings_to_change(run: Callable, recipe: Path):
+    code, out, _ = run("doctor", recipe, "sampling.max_new_tokens=2000", "--memory", "0.1")
+    assert code == 0
+    assert "does not fit; try" in out
+    assert "student.gradient_checkpointing=true" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["student.model=no/such-model"], 1, "configuration of model 'no/such-model' cannot be"),
+        (["student.model=tiny:new-huge"], 1, "no tiny architecture is called 'huge'"),
+        (["student.lora.target_modules=[lm_head]", "student.lora.rank=2"], 2, "no linear layer"),
+        (["training.epoch=2"], 2, "did you mean training.epochs?"),
+    ],
+)
+def test_what_cannot_be_estimated_is_one_sentence(
+    run: Callable, recipe: Path, arguments: list[str], code: int, message: str
+):
+    found, out, err = run("doctor", recipe, *arguments)
+    assert (found, out) == (code, "")
+    assert message in err and len(err.strip().splitlines()) == 1
