@@ -157,6 +157,22 @@ class ViewConfig(Section):
     """Degrade after the pixel budget (the official release) or at the image's own size."""
 
 
+class VllmConfig(Section):
+    """The vLLM server of ``sampling.engine=vllm``, which follows the student's weights."""
+
+    python: str | None = None
+    """Interpreter of an environment with vLLM; null = VAOPD_VLLM_PYTHON, else this one."""
+
+    arguments: tuple[str, ...] = ()
+    """Further arguments of the server, such as ``[--gpu-memory-utilization, "0.4"]``."""
+
+    address: str | None = None
+    """A server that runs already, such as http://127.0.0.1:8000; null = the run starts its own."""
+
+    weights_folder: str | None = None
+    """Folder through which weights pass; the server must see it. null = shared memory."""
+
+
 class SamplingConfig(Section):
     """How the student's rollouts are drawn."""
 
@@ -172,8 +188,11 @@ class SamplingConfig(Section):
     max_new_tokens: PositiveInt = 4096
     """Longest response."""
 
-    engine: Literal["transformers"] = "transformers"
-    """Sampler; the transformers one runs in process."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """``transformers`` samples in process and promises equal bits; ``vllm`` asks a server."""
+
+    vllm: VllmConfig = VllmConfig()
+    """Only of ``engine=vllm``."""
 
     batch_tokens: PositiveInt = 131_072
     """Tokens in the key-value cache at most: rollouts decoded together x (prompt + new tokens)."""
@@ -266,7 +285,7 @@ FREE_ON_RESUME = {
     "student": {"gradient_checkpointing"},
     "teacher": {"batch_tokens"},
     "data": {"max_prompt_tokens", "check_images"},
-    "sampling": {"batch_tokens"},
+    "sampling": {"batch_tokens", "vllm"},
     "training": {
         "micro_batch_tokens",
         "save_every",
@@ -291,6 +310,16 @@ class RunConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     validation: ValidationConfig = ValidationConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _check_one_sampler(self) -> "RunConfig":
+        if self.sampling.engine == "vllm" and self.training.parallel != "none":
+            raise ValueError(
+                f"sampling.engine is 'vllm' and training.parallel is {self.training.parallel!r}: a "
+                "vLLM server follows the weights of one process; use sampling.engine=transformers "
+                "or training.parallel=none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_pixel_budget(self) -> "RunConfig":

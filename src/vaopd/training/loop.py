@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +34,9 @@ from vaopd.records import (
     write_rows,
     write_text,
 )
+from vaopd.rollouts.sampler import Sampler
 from vaopd.rollouts.transformers import TransformersSampler
+from vaopd.rollouts.vllm import VllmSampler
 from vaopd.teacher.local import LocalTeacher, load_teacher
 from vaopd.training.checkpoint import (
     checkpoint_path,
@@ -94,7 +97,8 @@ def train(
     if overwrite:
         remove_run(output)
     try:
-        return run.execute(resume)
+        with run.resources:
+            return run.execute(resume)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"{str(error).split('. ')[0]}; go on by --resume with a lower "
@@ -120,10 +124,8 @@ class Run:
         self.student = _load_student(config, device)
         self.teacher = _load_teacher(config, device, self.student)
         self.optimizer = _optimizer(config, self.student)
-        sampler = TransformersSampler(
-            _rollout_model(config, self.student, self.teacher),
-            batch_tokens=config.sampling.batch_tokens,
-        )
+        self.resources = ExitStack()
+        sampler = self._sampler(_rollout_model(config, self.student, self.teacher))
         self.step = Step(config, self.student, self.teacher, sampler, self.optimizer)
         self.validator = None
         if self.held_out:
@@ -175,6 +177,16 @@ class Run:
         )
         write_json(self.output / "summary.json", _summary(result))
         return result
+
+    def _sampler(self, model: VisionLanguageModel) -> Sampler:
+        options = self.config.sampling
+        if options.engine == "transformers":
+            return TransformersSampler(model, batch_tokens=options.batch_tokens)
+        sampler = VllmSampler(
+            model, options.vllm, log=self.output / "vllm.log", say=self.display.say
+        )
+        self.resources.callback(sampler.close)
+        return sampler
 
     def _take_steps(self, done: int) -> None:
         training = self.config.training
