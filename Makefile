@@ -5,19 +5,26 @@ BIN := $(VENV)/bin
 # Of `make bench`: tiny, small or paper; cpu or cuda.
 SCALE ?= small
 DEVICE ?= cpu
+VLLM := .venv-vllm
+# An environment with vLLM that is there already; without one, test-vllm builds its own.
+VAOPD_VLLM_PYTHON ?=
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 # glibc returns large blocks to the system at once, which costs a page fault for each tensor.
 export MALLOC_MMAP_THRESHOLD_ := 2000000000
 export MALLOC_TRIM_THRESHOLD_ := 8000000000
 
-.PHONY: demo test check bench tiny clean
+.PHONY: demo test test-vllm check bench tiny clean
 
 demo: $(VENV)/run
 	$(BIN)/vaopd train recipes/quickstart.yaml --output runs/quickstart --overwrite
 
 test: $(VENV)/dev
 	$(BIN)/pytest
+
+# A real vLLM on a CPU. Threads that are bound to cores wait for each other where cores are shared.
+test-vllm: $(VENV)/dev $(if $(VAOPD_VLLM_PYTHON),,$(VLLM)/ready)
+	VAOPD_VLLM_PYTHON=$(or $(VAOPD_VLLM_PYTHON),$(CURDIR)/$(VLLM)/bin/python) $(BIN)/pytest tests/vllm
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check .
@@ -52,5 +59,12 @@ $(VENV)/bench: $(VENV)/dev
 	$(BIN)/pip install --quiet --no-deps liger-kernel==0.8.5
 	touch $@
 
+$(VLLM)/ready: tests/vllm/requirements.txt tests/vllm/torchvision_operators.py
+	$(PYTHON) -m venv --clear $(VLLM)
+	$(VLLM)/bin/pip install -qq --no-deps --requirement $<
+	cp tests/vllm/torchvision_operators.py \
+	  $$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sitecustomize.py
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VLLM) runs

@@ -266,6 +266,22 @@ class ViewConfig(Section):
         return self
 
 
+class VllmConfig(Section):
+    """The vLLM server of ``sampling.engine=vllm``, which follows the student's weights."""
+
+    python: str | None = None
+    """Interpreter of an environment with vLLM; null = VAOPD_VLLM_PYTHON, else this one."""
+
+    arguments: tuple[str, ...] = ()
+    """Further arguments of the server, such as ``[--gpu-memory-utilization, "0.4"]``."""
+
+    address: str | None = None
+    """A server that runs already, such as http://127.0.0.1:8000; null = the run starts its own."""
+
+    weights_folder: str | None = None
+    """Folder through which weights pass; the server must see it. null = shared memory."""
+
+
 class SamplingConfig(Section):
     """How the student's rollouts are drawn."""
 
@@ -281,8 +297,11 @@ class SamplingConfig(Section):
     max_new_tokens: PositiveInt = 4096
     """Longest response."""
 
-    engine: Literal["transformers"] = "transformers"
-    """Sampler; the transformers one runs in process."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """``transformers`` samples in process and promises equal bits; ``vllm`` asks a server."""
+
+    vllm: VllmConfig = VllmConfig()
+    """Only of ``engine=vllm``."""
 
     batch_tokens: PositiveInt = 131_072
     """Tokens in the key-value cache at most: rollouts decoded together x (prompt + new tokens)."""
@@ -389,7 +408,7 @@ FREE_ON_RESUME = {
         "timeout_seconds",
     },
     "data": {"max_prompt_tokens", "check_images", "allow_overlap"},
-    "sampling": {"batch_tokens"},
+    "sampling": {"batch_tokens", "vllm"},
     "training": {
         "micro_batch_tokens",
         "save_every",
@@ -428,6 +447,16 @@ class RunConfig(Section):
                 "teacher.offload=true parks a teacher that is loaded here, only scores and is not "
                 "quantized; set it to false, or leave teacher.addresses, teacher.quantization and "
                 "method.name=off_policy_kd out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_one_sampler(self) -> "RunConfig":
+        if self.sampling.engine == "vllm" and self.training.parallel != "none":
+            raise ValueError(
+                f"sampling.engine is 'vllm' and training.parallel is {self.training.parallel!r}: a "
+                "vLLM server follows the weights of one process; use sampling.engine=transformers "
+                "or training.parallel=none"
             )
         return self
 

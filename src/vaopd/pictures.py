@@ -1,5 +1,6 @@
 """Pictures of a run folder: what the models saw, small enough to keep, named by their content."""
 
+import base64
 import hashlib
 import io
 from pathlib import Path
@@ -38,6 +39,12 @@ def encode_picture(image: Image.Image, longest_side: int = LONGEST_SIDE) -> tupl
         return drawing, ".png"
     photo = _encoded(image, "WEBP", quality=WEBP_QUALITY, method=4)
     return (photo, ".webp") if len(photo) < len(drawing) else (drawing, ".png")
+
+
+def data_url(image: Image.Image) -> str:
+    """Return the picture as it is, without loss, as text that servers take for an image."""
+    encoded = _encoded(image, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(encoded).decode()
 
 
 def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:

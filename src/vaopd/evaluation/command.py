@@ -28,7 +28,8 @@ DataOption = Annotated[
     Path | None, typer.Option(help="Folder (or file) of benchmark data; else the hub.")
 ]
 EngineOption = Annotated[
-    Literal["transformers", "openai"], typer.Option(help="In process, or through a server.")
+    Literal["transformers", "vllm", "openai"],
+    typer.Option(help="In process, a vLLM server started for it, or a server that runs."),
 ]
 Predictions = Annotated[
     Path | None, typer.Option(help="Score these saved responses; needs no model.")
@@ -52,6 +53,12 @@ LimitOption = Annotated[int | None, typer.Option(help="Only so many items, from 
 Device = Annotated[str, typer.Option(help="Of the transformers engine.")]
 BatchTokens = Annotated[
     int, typer.Option(help="Key-value cache of the transformers engine, in tokens.")
+]
+VllmPython = Annotated[
+    str | None, typer.Option(help="Interpreter with vLLM; else VAOPD_VLLM_PYTHON or this one.")
+]
+VllmArguments = Annotated[
+    str, typer.Option(help='Further arguments of vLLM, "--tensor-parallel-size 2".')
 ]
 BaseUrl = Annotated[str | None, typer.Option(help="Server; its key is read from OPENAI_API_KEY.")]
 Concurrency = Annotated[int, typer.Option(help="Requests at a time.")]
@@ -88,6 +95,8 @@ def evaluate(  # noqa: PLR0913 - one parameter for each option
     limit: LimitOption = None,
     device: Device = "auto",
     batch_tokens: BatchTokens = 131_072,
+    vllm_python: VllmPython = None,
+    vllm_arguments: VllmArguments = "",
     base_url: BaseUrl = None,
     concurrency: Concurrency = 8,
     timeout: Timeout = 600.0,
@@ -144,6 +153,16 @@ def evaluate(  # noqa: PLR0913 - one parameter for each option
             price_output=price_output,
         )
         make_engine = launch.openai_engine(protocol, server, concurrency)
+    elif engine == "vllm":
+        make_engine = launch.vllm_engine(
+            protocol,
+            output,
+            python=vllm_python,
+            arguments=vllm_arguments,
+            device=device,
+            concurrency=concurrency,
+            timeout_seconds=timeout,
+        )
     else:
         make_engine = launch.transformers_engine(protocol, device, batch_tokens)
     launch.generate(protocol, benchmark, output, read, options, make_engine)

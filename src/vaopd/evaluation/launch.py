@@ -1,6 +1,7 @@
 """What ``vaopd evaluate`` does with its options."""
 
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,32 @@ def openai_engine(protocol: Protocol, server: Server, concurrency: int) -> Calla
     from vaopd.evaluation.engines.openai import OpenAIEngine
 
     return lambda: OpenAIEngine(protocol, server, concurrency=concurrency)
+
+
+def vllm_engine(
+    protocol: Protocol, output: Path, *, python: str | None, arguments: str, **options: Any
+) -> Callable[[], Engine]:
+    """Return what starts a vLLM server and its engine, when the items have been read.
+
+    Raises:
+        ConfigError: vLLM is not installed there, or the arguments are no list of words.
+    """
+    from vaopd.rollouts.vllm_server import find_python
+
+    found = find_python(python, "--vllm-python")
+    try:
+        words = shlex.split(arguments)
+    except ValueError as error:
+        raise ConfigError(f"--vllm-arguments {arguments!r} cannot be read: {error}") from None
+
+    def make() -> Engine:
+        # Imported here: torch and transformers take seconds.
+        from vaopd.evaluation.engines.vllm import VllmEngine
+
+        log = output / "vllm.log"
+        return VllmEngine(protocol, python=found, arguments=words, log=log, **options)
+
+    return make
 
 
 def transformers_engine(protocol: Protocol, device: str, batch_tokens: int) -> Callable[[], Engine]:

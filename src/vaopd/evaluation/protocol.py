@@ -12,7 +12,7 @@ from vaopd.records import read_json, write_json
 PROTOCOL = "protocol.json"
 ENDS_BYTES = 1_000_000
 TINY_MIN_PIXELS = 1024
-EngineName = Literal["transformers", "openai"]
+EngineName = Literal["transformers", "vllm", "openai"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -362,7 +363,8 @@ class PromptEncoder:
         Raises:
             ProblemError: The prompt with its visual tokens is over ``data.max_prompt_tokens``.
         """
-        prompt = self.family.encode(problem, self.original_images(problem))
+        images = self.original_images(problem)
+        prompt = replace(self.family.encode(problem, images), images=tuple(images))
         if len(prompt) > self.data.max_prompt_tokens:
             raise ProblemError(
                 f"problem {problem.id} has a prompt of {len(prompt)} tokens, over "

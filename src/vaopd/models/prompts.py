@@ -7,6 +7,7 @@ length, N response tokens of a whole batch, H hidden width.
 from dataclasses import dataclass
 
 from jaxtyping import Int
+from PIL import Image
 from torch import Tensor
 
 from vaopd.errors import AlignmentError
@@ -29,6 +30,9 @@ class EncodedPrompt:
 
     next_position: int = 0
     """Position of the first response token."""
+
+    images: tuple[Image.Image, ...] = ()
+    """What the image processor was given, for engines with a processor of their own."""
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]

@@ -21,6 +21,10 @@ class Rollout:
 
     finish_reason: Literal["stop", "length"]
 
+    weights_version: int | None = None
+    """Updates behind the weights that sampled it, as their server said; none where rollouts come
+    from the model in memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
@@ -35,6 +39,9 @@ class SamplingSettings:
     seed: int
     stream: str
     """Names the purpose and step, so that no two steps share noise."""
+
+    weights_version: int = 0
+    """Updates behind the weights to sample from, for samplers that keep a copy of them."""
 
 
 @runtime_checkable

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from vaopd.records import (
     write_rows,
     write_text,
 )
+from vaopd.rollouts.sampler import Sampler
 from vaopd.rollouts.transformers import TransformersSampler
+from vaopd.rollouts.vllm import VllmSampler
 from vaopd.teacher.local import LocalTeacher, load_teacher
 from vaopd.teacher.remote import connect_teacher
 from vaopd.teacher.teacher import Teacher
@@ -105,7 +108,7 @@ def train(
             "student.gradient_checkpointing=true; vaopd doctor RECIPE estimates what is needed"
         ) from error
     finally:
-        run.close()
+        run.resources.close()
 
 
 class Run:
@@ -127,11 +130,11 @@ class Run:
         device = pick_device(config.training.device)
         self.student = load_student(config, device)
         self.teacher = _load_teacher(config, device, self.student)
+        self.resources = ExitStack()
+        if self.teacher is not None:
+            self.resources.callback(self.teacher.close)
         self.optimizer = make_optimizer(config, self.student)
-        sampler = TransformersSampler(
-            _rollout_model(config, self.student, self.teacher),
-            batch_tokens=config.sampling.batch_tokens,
-        )
+        sampler = self._sampler(_rollout_model(config, self.student, self.teacher))
         self.step = Step(config, self.student, self.teacher, sampler, self.optimizer)
         self.validator = None
         if self.held_out:
@@ -190,10 +193,15 @@ class Run:
         write_json(self.output / "summary.json", _summary(result))
         return result
 
-    def close(self) -> None:
-        """Let go of a teacher elsewhere."""
-        if self.teacher is not None:
-            self.teacher.close()
+    def _sampler(self, model: VisionLanguageModel) -> Sampler:
+        options = self.config.sampling
+        if options.engine == "transformers":
+            return TransformersSampler(model, batch_tokens=options.batch_tokens)
+        sampler = VllmSampler(
+            model, options.vllm, log=self.output / "vllm.log", say=self.display.say
+        )
+        self.resources.callback(sampler.close)
+        return sampler
 
     def _take_steps(self, done: int) -> None:
         training = self.config.training

@@ -98,6 +98,11 @@ def rollout_rows(
             "response": response_text(student, rollout),
             "is_correct": verdicts[index],
             "finish_reason": rollout.finish_reason,
+            **(
+                {}
+                if rollout.weights_version is None
+                else {"weights_version": rollout.weights_version}
+            ),
             "rollout_weight": weights.rollout[index].item(),
             "token_ids": list(rollout.response_ids),
             "tokens": [student.tokenizer.decode([i]) for i in rollout.response_ids],

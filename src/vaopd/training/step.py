@@ -179,6 +179,8 @@ class Step:
             max_new_tokens=options.max_new_tokens,
             seed=self.config.training.seed,
             stream=f"train {step}",
+            # The teacher that off_policy_kd samples from never changes.
+            weights_version=0 if self.config.method.name == "off_policy_kd" else step - 1,
         )
         return self.sampler.sample(prompts, settings)
 

@@ -1,10 +1,8 @@
 """Answers through any OpenAI-compatible server, such as vLLM, SGLang or a paid service."""
 
-import base64
 import hashlib
-import io
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -16,15 +14,27 @@ from vaopd.evaluation.engines.chat import ChatClient, Server
 from vaopd.evaluation.engines.engine import Request
 from vaopd.evaluation.predictions import Prediction
 from vaopd.evaluation.protocol import Protocol
+from vaopd.pictures import data_url
 from vaopd.problems.problem import IMAGE_PLACEHOLDER, Problem
 from vaopd.views import fit_pixel_budget
 
 
 class OpenAIEngine:
-    """One request for each sample, several items at a time."""
+    """One request for each sample, several items at a time.
 
-    def __init__(self, protocol: Protocol, server: Server, *, concurrency: int = 8) -> None:
+    ``sampling`` are further fields of every request, of servers that know more than the protocol.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        server: Server,
+        *,
+        concurrency: int = 8,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> None:
         self.protocol = protocol
+        self.sampling = dict(sampling or {})
         self.client = ChatClient(server)
         self.concurrency = concurrency
 
@@ -100,6 +110,7 @@ class OpenAIEngine:
             "max_tokens": protocol.max_new_tokens,
             # Servers that honour a seed give different samples and the same ones again.
             "seed": int.from_bytes(digest[:4], "little") >> 1,
+            **self.sampling,
         }
 
     def _content(self, problem: Problem) -> list[dict[str, Any]]:
@@ -108,7 +119,7 @@ class OpenAIEngine:
         parts: list[dict[str, Any]] = []
         for number, text in enumerate(problem.prompt.split(IMAGE_PLACEHOLDER)):
             if number:
-                url = _data_url(self._fit(next(images)))
+                url = data_url(self._fit(next(images)))
                 parts.append({"type": "image_url", "image_url": {"url": url}})
             if text:
                 parts.append({"type": "text", "text": text})
@@ -116,9 +127,3 @@ class OpenAIEngine:
 
     def _fit(self, image: Image.Image) -> Image.Image:
         return fit_pixel_budget(image, self.protocol.min_pixels, self.protocol.max_pixels)
-
-
-def _data_url(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,123 @@
+"""Answers through a vLLM server that is started for the evaluation and stopped after it."""
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from vaopd.errors import EngineError
+from vaopd.evaluation.benchmark import Item
+from vaopd.evaluation.engines.chat import Server
+from vaopd.evaluation.engines.engine import Request
+from vaopd.evaluation.engines.openai import OpenAIEngine
+from vaopd.evaluation.predictions import Prediction
+from vaopd.evaluation.protocol import Protocol
+from vaopd.models.devices import pick_device, pick_dtype
+from vaopd.models.loading import load_model
+from vaopd.rollouts.vllm_server import VllmServer
+
+PROTOCOL_ONLY = {
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+"""vLLM takes what a request leaves out from the model's ``generation_config.json``."""
+
+
+class VllmEngine:
+    """The engine of OpenAI-compatible servers, with a server of its own."""
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        *,
+        python: str,
+        arguments: Sequence[str],
+        log: Path,
+        device: str = "auto",
+        concurrency: int = 8,
+        timeout_seconds: float = 600.0,
+    ) -> None:
+        """Start the server and wait for it.
+
+        Raises:
+            EngineError: The server ended before it answered.
+        """
+        place = pick_device(device)
+        dtype = pick_dtype("auto", place)
+        with contextlib.ExitStack() as stack:
+            model = protocol.model
+            if model.startswith("tiny:"):
+                model = stack.enter_context(tempfile.TemporaryDirectory(prefix="vaopd-model-"))
+                _write_tiny(protocol, Path(model))
+            self.server = VllmServer(
+                model,
+                python=python,
+                log=log,
+                arguments=[
+                    *("--served-model-name", protocol.model),
+                    *("--dtype", str(dtype).removeprefix("torch.")),
+                    *arguments,
+                ],
+                on_gpu=place.type == "cuda",
+                say=lambda line: print(line, file=sys.stderr, flush=True),
+            )
+            stack.callback(self.server.close)
+            self.resources = stack.pop_all()
+        self.engine = OpenAIEngine(
+            protocol,
+            Server(
+                base_url=f"{self.server.address}/v1",
+                timeout_seconds=timeout_seconds,
+                first_wait_seconds=0.1,  # a server of this machine that is gone stays away
+            ),
+            concurrency=concurrency,
+            sampling=PROTOCOL_ONLY,
+        )
+
+    def answer(
+        self,
+        benchmark: str,
+        requests: Iterable[Request],
+        on_done: Callable[[Item, list[Prediction]], None],
+        on_bad_item: Callable[[Item, Exception], None],
+    ) -> None:
+        """Answer items in any order; see ``Engine``.
+
+        Raises:
+            EngineError: The server ended or refused. What was answered before is kept.
+        """
+        try:
+            self.engine.answer(benchmark, requests, on_done, on_bad_item)
+        except EngineError as error:
+            try:
+                self.server.check()
+            except EngineError as ended:
+                raise EngineError(f"{ended}; the same command goes on from here") from None
+            raise EngineError(f"{error} (log of the server: {self.server.log})") from None
+
+    def summary(self) -> str:
+        """Return requests and tokens."""
+        return self.engine.summary()
+
+    def close(self) -> None:
+        """Close the connections and end the server."""
+        self.engine.close()
+        self.resources.close()
+
+
+def _write_tiny(protocol: Protocol, folder: Path) -> None:
+    """Write a shipped model as one folder; in the package its tokenizer lies apart."""
+    model = load_model(
+        protocol.model,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        compute_dtype=torch.float32,
+        seed=protocol.seed,
+    )
+    model.save(folder)

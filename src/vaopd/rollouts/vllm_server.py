@@ -1,0 +1,177 @@
+"""A vLLM server in an environment of its own: found, started, watched and stopped.
+
+vLLM pins torch and transformers exactly, so it shares no environment with a trainer and is never
+imported here. A folder that it can serve holds ``config.json``, ``generation_config.json``, the
+weights, the tokenizer with its chat template and ``preprocessor_config.json``: what
+``VisionLanguageModel.save`` writes, for the tiny models too. vLLM builds the whole Qwen processor
+from it, with its video half, and needs torchvision in its own environment for that.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import httpx2
+
+from vaopd.errors import ConfigError, EngineError
+
+PYTHON_VARIABLE = "VAOPD_VLLM_PYTHON"
+
+STARTUP_SECONDS = 3600.0
+"""Reading tens of gigabytes and compiling take minutes; a server that failed ends by itself."""
+
+SECONDS_BETWEEN_LINES = 15.0
+SECONDS_TO_STOP = 30.0
+
+# The command `vllm serve` of the CPU build stops at its own version number; the module runs in
+# every build. PR_SET_PDEATHSIG survives execv: a trainer that is killed takes its server along.
+LAUNCH = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+arguments = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *sys.argv[1:]]
+os.execv(sys.executable, arguments)
+"""
+
+
+def find_python(given: str | None, option: str) -> str:
+    """Return an interpreter that has vLLM: the given one, ``VAOPD_VLLM_PYTHON``, else this one.
+
+    Args:
+        given: Path or name of the interpreter, if the user gave one.
+        option: How the user gives it, for the message.
+
+    Raises:
+        ConfigError: There is no such interpreter, or vLLM is not installed for it.
+    """
+    name = given or os.environ.get(PYTHON_VARIABLE) or sys.executable
+    python = shutil.which(name)
+    remedy = f"name the interpreter of an environment with vLLM by {option} or {PYTHON_VARIABLE}"
+    if python is None:
+        raise ConfigError(f"{name!r} is no Python interpreter; {remedy}")
+    # -P: a folder called vllm where the command is given is not the package.
+    test = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+    found = subprocess.run(
+        [python, "-P", "-c", test], env=_environment({}), capture_output=True, check=False
+    )
+    if found.returncode:
+        raise ConfigError(f"vLLM is not installed for {python}; {remedy}")
+    return python
+
+
+class VllmServer:
+    """A running server on a free port of this machine, until ``close``."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        python: str,
+        log: Path,
+        arguments: Sequence[str] = (),
+        on_gpu: bool = False,
+        environment: dict[str, str] | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Start the server and wait until it answers.
+
+        Args:
+            model: Hub name or folder.
+            python: From ``find_python``.
+            log: File that the server's output is added to.
+            arguments: Further arguments of vLLM; of two equal ones the last holds.
+            on_gpu: Without a GPU graphs are not compiled, which takes longer than it saves.
+            environment: Further environment variables.
+            say: Shows a line of progress.
+
+        Raises:
+            EngineError: The server ended before it answered.
+        """
+        self.log = log
+        port = _free_port()
+        self.address = f"http://127.0.0.1:{port}"
+        command = [python, "-P", "-c", LAUNCH, "--model", str(model), "--host", "127.0.0.1"]
+        command += ["--port", str(port), "--max-model-len", "auto", "--enable-prefix-caching"]
+        command += [] if on_gpu else ["--enforce-eager"]
+        # Eager still compiles a few functions for the first request, which takes half a minute.
+        eager = {} if on_gpu else {"TORCHDYNAMO_DISABLE": "1"}
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            # A session of its own: Ctrl-C is ours, and the whole group can be ended.
+            self.process = subprocess.Popen(
+                [*command, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_environment(eager | (environment or {})),
+                start_new_session=True,
+            )
+        try:
+            self._wait(say)
+        except BaseException:
+            self.close()
+            raise
+
+    def check(self) -> None:
+        """Return if the server runs.
+
+        Raises:
+            EngineError: It ended; the message names its log.
+        """
+        code = self.process.poll()
+        if code is not None:
+            raise EngineError(f"the vLLM server ended with exit code {code}; see {self.log}")
+
+    def close(self) -> None:
+        """End the server and the processes that it started."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(SECONDS_TO_STOP)
+        # Workers of a server that was killed know nothing of it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def _wait(self, say: Callable[[str], None]) -> None:
+        start = last = time.monotonic()
+        say(f"vLLM is starting; its log is {self.log}")
+        while not _answers(self.address):
+            self.check()
+            now = time.monotonic()
+            if now - start > STARTUP_SECONDS:
+                raise EngineError(
+                    f"the vLLM server gave no answer in {STARTUP_SECONDS:.0f} s; see {self.log}"
+                )
+            if now - last >= SECONDS_BETWEEN_LINES:
+                last = now
+                say(f"vLLM is starting, {now - start:.0f} s")
+            time.sleep(0.5)
+        say(f"vLLM answers after {time.monotonic() - start:.0f} s")
+
+
+def _answers(address: str) -> bool:
+    try:
+        return httpx2.get(f"{address}/health", timeout=5.0).status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _environment(further: dict[str, str]) -> dict[str, str]:
+    # Packages of this environment must not come before those of the server's own.
+    kept = {name: text for name, text in os.environ.items() if name not in ("PYTHONPATH",)}
+    # Gigabytes for keys and values where vLLM runs on a CPU; it would take half the memory.
+    return {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **kept, **further}

@@ -1,0 +1,165 @@
+"""Speaks what vaopd needs of vLLM's HTTP interface, without a model; in process or as a program.
+
+As a program it takes the place of an interpreter with vLLM: ``fake_python`` writes a script that
+answers the look for vLLM and starts this server instead.
+"""
+
+import base64
+import io
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+IMAGE, END = 638, 633
+PIXELS_OF_A_VISUAL_TOKEN = 16 * 16
+
+
+def visual_tokens(url: str) -> int:
+    """Return how many visual tokens the tiny models give to an image."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
+        return image.width * image.height // PIXELS_OF_A_VISUAL_TOKEN
+
+
+def choice(index: int, seed: int, version: str) -> dict[str, Any]:
+    ids = [(seed + position) % 500 for position in range(2 + index)] + [END]
+    span = {"version": version, "start": 0, "end": len(ids)}
+    return {
+        "index": index, "token_ids": ids, "finish_reason": "stop", "weight_versions": [span]
+    }  # fmt: skip
+
+
+@dataclass
+class FakeVllm:
+    """What the server was asked; ``change`` turns its answers into others."""
+
+    change: Callable[[str, dict[str, Any]], dict[str, Any]] = lambda path, answer: answer
+    requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    version: str = "default"
+    url: str = ""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    weights: list[dict[str, tuple[int, ...]]] = field(default_factory=list)
+
+    def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        if path == "/inference/v1/generate":
+            counts = [visual_tokens(part["url"]) for part in body["content_parts"]]
+            images = iter(counts)
+            ids: list[int] = []
+            for token in body["token_ids"]:
+                ids += [token] * (next(images) if token == IMAGE else 1)
+            options = body["sampling_params"]
+            choices = [choice(k, options["seed"] + k, self.version) for k in range(options["n"])]
+            return {"prompt_token_ids": ids, "choices": choices}
+        if path == "/collective_rpc":
+            self.weights.append(shapes(Path(body["kwargs"]["weights_path"])))
+        if path == "/update_weight_version":
+            self.version = body["new_version"]
+        if path == "/v1/chat/completions":
+            message = {"role": "assistant", "content": r"\boxed{7}"}
+            return {"choices": [{"message": message, "finish_reason": "stop"}], "usage": {}}
+        return {"success": True}
+
+
+def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the tensors of a model folder."""
+    from safetensors import safe_open
+
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as tensors:
+            found |= {
+                name: tuple(tensors.get_slice(name).get_shape()) for name in list(tensors.keys())
+            }
+    return found
+
+
+def handler(state: FakeVllm) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.reply({})
+
+        def do_POST(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            body = json.loads(self.rfile.read(length) or b"{}") or {}
+            path = self.path.partition("?")[0]
+            with state.lock:
+                state.requests.append((path, body))
+                answer = state.answer(path, body)
+            self.reply(state.change(path, answer))
+
+        def reply(self, answer: dict[str, Any]) -> None:
+            status = answer.pop("status", 200)
+            text = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Keep the output clean."""
+
+    return Handler
+
+
+@contextmanager
+def fake_vllm(**options: Any) -> Iterator[FakeVllm]:
+    state = FakeVllm(**options)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(state))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def fake_python(folder: Path, serve: str = "") -> Path:
+    """Write an interpreter whose vLLM is this file, or the shell command ``serve``."""
+    path = folder / "python-with-vllm"
+    serve = serve or f'exec "{sys.executable}" "{__file__}" "$@"'
+    path.write_text(f'#!/bin/sh\ncase "$3" in *find_spec*) exit 0;; esac\n{serve}\n')
+    path.chmod(0o755)
+    return path
+
+
+def kill_at(count: int) -> Callable[[str, dict[str, Any]], dict[str, Any]]:
+    """Return a change that ends the process instead of its n-th completion."""
+    import os
+    import signal
+
+    asked = 0
+
+    def change(path: str, answer: dict[str, Any]) -> dict[str, Any]:
+        nonlocal asked
+        asked += path in ("/v1/chat/completions", "/inference/v1/generate")
+        if asked >= count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+
+    return change
+
+
+def main(arguments: list[str]) -> None:
+    port = int(arguments[arguments.index("--port") + 1])
+    state = FakeVllm()
+    if "--kill-at" in arguments:
+        state.change = kill_at(int(arguments[arguments.index("--kill-at") + 1]))
+    print("fake vLLM", *arguments, flush=True)
+    ThreadingHTTPServer(("127.0.0.1", port), handler(state)).serve_forever()
+
+
+if __name__ == "__main__":
+    main(sys.argv)

@@ -1,0 +1,211 @@
+"""The vLLM sampler against a server without a model; tests/vllm has the real one."""
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_vllm import END, IMAGE, FakeVllm, fake_python, fake_vllm
+
+from vaopd.config import DataConfig, ViewConfig, VllmConfig
+from vaopd.errors import AlignmentError, ConfigError, EngineError
+from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
+from vaopd.models.prompts import EncodedPrompt
+from vaopd.problems.drawn import DrawnProblems
+from vaopd.rollouts.sampler import SamplingSettings
+from vaopd.rollouts.vllm import VllmSampler, request_seed
+
+SETTINGS = SamplingSettings(
+    num_rollouts=3, temperature=0.7, top_p=0.9, max_new_tokens=12, seed=3, stream="train 1"
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> VisionLanguageModel:
+    cpu = torch.device("cpu")
+    return load_model(
+        "tiny:new-student", device=cpu, dtype=torch.float32, compute_dtype=torch.float32
+    )
+
+
+@pytest.fixture(scope="module")
+def prompts(model: VisionLanguageModel) -> list[EncodedPrompt]:
+    data = DataConfig(train="", min_pixels=1024, max_pixels=1048576)
+    encoder = PromptEncoder(model, data, ViewConfig())
+    return [encoder.original(problem) for problem in DrawnProblems(num_problems=3)]
+
+
+@pytest.fixture
+def server() -> Iterator[FakeVllm]:
+    with fake_vllm() as state:
+        yield state
+
+
+def sampler_of(model: VisionLanguageModel, url: str, folder: Path) -> VllmSampler:
+    return VllmSampler(
+        model, VllmConfig(address=url, weights_folder=str(folder)), log=folder / "vllm.log"
+    )
+
+
+def asked(server: FakeVllm, path: str) -> list[dict[str, Any]]:
+    return [body for where, body in server.requests if where == path]
+
+
+def test_rollouts_come_in_order_with_the_version_that_sampled_them(
+    model, prompts, server, tmp_path
+):
+    sampler = sampler_of(model, server.url, tmp_path)
+    settings = dataclasses.replace(SETTINGS, weights_version=5)
+    groups = sampler.sample(prompts, settings)
+    sampler.close()
+    assert [[(r.problem_id, r.sibling) for r in group] for group in groups] == [
+        [(prompt.problem_id, k) for k in range(3)] for prompt in prompts
+    ]
+    for prompt, group in zip(prompts, groups, strict=True):
+        first = request_seed(settings, prompt.problem_id) % 500
+        assert group[0].response_ids[0] == first
+        assert group[1].response_ids[0] == (first + 1) % 500
+        assert all(r.response_ids[-1] == END and r.finish_reason == "stop" for r in group)
+        assert {r.weights_version for r in group} == {5}
+
+
+def test_a_request_holds_one_placeholder_the_image_and_all_settings(
+    model, prompts, server, tmp_path
+):
+    sampler = sampler_of(model, server.url, tmp_path)
+    sampler.sample(prompts[:1], SETTINGS)
+    sampler.close()
+    (body,) = asked(server, "/inference/v1/generate")
+    ids = prompts[0].input_ids.tolist()
+    assert ids.count(IMAGE) == 36
+    assert body["token_ids"].count(IMAGE) == 1
+    assert [t for t in body["token_ids"] if t != IMAGE] == [t for t in ids if t != IMAGE]
+    assert len(body["content_parts"]) == 1
+    options = body["sampling_params"]
+    assert (options["n"], options["temperature"], options["top_p"]) == (3, 0.7, 0.9)
+    assert (options["max_tokens"], options["stop_token_ids"]) == (12, model.eos_token_ids)
+    # Placeholders and every padding row of the head, and nothing that text needs.
+    suppressed = {int(token) for token in options["logit_bias"]}
+    assert suppressed == {*model.forbidden_ids, *range(640, 672)}
+    assert set(options["logit_bias"].values()) == {-1e9}
+
+
+def test_seeds_differ_by_seed_stream_and_problem_and_are_the_same_again():
+    variants = [
+        (SETTINGS, "a"),
+        (SETTINGS, "b"),
+        (dataclasses.replace(SETTINGS, seed=4), "a"),
+        (dataclasses.replace(SETTINGS, stream="train 2"), "a"),
+    ]
+    seeds = [request_seed(*variant) for variant in variants]
+    assert seeds == [request_seed(*variant) for variant in variants]
+    # Far apart, because siblings take the next numbers.
+    assert min(abs(a - b) for i, a in enumerate(seeds) for b in seeds[:i]) > 1000
+
+
+def test_weights_are_sent_once_for_each_version_with_a_head_of_their_own(
+    model, prompts, server, tmp_path
+):
+    sampler = sampler_of(model, server.url, tmp_path)
+    for version in (0, 0, 1):
+        sampler.sample(prompts[:1], dataclasses.replace(SETTINGS, weights_version=version))
+    sampler.close()
+    assert len(server.weights) == 2
+    assert server.weights[0]["lm_head.weight"] == tuple(model.head.shape)
+    assert len(server.weights[0]) == len(list(model.model.parameters())) + 1
+    order = [path for path, _ in server.requests]
+    reload = order.index("/collective_rpc")
+    assert {"/reset_prefix_cache", "/reset_encoder_cache"} <= set(order[:reload])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"weight_versions": [{"version": "other", "start": 0, "end": 3}]},
+            "weights other and not",
+        ),
+        ({"weight_versions": None}, "weights unknown"),
+        ({"finish_reason": "abort"}, "ends by 'abort'"),
+        ({"finish_reason": "length"}, "ends by 'length' with token 633"),
+        ({"token_ids": [4, 5]}, "ends by 'stop' with token 5"),
+        ({"token_ids": [4, END, 5, END]}, "4 tokens and ends by"),
+        ({"token_ids": []}, "has 0 tokens"),
+        ({"token_ids": [IMAGE, END]}, "holds id 638, which must never"),
+        ({"token_ids": [650, END]}, "holds id 650, which must never"),
+    ],
+)
+def test_a_response_that_breaks_the_contract_is_an_error(model, prompts, tmp_path, change, message):
+    def answer(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        for choice in body.get("choices", [])[1:2]:
+            choice |= change
+        return body
+
+    with fake_vllm(change=answer) as server:
+        sampler = sampler_of(model, server.url, tmp_path)
+        with pytest.raises(EngineError, match=message):
+            sampler.sample(prompts, SETTINGS)
+
+
+def test_another_placeholder_expansion_is_an_alignment_error(model, prompts, tmp_path):
+    def answer(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        if "prompt_token_ids" in body:
+            body["prompt_token_ids"].insert(8, IMAGE)
+        return body
+
+    with fake_vllm(change=answer) as server:
+        sampler = sampler_of(model, server.url, tmp_path)
+        with pytest.raises(AlignmentError, match=r"makes \d+ prompt tokens where we make \d+"):
+            sampler.sample(prompts, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "message"),
+    [
+        ("/collective_rpc", {"status": 404}, "refuses collective_rpc with status 404"),
+        ("/inference/v1/generate", {"status": 403, "e": "--enable-scale-out"}, "enable-scale-out"),
+        ("/reset_prefix_cache", {"success": False}, "answering somebody else"),
+    ],
+)
+def test_a_server_that_refuses_is_one_error_and_leaves_no_weights(
+    model, prompts, tmp_path, path, answer, message
+):
+    with fake_vllm(change=lambda where, body: dict(answer) if where == path else body) as server:
+        sampler = sampler_of(model, server.url, tmp_path)
+        with pytest.raises(EngineError, match=message):
+            sampler.sample(prompts, SETTINGS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_without_a_server_is_an_error_that_speaks_of_resuming(model, prompts, tmp_path):
+    sampler = sampler_of(model, "http://127.0.0.1:9", tmp_path)
+    with pytest.raises(EngineError, match=r"127\.0\.0\.1:9 does not answer .*--resume goes on"):
+        sampler.sample(prompts, SETTINGS)
+
+
+def test_a_started_server_that_is_killed_names_its_log(model, prompts, tmp_path):
+    options = VllmConfig(
+        python=str(fake_python(tmp_path)),
+        arguments=("--kill-at", "4"),
+        weights_folder=str(tmp_path),
+    )
+    log = tmp_path / "vllm.log"
+    sampler = VllmSampler(model, options, log=log)
+    assert len(sampler.sample(prompts, SETTINGS)) == 3
+    with pytest.raises(EngineError, match=rf"exit code -9; see {log}"):
+        sampler.sample(prompts, SETTINGS)
+    assert {path.name for path in tmp_path.iterdir()} == {"vllm.log", "python-with-vllm"}
+
+
+def test_other_families_and_missing_environments_are_refused_before_work(model, tmp_path):
+    with pytest.raises(ConfigError, match=r"/nowhere.*sampling\.vllm\.python"):
+        VllmSampler(model, VllmConfig(python="/nowhere"), log=tmp_path / "log")
+    family = copy.copy(model.family)
+    del family.image_token_id  # what only the Qwen-VL families have
+    other = VisionLanguageModel(model.model, model.tokenizer, family, name="other")
+    with pytest.raises(ConfigError, match="Qwen-VL families only"):
+        VllmSampler(other, VllmConfig(), log=tmp_path / "log")

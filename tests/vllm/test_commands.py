@@ -1,0 +1,103 @@
+"""`vaopd train` and `vaopd evaluate` with a real vLLM, killed on the way and continued."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vaopd.records import read_rows
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_SECONDS = 900
+
+pytestmark = pytest.mark.slow
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    command = [sys.executable, "-m", "vaopd", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    return process.returncode, out, err
+
+
+def kill_server_of(process: subprocess.Popen, when: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not when():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (server,) = children(process.pid)
+    os.kill(server, signal.SIGKILL)
+
+
+def children(pid: int) -> list[int]:
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+
+
+def num_lines(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+def texts(output: Path) -> dict[str, str]:
+    lines = (output / "drawn" / "predictions.jsonl").read_text().splitlines()
+    return {row["id"]: row["response"] for row in map(json.loads, lines)}
+
+
+def test_the_demo_goes_on_after_its_server_was_killed(tmp_path: Path):
+    output = tmp_path / "run"
+    command = (
+        "train", ROOT / "recipes" / "quickstart.yaml", "sampling.engine=vllm",
+        "training.max_steps=6", "training.problems_per_step=8", "training.save_every=2",
+        "training.log_rollouts_every=1", "training.validate_every=null",
+        "data.validation=drawn:validation?count=8&seed=7", "--output", output,
+    )  # fmt: skip
+    process = start(*command)
+    kill_server_of(process, lambda: num_lines(output / "metrics.jsonl") >= 3)
+    code, _, err = finish(process)
+    assert code == 1
+    last = err.splitlines()[-1]
+    assert last.startswith("error: the vLLM server"), err
+    assert str(output / "vllm.log") in last
+    code, _, err = finish(start(*command, "--resume"))
+    assert code == 0, err
+    rows = read_rows(output / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(0 < row["kl/mean"] < 2 for row in rows)
+    for step in range(1, 7):
+        rollouts = read_rows(output / "rollouts" / f"step_{step:06d}.jsonl")
+        assert {row["weights_version"] for row in rollouts} == {step - 1}
+    assert (output / "final" / "model.safetensors").is_file()
+
+
+def test_an_evaluation_goes_on_and_answers_like_the_transformers_engine(tmp_path: Path):
+    options = (
+        "evaluate", "tiny:teacher-s", "--benchmark", "drawn", "--limit", 20, "--samples", 1,
+        "--temperature", 0, "--max-new-tokens", 112,
+    )  # fmt: skip
+    output = tmp_path / "vllm"
+    command = (*options, "--engine", "vllm", "--concurrency", 1, "--output", output)
+    process = start(*command)
+    kill_server_of(process, lambda: num_lines(output / "drawn" / "predictions.jsonl") >= 3)
+    code, _, err = finish(process)
+    assert code == 1
+    assert "the vLLM server ended with exit code -9" in err.splitlines()[-1], err
+    assert 3 <= num_lines(output / "drawn" / "predictions.jsonl") < 20
+    code, out, err = finish(start(*command))
+    assert code == 0, err
+    assert "0 retries" in out
+    code, _, err = finish(start(*options, "--output", tmp_path / "transformers"))
+    assert code == 0, err
+    theirs, ours = texts(output), texts(tmp_path / "transformers")
+    assert theirs.keys() == ours.keys()
+    assert len(ours) == 20
+    assert sum(theirs[id] == text for id, text in ours.items()) >= 19

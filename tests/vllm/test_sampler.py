@@ -1,0 +1,162 @@
+"""The sampler with a real vLLM, compared with our own forward in float32."""
+
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from vaopd.config import DataConfig, ViewConfig, VllmConfig
+from vaopd.errors import EngineError
+from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
+from vaopd.models.packing import micro_batches, response_hidden_states, split_by_rollout
+from vaopd.models.prompts import EncodedPrompt
+from vaopd.objective.divergence import sampled_logprobs
+from vaopd.problems.drawn import DrawnProblems
+from vaopd.rollouts.sampler import SamplingSettings
+from vaopd.rollouts.transformers import TransformersSampler
+from vaopd.rollouts.vllm import VllmSampler
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = SamplingSettings(
+    num_rollouts=3, temperature=1.0, top_p=1.0, max_new_tokens=112, seed=3, stream="train 1"
+)
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def model() -> VisionLanguageModel:
+    cpu = torch.device("cpu")
+    model = load_model("tiny:student", device=cpu, dtype=torch.float32, compute_dtype=torch.float32)
+    model.model.eval()
+    return model
+
+
+@pytest.fixture(scope="module")
+def prompts(model: VisionLanguageModel) -> list[EncodedPrompt]:
+    encoder = PromptEncoder(model, DataConfig(train="", min_pixels=1024), ViewConfig())
+    return [encoder.original(problem) for problem in DrawnProblems(num_problems=4, seed=7)]
+
+
+@pytest.fixture(scope="module")
+def sampler(
+    model: VisionLanguageModel, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[VllmSampler]:
+    log = tmp_path_factory.mktemp("logs") / "vllm.log"
+    options = VllmConfig(arguments=("--served-model-name", "student"))
+    sampler = VllmSampler(model, options, log=log, say=print)
+    yield sampler
+    sampler.close()
+
+
+def our_logprobs(
+    model: VisionLanguageModel, prompts: list[EncodedPrompt], responses: list[list[torch.Tensor]]
+) -> dict[int, torch.Tensor]:
+    lengths = [len(response) for group in responses for response in group]
+    found = {}
+    with torch.no_grad():
+        for micro in micro_batches(model, prompts, responses, budget_tokens=10_000):
+            hidden = response_hidden_states(model, micro.batch)
+            # Like vLLM's, over all rows of the head.
+            values = sampled_logprobs(hidden, model.head, micro.batch.targets)
+            found |= dict(split_by_rollout(values, micro, lengths))
+    return found
+
+
+def largest_difference(
+    sampler: VllmSampler, model: VisionLanguageModel, prompts: list[EncodedPrompt]
+) -> float:
+    """Ask for log-probs as well, and return the largest distance to ours, nats."""
+    differences = []
+    for prompt in prompts:
+        request = sampler._request(prompt, SETTINGS)
+        request["sampling_params"]["logprobs"] = 0
+        choices = sampler._post("inference/v1/generate", request)["choices"]
+        ours = our_logprobs(model, [prompt], [[torch.tensor(c["token_ids"]) for c in choices]])
+        for number, choice in enumerate(choices):
+            theirs = torch.tensor([entry["logprob"] for entry in choice["logprobs"]["content"]])
+            differences.append((ours[number] - theirs).abs().max().item())
+    return max(differences)
+
+
+def test_the_samples_are_problems_solved_and_the_same_ones_again(sampler, model, prompts):
+    groups = sampler.sample(prompts, SETTINGS)
+    responses = [r.response_ids for group in groups for r in group]
+    assert all(r.weights_version == 0 for group in groups for r in group)
+    assert all(r.finish_reason == "stop" for group in groups for r in group)
+    texts = [model.tokenizer.decode(list(ids)) for ids in responses]
+    assert all(r"\boxed{" in text for text in texts), texts
+    assert len(set(responses)) > 8
+    again = [r.response_ids for group in sampler.sample(prompts, SETTINGS) for r in group]
+    # Not promised to the last bit: rounding may depend on which requests share a batch.
+    assert sum(a == b for a, b in zip(responses, again, strict=True)) >= 10
+    other = dataclasses.replace(SETTINGS, stream="train 2")
+    assert [r.response_ids for group in sampler.sample(prompts, other) for r in group] != responses
+
+
+def test_greedy_samples_are_those_of_the_transformers_sampler(sampler, model, prompts):
+    greedy = dataclasses.replace(SETTINGS, temperature=0.0, num_rollouts=1)
+    theirs = [group[0].response_ids for group in sampler.sample(prompts, greedy)]
+    ours = [group[0].response_ids for group in TransformersSampler(model).sample(prompts, greedy)]
+    assert theirs == ours
+
+
+def test_log_probs_of_sampled_tokens_agree_with_ours(sampler, model, prompts):
+    sampler.sample(prompts[:1], SETTINGS)
+    assert largest_difference(sampler, model, prompts) < 1e-3
+
+
+def test_the_openai_engine_gets_k_samples_of_a_benchmark(
+    sampler: VllmSampler, prompts, run: Run, tmp_path: Path
+):
+    sampler.sample(prompts[:1], SETTINGS)
+    assert sampler.server is not None
+    code, out, err = run(
+        "evaluate", "student", "--engine", "openai", "--base-url", f"{sampler.server.address}/v1",
+        "--benchmark", "drawn", "--limit", 5, "--samples", 4, "--max-new-tokens", 112,
+        "--min-pixels", 1024, "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "20 requests, 0 retries" in out
+    lines = (tmp_path / "out" / "drawn" / "predictions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert sorted(row["sample"] for row in rows) == sorted(5 * [0, 1, 2, 3])
+    assert all(r"\boxed{" in row["response"] for row in rows)
+    assert len({row["response"] for row in rows}) > 10
+
+
+def test_after_an_update_the_samples_come_from_the_new_weights(sampler, model, prompts):
+    sampler.sample(prompts, SETTINGS)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+        # Rows of the head that nothing may sample become the likeliest of all.
+        for token in (model.family.image_token_id, model.vocab_size + 3):
+            model.head[token] *= 30
+    # Old images and prefixes are in the server's caches: the new weights must not meet them.
+    assert largest_difference(sampler, model, prompts) > 1
+    groups = sampler.sample(prompts, dataclasses.replace(SETTINGS, weights_version=1))
+    assert {r.weights_version for group in groups for r in group} == {1}
+    assert largest_difference(sampler, model, prompts) < 1e-3
+    allowed = set(range(model.vocab_size)) - set(model.forbidden_ids)
+    assert all(set(r.response_ids) <= allowed for group in groups for r in group)
+
+
+def test_weights_of_somebody_else_are_an_error(sampler, prompts):
+    sampler.sample(prompts[:1], SETTINGS)
+    sampler._post("update_weight_version", {"new_version": "another run:0"})
+    with pytest.raises(EngineError, match="sampled from weights another run:0 and not from"):
+        sampler._siblings(prompts[0], SETTINGS, sampler.loaded)
+
+
+def test_a_killed_server_is_an_error_with_its_log(sampler, prompts):
+    sampler.sample(prompts[:1], SETTINGS)
+    os.kill(sampler.server.process.pid, signal.SIGKILL)
+    with pytest.raises(EngineError, match=f"exit code -9; see {sampler.log}"):
+        sampler.sample(prompts, SETTINGS)
