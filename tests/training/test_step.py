@@ -487,7 +487,7 @@ def test_supervised_steps_lower_the_mean_negative_log_likelihood_of_the_referenc
 
 def test_supervised_steps_need_reference_responses(make_step: Callable, problems: list[Problem]):
     bare = dataclasses.replace(problems[1], references=())
-    with pytest.raises(ProblemError, match=f"{bare.id} has no reference response"):
+    with pytest.raises(ProblemError, match=f"have no reference response.* the first: {bare.id};"):
         make_step("method.name=sft").run([problems[0], bare], 1)
 
 
