@@ -48,7 +48,8 @@ def sampler(
     model: VisionLanguageModel, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[VllmSampler]:
     log = tmp_path_factory.mktemp("logs") / "vllm.log"
-    options = VllmConfig(arguments=("--served-model-name", "student"))
+    # Blocks smaller than a prompt of 66 tokens, or the prefix cache would never hold one.
+    options = VllmConfig(arguments=("--served-model-name", "student", "--block-size", "32"))
     sampler = VllmSampler(model, options, log=log, say=print)
     yield sampler
     sampler.close()
@@ -153,10 +154,13 @@ def test_weights_of_somebody_else_are_an_error(sampler, prompts):
     sampler._post("update_weight_version", {"new_version": "another run:0"})
     with pytest.raises(EngineError, match="sampled from weights another run:0 and not from"):
         sampler._siblings(prompts[0], SETTINGS, sampler.loaded)
+    # Its own weights again, for the next test.
+    sampler.sample(prompts[:1], dataclasses.replace(SETTINGS, weights_version=2))
 
 
 def test_a_killed_server_is_an_error_with_its_log(sampler, prompts):
     sampler.sample(prompts[:1], SETTINGS)
+    assert sampler.server is not None
     os.kill(sampler.server.process.pid, signal.SIGKILL)
     with pytest.raises(EngineError, match=f"exit code -9; see {sampler.log}"):
         sampler.sample(prompts, SETTINGS)
