@@ -90,7 +90,6 @@ def measure(*overrides: str) -> Peaks:
 
     prompts, _ = step._encode(problems, False)
     sampler = TransformersSampler(student, batch_tokens=config.sampling.batch_tokens)
-    sampler.eos_never = True  # type: ignore[attr-defined]
     settings = SamplingSettings(
         num_rollouts=config.sampling.num_rollouts,
         temperature=1.0,

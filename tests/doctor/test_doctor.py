@@ -1,3 +1,4 @@
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,8 +8,8 @@ from measured import Peaks, measure, real_config
 
 from vaopd.doctor.architecture import measure as sizes_of
 from vaopd.doctor.architecture import read_config
-from vaopd.doctor.estimate import PHASES, Lengths, estimate, remedies
-from vaopd.doctor.trace import LiveBytes
+from vaopd.doctor.estimate import PHASES, Estimate, Lengths, estimate, remedies
+from vaopd.doctor.trace import LiveBytes, by_depth
 
 CONFIGS = Path(__file__).parent / "configs"
 CUDA = torch.device("cuda")  # a name only: estimates touch no device
@@ -17,21 +18,21 @@ SHAPES = {
     "full, one forward": (
         "training.problems_per_step=4",
         "sampling.num_rollouts=3",
-        "sampling.max_new_tokens=40",
+        "sampling.max_new_tokens=20",
     ),
     "full, many forwards, half precision": (
         "training.problems_per_step=4",
         "sampling.num_rollouts=2",
-        "sampling.max_new_tokens=60",
-        "training.micro_batch_tokens=500",
-        "teacher.batch_tokens=500",
+        "sampling.max_new_tokens=24",
+        "training.micro_batch_tokens=300",
+        "teacher.batch_tokens=300",
         "student.dtype=bfloat16",
         "teacher.dtype=bfloat16",
     ),
     "lora, recomputed": (
         "training.problems_per_step=3",
         "sampling.num_rollouts=3",
-        "sampling.max_new_tokens=40",
+        "sampling.max_new_tokens=20",
         "student.lora.rank=8",
         "student.gradient_checkpointing=true",
     ),
@@ -63,9 +64,15 @@ def test_live_bytes_counts_what_lives_and_no_views():
     assert live.peak == 800
 
 
-def expected(*overrides: str, processes: int = 1, device: torch.device = CUDA):
-    config = real_config("training.problems_per_step=4", "sampling.max_new_tokens=40", *overrides)
-    return estimate(config, device, processes=processes, lengths=Lengths(image_pixels=9216))
+ONE_LAYER = f"student.model={CONFIGS / 'one-layer'}", f"teacher.model={CONFIGS / 'one-layer'}"
+
+
+@functools.cache
+def expected(*overrides: str, processes: int = 1) -> Estimate:
+    """Return the estimate of a shallow model, which is quickly traced."""
+    config = real_config("training.problems_per_step=4", *ONE_LAYER, *overrides)
+    lengths = Lengths(image_pixels=9216, response_tokens=40)
+    return estimate(config, CUDA, processes=processes, lengths=lengths)
 
 
 def test_each_remedy_lowers_what_it_is_for():
@@ -102,24 +109,40 @@ def test_sizes_come_from_a_configuration_alone(name: str, total: int):
     assert not list((CONFIGS / name).glob("*.safetensors"))
 
 
-def test_moments_and_weights_of_a_large_student_follow_from_its_parameters():
+def test_moments_and_weights_of_a_large_student_follow_from_its_parameters(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    # Activations are not asked for here.
+    monkeypatch.setattr("vaopd.doctor.estimate.by_depth", lambda config, measure: 0)
     name = str(CONFIGS / "qwen3-vl-2b")
-    config = real_config(
-        f"student.model={name}", f"teacher.model={name}", "training.problems_per_step=1",
-        "sampling.max_new_tokens=64", "sampling.num_rollouts=1",
-    )  # fmt: skip
-    result = estimate(config, CUDA, lengths=Lengths(text_tokens=32, image_pixels=65536))
+    result = estimate(real_config(f"student.model={name}", f"teacher.model={name}"), CUDA)
     # Float32 masters and two float32 moments; the frozen teacher in bfloat16.
     assert result.parts["student weights"]["train"] == 4 * 2_127_532_032
     assert result.parts["optimizer moments"]["train"] == 8 * 2_127_532_032
     assert result.parts["teacher weights"]["train"] == 2 * 2_127_532_032
-    assert result.parts["gradients"]["train"] == 4 * 2_127_532_032
-    assert "gradients" not in {n for n, part in result.parts.items() if "sample" in part}
+    assert result.parts["gradients"] == dict.fromkeys(("train", "update"), 4 * 2_127_532_032)
+
+
+def test_deep_models_are_extended_from_shallow_ones_as_a_line():
+    config = read_config("tiny:student")
+    config.text_config.num_hidden_layers, config.vision_config.depth = 40, 30
+    found = by_depth(
+        config, lambda c: 7 + 11 * c.text_config.num_hidden_layers + 5 * c.vision_config.depth
+    )
+    assert found == 7 + 11 * 40 + 5 * 30
+    assert config.text_config.num_hidden_layers == 40
+
+
+def test_several_processes_share_the_problems_of_a_step():
+    one, four = expected(), expected(processes=4)
+    states = "teacher hidden states"
+    assert four.parts[states]["score"] == one.parts[states]["score"] / 4
+    assert four.parts["student weights"] == one.parts["student weights"]
 
 
 def test_remedies_name_settings_for_the_phases_that_do_not_fit():
-    config = real_config("training.problems_per_step=4", "sampling.max_new_tokens=40")
-    result = estimate(config, CUDA, lengths=Lengths(image_pixels=9216))
+    config = real_config("training.problems_per_step=4", *ONE_LAYER)
+    result = expected()
     assert remedies(config, result, result.peak) == []
     named = " ".join(remedies(config, result, result.total("update") - 1))
     assert "student.gradient_checkpointing=true" in named
@@ -133,7 +156,8 @@ def test_remedies_name_settings_for_the_phases_that_do_not_fit():
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        "student: {model: 'tiny:student'}\nteacher: {model: 'tiny:teacher-s'}\n"
+        f"student: {{model: {CONFIGS / 'one-layer'}}}\n"
+        f"teacher: {{model: {CONFIGS / 'one-layer'}}}\n"
         "data: {train: 'drawn:train?count=4', min_pixels: 1024, max_pixels: 1048576}\n"
         "sampling: {num_rollouts: 2, max_new_tokens: 8}\ntraining: {problems_per_step: 2}\n"
     )

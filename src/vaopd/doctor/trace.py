@@ -227,7 +227,7 @@ def _shallow(config: Any, layers: int, blocks: int) -> Any:
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
     vision = getattr(small, "vision_config", None)
-    if getattr(vision, "depth", None):
+    if vision is not None and getattr(vision, "depth", None):
         vision.depth = blocks
     return small
 
@@ -244,7 +244,7 @@ class _FusedShapes(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        query, key, value, *_ = ctx.saved_tensors
+        query, key, value = ctx.saved_tensors[:3]
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
 
 
