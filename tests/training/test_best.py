@@ -45,9 +45,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
         return Validation(result(ACCURACIES[int(max(steps, default=0))]), [])
 
     optimizers: list[torch.optim.Optimizer] = []
-    make = loop._optimizer
+    make = loop.make_optimizer
     monkeypatch.setattr(
-        loop, "_optimizer", lambda *parts: optimizers.append(make(*parts)) or optimizers[-1]
+        loop, "make_optimizer", lambda *parts: optimizers.append(make(*parts)) or optimizers[-1]
     )
     monkeypatch.setattr(Validator, "examine", examine)
 
