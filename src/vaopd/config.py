@@ -267,17 +267,32 @@ class TrainingConfig(Section):
     keep_checkpoints: PositiveInt | None = 2
     """Newest checkpoints that are kept; each holds weights and both moments; null = all."""
 
+    keep_every: PositiveInt | None = None
+    """Checkpoints of steps divisible by this are kept as well; a multiple of ``save_every``."""
+
     log_rollouts_every: PositiveInt | None = 10
     """Steps between rollout records for the report; null = none."""
 
     device: str = "auto"
     """``auto`` takes a GPU when there is one."""
 
-    parallel: Literal["none"] = "none"
-    """One process."""
+    parallel: Literal["none", "ddp", "fsdp2"] = "none"
+    """How several processes share a step, see docs/scaling.md: ``ddp`` keeps a copy of all models
+    in each, ``fsdp2`` spreads weights, gradients and moments. Needs torchrun or its like."""
 
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of ``final/``; resumable checkpoints are always float32."""
+
+    @model_validator(mode="after")
+    def _check_retention(self) -> "TrainingConfig":
+        if self.keep_every is not None and (
+            self.save_every is None or self.keep_every % self.save_every
+        ):
+            raise ValueError(
+                f"training.keep_every is {self.keep_every}, no multiple of training.save_every="
+                f"{self.save_every}, so most of these steps are never saved; make it one"
+            )
+        return self
 
 
 FREE_ON_RESUME = {
@@ -290,8 +305,10 @@ FREE_ON_RESUME = {
         "save_every",
         "validate_every",
         "keep_checkpoints",
+        "keep_every",
         "log_rollouts_every",
         "device",
+        "parallel",
     },
 }
 """Keys that change memory, speed or records and not what is learned, so a run that ran out of

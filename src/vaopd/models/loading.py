@@ -12,6 +12,7 @@ from jaxtyping import Float
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageTextToText,
@@ -26,6 +27,7 @@ from vaopd.errors import ConfigError, ModelError, ProblemError
 from vaopd.models import tiny
 from vaopd.models.families import Family, generic, qwen_vl
 from vaopd.models.prompts import EncodedPrompt, check_same_prompt, check_same_text
+from vaopd.models.sharding import Sharding, whole
 from vaopd.problems.problem import Problem
 from vaopd.records import write_json
 
@@ -49,6 +51,7 @@ class VisionLanguageModel:
         self.processors = list(processors)
         self.compute_dtype = compute_dtype or model.dtype
         self.name = name
+        self.sharding: Sharding | None = None
 
     @property
     def base(self) -> Any:
@@ -57,7 +60,12 @@ class VisionLanguageModel:
 
     @property
     def head(self) -> Float[Tensor, "V H"]:
-        """Weight of the language-model head, possibly tied to the embeddings."""
+        """Weight of the language-model head, possibly tied to the embeddings.
+
+        Where the model is sharded, the whole weight inside ``whole_head`` or ``whole_model``.
+        """
+        if self.sharding is not None and self.sharding.head is not None:
+            return self.sharding.head
         return self.model.get_output_embeddings().weight
 
     @property
@@ -104,14 +112,54 @@ class VisionLanguageModel:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute_dtype)
 
-    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write a Hugging Face model folder: safetensors weights, tokenizer and processors."""
-        # Tied weights share a storage, and must share it after the conversion to be stored once.
+    def shard(self, mesh: DeviceMesh | None) -> None:
+        """Spread the parameters over the processes of a mesh (FSDP2), if there is one."""
+        if mesh is None:
+            return
+        grey = Image.new("RGB", (64, 64), "grey")
+        # The picture is given to encode(); the problem only has to have one.
+        problem = Problem("filler", "<image>", (b"",), None, "filler", "filler")
+        filler = self.family.encode(problem, [grey])
+        self.sharding = Sharding(self.model, mesh, self.compute_dtype, filler)
+
+    def whole_head(self) -> contextlib.AbstractContextManager:
+        """Return the context in which ``head`` can be used; it spreads the head's gradient."""
+        return self.sharding.whole_head() if self.sharding else contextlib.nullcontext()
+
+    def whole_model(self) -> contextlib.AbstractContextManager:
+        """Return the context for any number of forwards without gradient, such as sampling."""
+        return self.sharding.whole_model() if self.sharding else contextlib.nullcontext()
+
+    def weights(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Return the whole weights by name; a collective of all processes where they are sharded.
+
+        Then only rank 0 gets them, in main memory; the others get nothing.
+        """
+        state = self.model.state_dict(keep_vars=True)
+        is_kept = self.sharding is None or self.sharding.mesh.get_rank() == 0
+        # Tied weights are one parameter, and must stay one after the conversion to be stored once.
         converted: dict[int, Tensor] = {}
-        state = {
-            name: converted.setdefault(tensor.data_ptr(), tensor.to(dtype))
-            for name, tensor in self.model.state_dict().items()
-        }
+        for tensor in state.values():
+            if id(tensor) not in converted:
+                complete = whole(tensor.detach())
+                place = "cpu" if self.sharding else tensor.device
+                converted[id(tensor)] = complete.to(place, dtype) if is_kept else complete[:0]
+        return {name: converted[id(t)] for name, t in state.items()} if is_kept else {}
+
+    def save(
+        self,
+        folder: Path,
+        dtype: torch.dtype = torch.float32,
+        weights: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Write a Hugging Face model folder: safetensors weights, tokenizer and processors.
+
+        Args:
+            folder: Made where it does not exist.
+            dtype: Precision of the weights.
+            weights: What ``weights(dtype)`` gave, where the processes had to gather them.
+        """
+        state = self.weights(dtype) if weights is None else weights
         own_dtype = self.model.config.dtype
         self.model.save_pretrained(folder, state_dict=state)
         self.model.config.dtype = own_dtype

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from vaopd.config import RunConfig
 from vaopd.errors import AlignmentError
@@ -75,11 +76,12 @@ class LocalTeacher:
         if degraded is not None:
             blind, other = self._view(degraded, responses, keep_hidden=with_divergence)
             if with_divergence:
-                head, vocab_size = self.model.head, self.model.vocab_size
-                divergence = [
-                    view_divergence(seen, unseen, head, vocab_size=vocab_size)
-                    for seen, unseen in zip(hidden, blind, strict=True)
-                ]
+                with self.model.whole_head():
+                    head, vocab_size = self.model.head, self.model.vocab_size
+                    divergence = [
+                        view_divergence(seen, unseen, head, vocab_size=vocab_size)
+                        for seen, unseen in zip(hidden, blind, strict=True)
+                    ]
         return TeacherScores(
             hidden=hidden,
             original_logprobs=original,
@@ -100,10 +102,16 @@ class LocalTeacher:
         )
 
 
-def load_teacher(config: RunConfig, device: torch.device) -> LocalTeacher:
-    """Return the recipe's teacher, frozen, at its precision."""
+def load_teacher(
+    config: RunConfig, device: torch.device, shards: DeviceMesh | None = None
+) -> LocalTeacher:
+    """Return the recipe's teacher, frozen, at its precision, spread over a mesh if there is one."""
     dtype = pick_dtype(config.teacher.dtype, device)
-    model = load_model(config.teacher.model, device=device, dtype=dtype, compute_dtype=dtype)
+    # As a whole it may not fit the device: its shards go there.
+    place = torch.device("cpu") if shards else device
+    model = load_model(config.teacher.model, device=place, dtype=dtype, compute_dtype=dtype)
+    model.model.requires_grad_(False)
+    model.shard(shards)
     if config.teacher.cache_vision_mb:
         cache_vision(model, config.teacher.cache_vision_mb * 10**6)
     return LocalTeacher(
@@ -138,19 +146,20 @@ def score_view(
     )
     was_training = model.model.training
     model.model.eval()
-    for micro in batches:
-        states = response_hidden_states(model, micro.batch)
-        targets = micro.batch.targets.to(model.device)
-        scored = sampled_logprobs(states, model.head, targets, vocab_size=model.vocab_size)
-        for number, values in split_by_rollout(scored, micro, lengths):
-            if not values.isfinite().all():
-                raise AlignmentError(
-                    f"problem {owners[number]}: {model.name or 'the model'} gives a token a "
-                    "log-prob that is not finite; check its weights and try dtype float32"
-                )
-            logprobs[number] = values
-        if keep_hidden:
-            for number, rows in split_by_rollout(states, micro, lengths):
-                hidden[number] = rows
+    with model.whole_head():
+        for micro in batches:
+            states = response_hidden_states(model, micro.batch)
+            targets = micro.batch.targets.to(model.device)
+            scored = sampled_logprobs(states, model.head, targets, vocab_size=model.vocab_size)
+            for number, values in split_by_rollout(scored, micro, lengths):
+                if not values.isfinite().all():
+                    raise AlignmentError(
+                        f"problem {owners[number]}: {model.name or 'the model'} gives a token a "
+                        "log-prob that is not finite; check its weights and try dtype float32"
+                    )
+                logprobs[number] = values
+            if keep_hidden:
+                for number, rows in split_by_rollout(states, micro, lengths):
+                    hidden[number] = rows
     model.model.train(was_training)
     return hidden if keep_hidden else [], logprobs

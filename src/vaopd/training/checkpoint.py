@@ -6,18 +6,34 @@ The model folder holds float32 weights, so resuming from it loses nothing.
 import copy
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
 
 from vaopd.errors import RunFolderError
 from vaopd.models.loading import VisionLanguageModel
-from vaopd.records import new_folder, write_json
+from vaopd.models.parallel import World
+from vaopd.models.sharding import local, spread
+from vaopd.records import new_folder, read_json, write_json
 
 STATE = "trainer_state"
+MOMENTS_FILE = "optimizer.safetensors"
+SHARDS_FILE = "optimizer.json"
+"""Names the files of sharded moments, so that a lost one is noticed."""
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -35,10 +51,35 @@ def newest_checkpoint(run: Path) -> Path | None:
     return max(checkpoints(run), default=None)
 
 
-def remove_old_checkpoints(run: Path, keep: int | None) -> None:
-    """Delete all but the newest ``keep`` checkpoints; none of them if that is ``None``."""
+def remove_old_checkpoints(run: Path, keep: int | None, keep_every: int | None = None) -> None:
+    """Delete all but the newest ``keep`` checkpoints; none of them if that is ``None``.
+
+    Those of steps divisible by ``keep_every`` stay as well.
+    """
     for folder in checkpoints(run)[:-keep] if keep else []:
-        shutil.rmtree(folder)
+        step = int(folder.name.removeprefix("step_"))
+        if keep_every is None or step % keep_every:
+            shutil.rmtree(folder)
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Turn a failure of writing into one sentence.
+
+    Raises:
+        RunFolderError: The disk is full or refuses; nothing half-written has a checkpoint's name.
+    """
+    try:
+        yield
+    # safetensors and DCP have exceptions of their own for a failed write.
+    except (OSError, SafetensorError, CheckpointException) as error:
+        if isinstance(error, RunFolderError):
+            raise
+        reason = " ".join(str(error).split())[-200:]
+        raise RunFolderError(
+            f"{what} could not be written ({reason}); earlier checkpoints are as they were: make "
+            "space and go on with --resume"
+        ) from error
 
 
 def save_checkpoint(
@@ -46,43 +87,108 @@ def save_checkpoint(
     student: VisionLanguageModel,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
+    world: World | None = None,
 ) -> None:
-    """Write model, optimizer moments and state; the folder appears only when complete."""
-    with new_folder(folder) as partial:
-        student.save(partial)
-        (partial / STATE).mkdir()
-        save_file(_moments(student, optimizer), partial / STATE / "optimizer.safetensors")
-        write_json(partial / STATE / "state.json", state)
+    """Write model, optimizer moments and state; the folder appears only when complete.
+
+    Weights are whole, so every checkpoint is a model folder. The moments, twice as large, are
+    written by all processes at the same time where they are sharded.
+
+    Raises:
+        RunFolderError: There is no space, or no permission.
+    """
+    world = world or World()
+    weights, moments = student.weights(), _moments(student, optimizer)
+    with writing(f"checkpoint {folder}"), ExitStack() as stack:
+        partial = world.on_main(lambda: stack.enter_context(new_folder(folder)))
+        if student.sharding is not None:
+            writer = HuggingFaceStorageWriter(str(partial / STATE), save_distributed=True)
+            state_dict_saver.save(moments, storage_writer=writer)
+
+        def write() -> None:
+            student.save(partial, weights=weights)
+            (partial / STATE).mkdir(exist_ok=True)
+            if student.sharding is None:
+                save_file(moments, partial / STATE / MOMENTS_FILE)
+            else:
+                files = sorted(path.name for path in (partial / STATE).glob("*.safetensors"))
+                write_json(partial / STATE / SHARDS_FILE, {"files": files})
+            write_json(partial / STATE / "state.json", state)
+            stack.close()
+
+        world.on_main(write)
 
 
 def load_checkpoint(
-    folder: Path, student: VisionLanguageModel, optimizer: torch.optim.Optimizer
+    folder: Path,
+    student: VisionLanguageModel,
+    optimizer: torch.optim.Optimizer,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """Put weights and moments back and return the saved state.
+
+    It does not matter how many processes wrote the checkpoint, and whether they sharded.
 
     Raises:
         RunFolderError: The checkpoint is damaged or belongs to another model.
     """
+    world = world or World()
+    weights, moments, state = world.agree(lambda: _read(folder, student))
+    for name, tensor in student.model.state_dict(keep_vars=True).items():
+        local(tensor.detach()).copy_(local(spread(weights[name], tensor)))
+    for name, parameter in student.model.named_parameters():
+        keys = {key: f"{name}::{key}" for key in MOMENTS}
+        if keys["step"] in moments:
+            optimizer.state[parameter] = {k: moments[v] for k, v in keys.items()}
+    return state
+
+
+def _read(
+    folder: Path, student: VisionLanguageModel
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """Return whole weights, moments laid out like the parameters, and the state."""
     try:
         weights = _saved_weights(folder, student)
-        moments = load_file(folder / STATE / "optimizer.safetensors")
+        moments = _saved_moments(folder / STATE, student)
         state = json.loads((folder / STATE / "state.json").read_text(encoding="utf-8"))
     except RunFolderError:
         raise
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, CheckpointException) as error:
         raise RunFolderError(
             f"checkpoint {folder} cannot be read ({' '.join(str(error).split())[:200]}); remove "
             "that folder to resume from the one before it"
         ) from error
-    student.model.load_state_dict(weights)
-    for name, parameter in student.model.named_parameters():
-        keys = {k: f"{name}::{k}" for k in ("step", "exp_avg", "exp_avg_sq")}
-        if keys["step"] in moments:
-            # All of them: fused AdamW reads its step count on the parameter's device.
-            optimizer.state[parameter] = {
-                k: moments[v].to(parameter.device) for k, v in keys.items()
-            }
-    return state
+    return weights, moments, state
+
+
+def _saved_moments(folder: Path, student: VisionLanguageModel) -> dict[str, Tensor]:
+    """Return the moments as this process needs them, whether one file holds them or shards do."""
+    device = student.device
+    parameters = dict(student.model.named_parameters())
+    if not (folder / SHARDS_FILE).is_file():
+        saved = load_file(folder / MOMENTS_FILE)
+        return {
+            key: spread(value, parameters[_name(key)]) if value.ndim else value.to(device)
+            for key, value in saved.items()
+        }
+    files = read_json(folder / SHARDS_FILE)["files"]
+    if missing := [name for name in files if not (folder / name).is_file()]:
+        raise FileNotFoundError(f"{missing[0]} is missing")
+    reader = HuggingFaceStorageReader(str(folder))
+    moments = {
+        key: torch.empty((), device=device)
+        if key.endswith("::step")
+        else torch.empty_like(parameters[_name(key)].detach())
+        for key in reader.read_metadata().state_dict_metadata
+    }
+    # Each process reads what it needs and waits for nobody, so a failure leaves nobody waiting.
+    state_dict_loader.load(moments, storage_reader=reader, no_dist=True)
+    return moments
+
+
+def _name(key: str) -> str:
+    """Return the parameter that a key of the moments belongs to."""
+    return key.rpartition("::")[0]
 
 
 def _saved_weights(folder: Path, student: VisionLanguageModel) -> dict[str, torch.Tensor]:

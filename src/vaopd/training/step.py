@@ -5,8 +5,10 @@ split of siblings give the same update. B rollouts of a step, T longest response
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +24,9 @@ from vaopd.models.packing import (
     response_hidden_states,
     split_by_rollout,
 )
+from vaopd.models.parallel import World
 from vaopd.models.prompts import EncodedPrompt
+from vaopd.models.sharding import whole
 from vaopd.objective.advantage import (
     absolute_advantage,
     first_mentions,
@@ -42,6 +46,7 @@ from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout, Sampler, SamplingSettings
 from vaopd.teacher.local import LocalTeacher, TeacherScores
 from vaopd.training.ahead import Encoded, PromptsAhead
+from vaopd.training.shares import Shares
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -98,62 +103,97 @@ class Step:
         teacher: LocalTeacher | None,
         sampler: Sampler,
         optimizer: torch.optim.Optimizer,
+        world: World | None = None,
     ) -> None:
         self.config = config
         self.student = student
         self.teacher = teacher
         self.sampler = sampler
         self.optimizer = optimizer
+        self.world = world or World()
         self.encoder = PromptEncoder(student, config.data, config.view)
         self.prompts = PromptsAhead(self._encode)
 
     def run(self, problems: Sequence[Problem], step: int) -> StepResult:
-        """Sample, score, weigh and update once.
+        """Sample, score, weigh and update once; every process returns the same.
+
+        Each samples for its turn of the problems. Then whole sibling groups go to whoever has
+        least, now that their lengths are known, for scoring and training.
 
         Raises:
             TrainingError: The loss or its gradient is not finite; the weights are untouched.
         """
-        watch = Stopwatch(self.student.device)
-        method = self.config.method
-        originals, degraded = self.prompts.take(problems)
+        watch, world, method = Stopwatch(self.student.device), self.world, self.config.method
+        turn = world.turn(range(len(problems)))
+        views = world.agree(lambda: self.prompts.take(world.turn(problems)))
         watch.lap("data")
-        rollouts = self._rollouts(problems, originals, step)
-        responses = [
-            [torch.tensor(r.response_ids, dtype=torch.long) for r in group] for group in rollouts
-        ]
+        sampled = world.separately(
+            lambda: self._rollouts([problems[i] for i in turn], views[0], step)
+        )
+        groups = world.in_order(sampled)
+        sizes = world.in_order([len(prompt) for prompt in views[0]])
         watch.lap("sample")
+        shares = Shares.of(groups, sizes, world)
+        if shares.problems != turn:
+            views = world.agree(lambda: self._encode([problems[i] for i in shares.problems]))
+            watch.lap("data")
+        responses = [
+            [torch.tensor(r.response_ids, dtype=torch.long) for r in group] for group in groups
+        ]
+        own = [responses[i] for i in shares.problems]
         scores = None
         if self.teacher is not None and not method.is_supervised:
-            with_divergence = method.advantage == "view_divergence"
-            scores = self.teacher.score(
-                originals, degraded, responses, with_divergence=with_divergence
-            )
-        names = [f"{r.problem_id}\x00{r.sibling}" for group in rollouts for r in group]
-        seed = f"{self.config.training.seed}\x00{step}"
-        weights = weigh(method, responses, scores, tie_keys=[f"{seed}\x00{n}" for n in names])
+            scores = shares.all_scores(world.separately(lambda: self._score(views, own)))
+        weights = world.agree(lambda: self._weigh(groups, responses, scores, step))
         watch.lap("score")
-        loss, divergence = self._accumulate(originals, responses, scores, weights)
+        loss, divergence = world.separately(
+            lambda: self._accumulate(views[0], own, shares, scores, weights)
+        )
+        loss = world.sum(loss)
         gradient_norm = self._update(loss, problems)
+        divergence = shares.everybodys(divergence)
         watch.lap("train")
         return StepResult(
             loss=loss,
             token_divergence=divergence,
             gradient_norm=gradient_norm,
             weights=weights,
-            rollouts=[rollout for group in rollouts for rollout in group],
+            rollouts=[rollout for group in groups for rollout in group],
             scores=scores,
             seconds=watch.seconds,
         )
 
     def prepare(self, problems: Sequence[Problem]) -> None:
         """Begin to encode the prompts of the next step beside the work of this one."""
-        self.prompts.begin(problems)
+        self.prompts.begin(self.world.turn(problems))
 
     def _encode(self, problems: Sequence[Problem]) -> Encoded:
         if not self.config.method.needs_advantage:
             return [self.encoder.original(problem) for problem in problems], None
         pairs = [self.encoder.both(problem) for problem in problems]
         return [original for original, _ in pairs], [degraded for _, degraded in pairs]
+
+    def _score(
+        self,
+        views: tuple[list[EncodedPrompt], list[EncodedPrompt] | None],
+        responses: list[list[Tensor]],
+    ) -> TeacherScores:
+        assert self.teacher is not None, "only asked for where there is a teacher"
+        with_divergence = self.config.method.advantage == "view_divergence"
+        return self.teacher.score(*views, responses, with_divergence=with_divergence)
+
+    def _weigh(
+        self,
+        groups: list[list[Rollout]],
+        responses: list[list[Tensor]],
+        scores: TeacherScores | None,
+        step: int,
+    ) -> Weights:
+        """Weigh the rollouts of all processes: less work than to exchange what comes of it."""
+        names = [f"{r.problem_id}\x00{r.sibling}" for group in groups for r in group]
+        seed = f"{self.config.training.seed}\x00{step}"
+        keys = [f"{seed}\x00{name}" for name in names]
+        return weigh(self.config.method, responses, scores, tie_keys=keys)
 
     def _rollouts(
         self, problems: Sequence[Problem], prompts: list[EncodedPrompt], step: int
@@ -176,10 +216,15 @@ class Step:
         self,
         prompts: list[EncodedPrompt],
         responses: list[list[Tensor]],
+        shares: Shares,
         scores: TeacherScores | None,
         weights: Weights,
     ) -> tuple[float, list[Tensor]]:
-        """Add up the gradient of the step's loss; return the loss and each token's divergence."""
+        """Add up the gradient of this share of the loss; return it and each token's divergence.
+
+        Rollouts of the share have numbers of their own here; ``shares.rollouts`` has those of
+        the step.
+        """
         training = self.config.training
         lengths = [len(response) for group in responses for response in group]
         divergence = [torch.zeros(0)] * len(lengths)
@@ -192,18 +237,34 @@ class Step:
             budget_tokens=training.micro_batch_tokens,
             share_prefix=training.share_prefix,
         )
-        for micro in batches:
-            token_weight = torch.cat([weights.token[i, : lengths[i]] for i in micro.rollouts])
-            # Eq. 6 is averaged over problems, each counting the same whatever its length.
-            loss, values = self._loss(micro, scores, token_weight / len(prompts))
-            loss.backward()
-            total += loss.item()
-            for number, part in split_by_rollout(values.cpu(), micro, lengths):
-                divergence[number] = part
+        with self.student.whole_head(), self._teacher_head(scores):
+            for micro in batches:
+                numbers = [shares.rollouts[i] for i in micro.rollouts]
+                parts = [
+                    weights.token[n, : lengths[i]]
+                    for n, i in zip(numbers, micro.rollouts, strict=True)
+                ]
+                # Eq. 6 is averaged over problems, each counting the same whatever its length and
+                # whichever process has it.
+                loss, values = self._loss(micro, numbers, scores, _cat(parts) / shares.num_problems)
+                loss.backward()
+                total += loss.item()
+                for number, part in split_by_rollout(values.cpu(), micro, lengths):
+                    divergence[number] = part
         return total, divergence
 
+    def _teacher_head(self, scores: TeacherScores | None) -> AbstractContextManager:
+        """Return the context in which the teacher's head can be used, where it is."""
+        if scores is None or self.teacher is None:
+            return nullcontext()
+        return self.teacher.model.whole_head()
+
     def _loss(
-        self, micro: MicroBatch, scores: TeacherScores | None, token_weight: Tensor
+        self,
+        micro: MicroBatch,
+        numbers: list[int],
+        scores: TeacherScores | None,
+        token_weight: Tensor,
     ) -> tuple[Tensor, Tensor]:
         student = self.student
         hidden = response_hidden_states(student, micro.batch)
@@ -217,30 +278,39 @@ class Step:
                 vocab_size=student.vocab_size,
                 label_smoothing=self.config.method.label_smoothing,
             )
+        head = self.teacher.model.head
+        # A forward that only keeps others company has no rollout, and the teacher's width.
+        nothing = torch.zeros(0, head.shape[1], device=student.device, dtype=head.dtype)
+        teacher_hidden = [scores.hidden[number] for number in numbers] or [nothing]
         return weighted_reverse_kl(
             hidden,
             student.head,
-            torch.cat([scores.hidden[number] for number in micro.rollouts]),
-            self.teacher.model.head,
+            torch.cat(teacher_hidden),
+            head,
             token_weight,
             vocab_size=student.vocab_size,
         )
 
     def _update(self, loss: float, problems: Sequence[Problem]) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.student.model.parameters(), self.config.training.max_gradient_norm
-        )
-        if not (torch.isfinite(norm) and torch.isfinite(torch.tensor(loss))):
-            self.optimizer.zero_grad(set_to_none=True)
-            names = ", ".join(problem.id for problem in problems)
-            raise TrainingError(
-                f"loss is {loss} and gradient norm {norm.item()}: not finite, so this step was not "
-                f"applied; problems of the step: {names}; start anew with a lower "
-                "training.learning_rate or student.dtype=float32"
-            )
+        parameters = list(self.student.model.parameters())
+        self.world.sum_gradients(parameters)
+        clipped = torch.nn.utils.clip_grad_norm_(parameters, self.config.training.max_gradient_norm)
+        norm = whole(clipped).item()
+
+        def check() -> None:
+            if not (math.isfinite(norm) and math.isfinite(loss)):
+                self.optimizer.zero_grad(set_to_none=True)
+                names = ", ".join(problem.id for problem in problems)
+                raise TrainingError(
+                    f"loss is {loss} and gradient norm {norm}: not finite, so this step was not "
+                    f"applied; problems of the step: {names}; start anew with a lower "
+                    "training.learning_rate or student.dtype=float32"
+                )
+
+        self.world.agree(check)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm.item()
+        return norm
 
 
 def weigh(
@@ -376,6 +446,10 @@ def advantage_summary(weights: Weights) -> dict[str, float]:
         "weights/rollout_max": weights.rollout.max().item(),
         "weights/rollout_min": weights.rollout.min().item(),
     }
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if parts else torch.zeros(0)
 
 
 def _pad(parts: Sequence[Tensor], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
