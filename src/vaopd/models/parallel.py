@@ -172,7 +172,7 @@ def balanced_shares(loads: Sequence[int], size: int) -> list[list[int]]:
 
 @contextmanager
 def processes(parallel: Literal["none", "ddp", "fsdp2"], device: str) -> Iterator[World]:
-    """Give the world of a run and end its process group afterwards.
+    """Give the world of a run, in the process group that there is or in one of its own.
 
     Args:
         parallel: As ``training.parallel``.
@@ -193,7 +193,9 @@ def processes(parallel: Literal["none", "ddp", "fsdp2"], device: str) -> Iterato
         torch.cuda.set_device(place)
         # Objects travel over gloo, so that no pickle passes through GPU memory.
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    is_ours = not dist.is_initialized()
+    if is_ours:
+        dist.init_process_group(backend, timeout=PATIENCE)
     rank, size = dist.get_rank(), dist.get_world_size()
     mesh = init_device_mesh(place.type, (size,))
     try:
@@ -208,7 +210,8 @@ def processes(parallel: Literal["none", "ddp", "fsdp2"], device: str) -> Iterato
             ) from error
         raise
     # After a failure others may still be inside a collective, which ending the group waits for.
-    dist.destroy_process_group()
+    if is_ours:
+        dist.destroy_process_group()
 
 
 def check_launch(parallel: str) -> None:

@@ -71,8 +71,8 @@ def writing(what: str) -> Iterator[None]:
     """
     try:
         yield
-    # safetensors and DCP have exceptions of their own for a failed write.
-    except (OSError, SafetensorError, CheckpointException) as error:
+    # safetensors has an exception of its own for a failed write.
+    except (OSError, SafetensorError) as error:
         if isinstance(error, RunFolderError):
             raise
         reason = " ".join(str(error).split())[-200:]
@@ -102,8 +102,7 @@ def save_checkpoint(
     with writing(f"checkpoint {folder}"), ExitStack() as stack:
         partial = world.on_main(lambda: stack.enter_context(new_folder(folder)))
         if student.sharding is not None:
-            writer = HuggingFaceStorageWriter(str(partial / STATE), save_distributed=True)
-            state_dict_saver.save(moments, storage_writer=writer)
+            _save_shards(moments, partial / STATE, world)
 
         def write() -> None:
             student.save(partial, weights=weights)
@@ -117,6 +116,23 @@ def save_checkpoint(
             stack.close()
 
         world.on_main(write)
+
+
+def _save_shards(moments: dict[str, Tensor], folder: Path, world: World) -> None:
+    """Write the moments as safetensors shards, one a process, in DCP's layout."""
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    failure = None
+    try:
+        state_dict_saver.save(moments, storage_writer=writer)
+    except CheckpointException as error:
+        # Raised in every process, whoever failed; no subclass of Exception.
+        failure = OSError("; ".join(str(reason) for reason, _ in error.failures.values()))
+
+    def check() -> None:
+        if failure is not None:
+            raise failure
+
+    world.agree(check)
 
 
 def load_checkpoint(
