@@ -271,3 +271,10 @@ def test_checkpoints_kept_for_good_must_be_saved_at_all(save_every: str):
                 ]
             )
         )
+
+
+def test_a_sharded_teacher_keeps_no_features_of_images():
+    overrides = ["student.model=a", "data.train=b", "teacher.cache_vision_mb=10"]
+    parse_config(parse_overrides([*overrides, "training.parallel=ddp"]))
+    with pytest.raises(ConfigError, match=r"teacher\.cache_vision_mb is 10, .*fsdp2.* use ddp"):
+        parse_config(parse_overrides([*overrides, "training.parallel=fsdp2"]))

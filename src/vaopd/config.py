@@ -336,6 +336,16 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_sharded_teacher(self) -> "RunConfig":
+        # Whoever finds an image in its cache would skip forwards that the others wait in.
+        if self.training.parallel == "fsdp2" and self.teacher.cache_vision_mb:
+            raise ValueError(
+                f"teacher.cache_vision_mb is {self.teacher.cache_vision_mb}, which a teacher that "
+                "training.parallel=fsdp2 spreads cannot use; set it to 0 or use ddp"
+            )
+        return self
+
     def to_yaml(self) -> str:
         """Return the resolved configuration as a recipe that gives the same run."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

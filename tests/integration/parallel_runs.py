@@ -20,6 +20,7 @@ from vaopd.errors import ProblemError
 from vaopd.models.loading import PromptEncoder
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.training import checkpoint, loop
+from vaopd.training.step import Step
 
 RANK = int(os.environ["RANK"])
 KINDS = ("ddp", "fsdp2")
@@ -41,7 +42,7 @@ def compare(folder: Path) -> None:
         run(config_of(folder, parallel), folder / kind)
         single = ("training.problems_per_step=1", "training.max_steps=2", "data.validation=null")
         run(config_of(folder, parallel, *single), folder / f"{kind}-alone")
-        fail_to_encode(config_of(folder, parallel, *single), folder / f"{kind}-failed")
+        fail_to_encode(config_of(folder, parallel), folder / f"{kind}-failed")
         fail_to_save(config_of(folder, parallel), folder / f"{kind}-full")
     for writer in ("one", *KINDS):
         for reader in KINDS:
@@ -62,17 +63,21 @@ def copy_up_to_step_3(source: Path, target: Path) -> None:
 
 def fail_to_encode(config: RunConfig, output: Path) -> None:
     """Let the second process meet a damaged image after the first step."""
-    intact, calls = PromptEncoder.original, []
+    intact, steps = PromptEncoder.both, Step.run
+    numbers = []
 
-    def original(self, problem):
-        calls.append(problem)
-        if RANK == 1:
+    def run_step(self, problems, step):
+        numbers.append(step)
+        return steps(self, problems, step)
+
+    def both(self, problem):
+        if RANK == 1 and len(numbers) == 2:
             raise ProblemError("damaged on purpose")
         return intact(self, problem)
 
-    PromptEncoder.original = original
+    PromptEncoder.both, Step.run = both, run_step
     report(lambda: run(config, output), output)
-    PromptEncoder.original = intact
+    PromptEncoder.both, Step.run = intact, steps
 
 
 def fail_to_save(config: RunConfig, output: Path) -> None:
