@@ -54,14 +54,14 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_several_processes_need_a_launcher(no_launcher: pytest.MonkeyPatch, kind: str):
-    with pytest.raises(ConfigError, match=rf"training.parallel is {kind}, but no launcher"):
+    with pytest.raises(ConfigError, match=rf"training\.parallel is {kind}, but no launcher"):
         check_launch(kind)
 
 
 def test_one_kind_of_work_is_not_done_by_several_processes(no_launcher: pytest.MonkeyPatch):
     no_launcher.setenv("RANK", "0")
     no_launcher.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="training.parallel is none, but 2 processes"):
+    with pytest.raises(ConfigError, match=r"training\.parallel is none, but 2 processes"):
         check_launch("none")
     check_launch("ddp")
     no_launcher.setenv("WORLD_SIZE", "1")

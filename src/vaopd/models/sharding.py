@@ -81,6 +81,14 @@ class Sharding:
             gradient = DTensor.from_local(whole.grad, self.mesh, [Partial()])
             gradient = gradient.redistribute(placements=weight.placements)
             weight.grad = gradient if weight.grad is None else weight.grad + gradient
+        if not torch.is_grad_enabled():
+            self._forget_forwards()
+
+    def _forget_forwards(self) -> None:
+        """Drop FSDP's list of forwards, which only a backward empties: a teacher's would grow."""
+        reset = getattr(self.base, "reset_iter_state", None)  # since torch 2.13
+        if reset is not None:
+            reset()
 
     @contextmanager
     def whole_model(self) -> Iterator[None]:

@@ -6,7 +6,6 @@ split of siblings give the same update. B rollouts of a step, T longest response
 
 import hashlib
 import math
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -47,6 +46,7 @@ from vaopd.rollouts.sampler import Rollout, Sampler, SamplingSettings
 from vaopd.teacher.local import LocalTeacher, TeacherScores
 from vaopd.training.ahead import Encoded, PromptsAhead
 from vaopd.training.shares import Shares
+from vaopd.training.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -74,23 +74,6 @@ class StepResult:
     rollouts: list[Rollout]
     scores: TeacherScores | None
     seconds: dict[str, float] = field(default_factory=dict)
-
-
-class Stopwatch:
-    """Adds up seconds by phase; waits for the device so that a phase pays for its own work."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, float] = {}
-        self.last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        """Count the time since the last lap to a phase."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.last
-        self.last = now
 
 
 class Step:
