@@ -25,7 +25,8 @@ from vaopd.objective.advantage import visual_advantage
 from vaopd.objective.weights import rollout_weights, token_weights
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.teacher.local import LocalTeacher
-from vaopd.training.step import Step, weigh
+from vaopd.training.step import Step
+from vaopd.training.weighing import weigh
 
 PROBLEMS_TOGETHER = 2
 """Problems in one forward of the plain recipe: the release gives each of 8 GPUs 8 of 64 rows."""

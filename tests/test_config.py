@@ -261,3 +261,27 @@ def test_the_resolved_yaml_gives_the_same_configuration(rate: float, name: str, 
 def test_the_resolved_yaml_spells_out_every_default():
     written = yaml.safe_load(config().to_yaml())
     assert {f"{s}.{k}" for s, keys in written.items() for k in keys} >= set(PAPER)
+
+
+@pytest.mark.parametrize("save_every", ["20", "null"])
+def test_checkpoints_kept_for_good_must_be_saved_at_all(save_every: str):
+    with pytest.raises(
+        ConfigError, match=r"training\.keep_every is 30, no multiple of .*save_every"
+    ):
+        parse_config(
+            parse_overrides(
+                [
+                    "student.model=a",
+                    "data.train=b",
+                    f"training.save_every={save_every}",
+                    "training.keep_every=30",
+                ]
+            )
+        )
+
+
+def test_a_sharded_teacher_keeps_no_features_of_images():
+    overrides = ["student.model=a", "data.train=b", "teacher.cache_vision_mb=10"]
+    parse_config(parse_overrides([*overrides, "training.parallel=ddp"]))
+    with pytest.raises(ConfigError, match=r"teacher\.cache_vision_mb is 10, .*fsdp2.* use ddp"):
+        parse_config(parse_overrides([*overrides, "training.parallel=fsdp2"]))

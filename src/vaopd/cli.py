@@ -1,18 +1,22 @@
 """The command line: parses and checks first, imports torch only when there is work to do."""
 
 import logging
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
-from vaopd.errors import VaopdError
+from vaopd.errors import PeerError, VaopdError
 from vaopd.evaluation import command
 from vaopd.teacher.command import serve_teacher
 
 if TYPE_CHECKING:
     from vaopd.config import RunConfig
+
+T = TypeVar("T")
 
 app = typer.Typer(
     help="On-policy distillation of vision-language models by visual advantage.",
@@ -52,7 +56,7 @@ def train(
     """Train a student by a recipe."""
     from vaopd.config import load_config
 
-    config = load_config(recipe, overrides or [])
+    config = _told_once(lambda: load_config(recipe, overrides or []))
     if dry_run:
         typer.echo(config.to_yaml(), nl=False)
         return
@@ -61,7 +65,8 @@ def train(
     _quiet_weights()
     output = output or Path("runs") / recipe.stem
     result = run(config, output, resume=resume, overwrite=overwrite)
-    _print_result(result)
+    if os.environ.get("RANK", "0") == "0":
+        _print_result(result)
 
 
 @app.command()
@@ -309,6 +314,16 @@ app.command()(command.compare)
 app.command()(serve_teacher)
 
 
+def _told_once(check: Callable[[], T]) -> T:
+    """Return what a check gives; of the processes of a launcher only one tells its failure."""
+    try:
+        return check()
+    except VaopdError as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            raise PeerError(str(error), error.exit_code) from None
+        raise
+
+
 def _quiet_weights() -> None:
     """Turn off the bars of reading and writing weights, which break our own."""
     from transformers.utils import logging as transformers_logging
@@ -326,6 +341,13 @@ def _print_result(result) -> None:
     from rich.table import Table
 
     console = Console()
+    if result.is_stopped:
+        console.print(
+            f"stopped behind step {result.steps}; the same command with --resume goes on",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
     if result.before and result.after:
         table = Table(title="held-out problems")
         table.add_column("")
@@ -363,7 +385,8 @@ def main() -> None:
     except VaopdError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        if not isinstance(error, PeerError):
+            print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except OSError as error:
         if debug:

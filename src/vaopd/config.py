@@ -384,17 +384,32 @@ class TrainingConfig(Section):
     """Newest checkpoints that are kept, beside ``checkpoints/best``; each holds weights and both
     moments; null = all."""
 
+    keep_every: PositiveInt | None = None
+    """Checkpoints of steps divisible by this are kept as well; a multiple of ``save_every``."""
+
     log_rollouts_every: PositiveInt | None = 10
     """Steps between rollout records for the report; null = none."""
 
     device: str = "auto"
     """``auto`` takes a GPU when there is one."""
 
-    parallel: Literal["none"] = "none"
-    """One process."""
+    parallel: Literal["none", "ddp", "fsdp2"] = "none"
+    """How several processes share a step, see docs/scaling.md: ``ddp`` keeps a copy of all models
+    in each, ``fsdp2`` spreads weights, gradients and moments. Needs torchrun or its like."""
 
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of ``final/``; resumable checkpoints are always float32."""
+
+    @model_validator(mode="after")
+    def _check_retention(self) -> "TrainingConfig":
+        if self.keep_every is not None and (
+            self.save_every is None or self.keep_every % self.save_every
+        ):
+            raise ValueError(
+                f"training.keep_every is {self.keep_every}, no multiple of training.save_every="
+                f"{self.save_every}, so most of these steps are never saved; make it one"
+            )
+        return self
 
 
 FREE_ON_RESUME = {
@@ -414,8 +429,10 @@ FREE_ON_RESUME = {
         "save_every",
         "validate_every",
         "keep_checkpoints",
+        "keep_every",
         "log_rollouts_every",
         "device",
+        "parallel",
     },
 }
 """Keys that change memory, speed or records and not what is learned, so a run that ran out of
@@ -466,6 +483,16 @@ class RunConfig(Section):
             raise ValueError(
                 f"data.min_pixels is {self.data.min_pixels}, above data.max_pixels "
                 f"{self.data.max_pixels}; lower the first or raise the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_sharded_teacher(self) -> "RunConfig":
+        # Whoever finds an image in its cache would skip forwards that the others wait in.
+        if self.training.parallel == "fsdp2" and self.teacher.cache_vision_mb:
+            raise ValueError(
+                f"teacher.cache_vision_mb is {self.teacher.cache_vision_mb}, which a teacher that "
+                "training.parallel=fsdp2 spreads cannot use; set it to 0 or use ddp"
             )
         return self
 

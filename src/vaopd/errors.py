@@ -37,5 +37,13 @@ class RunFolderError(VaopdError, OSError):
     """A run folder exists already, is missing, or cannot be resumed."""
 
 
+class PeerError(VaopdError, RuntimeError):
+    """Another process of the run failed and says why itself; this one ends with its exit code."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class EngineError(VaopdError, RuntimeError):
     """A serving engine or judge cannot be reached, refuses the request, or answers nonsense."""

@@ -15,11 +15,15 @@ def write_text(path: Path, text: str) -> None:
     """Write a file so that it holds either its old or its new content at any moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -102,6 +106,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                # Or a power cut could leave a whole folder of empty files.
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

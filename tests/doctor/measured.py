@@ -9,6 +9,7 @@ from vaopd.config import RunConfig, parse_config, parse_overrides
 from vaopd.doctor.estimate import Estimate, Lengths, estimate
 from vaopd.doctor.trace import LiveBytes
 from vaopd.models.devices import pick_device
+from vaopd.models.parallel import World
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
@@ -61,7 +62,7 @@ def measure(*overrides: str) -> Peaks:
     """Run each phase once and count the bytes that live, beside weights and moments."""
     config = real_config(*overrides)
     device = pick_device("cpu")
-    student, teacher = load_student(config, device), load_teacher(config, device)
+    student, teacher = load_student(config, World(device=device)), load_teacher(config, device)
     optimizer = make_optimizer(config, student)
     step = Step(config, student, teacher, EvenSampler(config.sampling.max_new_tokens), optimizer)
     count = config.training.problems_per_step

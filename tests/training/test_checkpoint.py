@@ -1,5 +1,6 @@
 import json
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -89,11 +90,13 @@ def test_a_failure_while_saving_leaves_no_checkpoint_under_the_name(
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
+    message = r"checkpoint .*step_000004 could not be written \(disk full\); earlier checkpoints"
+
     save_checkpoint(checkpoint_path(tmp_path, 2), trained.student, trained.optimizer, STATE)
     for name in ("save_file", "write_json"):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint_module, name, fail)
-            with pytest.raises(OSError, match="disk full"):
+            with pytest.raises(RunFolderError, match=message):
                 save_checkpoint(
                     checkpoint_path(tmp_path, 4), trained.student, trained.optimizer, STATE
                 )
@@ -127,6 +130,36 @@ def test_all_but_the_newest_checkpoints_are_removed(tmp_path: Path):
     assert names == {"step_000010", "step_000012", "mine"}
     remove_old_checkpoints(tmp_path, 5)
     assert len(checkpoints(tmp_path)) == 2
+
+
+def test_checkpoints_of_every_so_many_steps_stay_for_good(tmp_path: Path):
+    for step in (2, 4, 6, 8, 10):
+        state = checkpoint_path(tmp_path, step) / "trainer_state" / "state.json"
+        state.parent.mkdir(parents=True)
+        state.write_text("{}")
+    remove_old_checkpoints(tmp_path, 1, 4)
+    names = [path.name for path in checkpoints(tmp_path)]
+    assert names == ["step_000004", "step_000008", "step_000010"]
+
+
+@pytest.fixture
+def small_files() -> Iterator[Callable[[], None]]:
+    """Let no file grow beyond 100 kB, which the system refuses as it does on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_disk_that_takes_no_more_fails_the_save_and_nothing_else(
+    trained: Step, tmp_path: Path, small_files: Callable[[], None]
+):
+    save_checkpoint(checkpoint_path(tmp_path, 2), trained.student, trained.optimizer, STATE)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    small_files()
+    with pytest.raises(RunFolderError, match=r"step_000004 could not be written .*: make space"):
+        save_checkpoint(checkpoint_path(tmp_path, 4), trained.student, trained.optimizer, STATE)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_000002"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from vaopd.config import RunConfig, parse_config, parse_overrides
 from vaopd.errors import ConfigError
 from vaopd.models.adapters import trained_weights
 from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.parallel import World
 from vaopd.objective import divergence
 from vaopd.problems.problem import Problem
 from vaopd.teacher.local import LocalTeacher
@@ -38,7 +39,7 @@ def make_lora_step(
         step = make_step(*LORA, *overrides, **options)
         with monkeypatch.context() as patch:
             patch.setattr(student_module, "load_model", loaded)
-            step.student = load_student(step.config, torch.device("cpu"))
+            step.student = load_student(step.config, World())
         generator = torch.Generator().manual_seed(5)
         for name, parameter in step.student.model.named_parameters():
             if "lora_B" in name:
@@ -351,7 +352,7 @@ def test_rank_zero_is_no_adapter():
 def test_quantized_training_without_a_gpu_is_refused(make_config: Callable):
     config = make_config("student.quantization=4bit", "student.lora.rank=4")
     with pytest.raises(ConfigError, match="trains on a CUDA device only, and this is cpu"):
-        load_student(config, torch.device("cpu"))
+        load_student(config, World())
 
 
 def test_without_bitsandbytes_the_8_bit_optimizer_is_refused(

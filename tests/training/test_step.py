@@ -16,7 +16,8 @@ from vaopd.problems.problem import Problem
 from vaopd.teacher.local import LocalTeacher
 from vaopd.teacher.teacher import TeacherScores
 from vaopd.training import step as step_module
-from vaopd.training.step import Step, StepResult, advantage_summary, weigh
+from vaopd.training.step import Step, StepResult
+from vaopd.training.weighing import Weights, advantage_summary, weigh
 
 METHODS = ("va_opd", "rollout_only", "token_only", "opd")
 
@@ -94,7 +95,7 @@ def golden_responses() -> list[list[Tensor]]:
     return [rows[:2], rows[2:]]
 
 
-def golden_weights(name: str) -> step_module.Weights:
+def golden_weights(name: str) -> Weights:
     # The degraded log-prob of a token without advantage is larger: clipping makes the 0.
     degraded = [[-3.0 - (a or -0.7) for a in row] for row in ADVANTAGE]
     original = [[-3.0] * length for length in LENGTHS]
@@ -145,7 +146,7 @@ def test_the_weighted_sum_is_the_golden_loss():
     assert float(found) == pytest.approx(0.352917, abs=2e-6)
 
 
-def weights_with(method: dict[str, Any], **more: Any) -> step_module.Weights:
+def weights_with(method: dict[str, Any], **more: Any) -> Weights:
     """Return the weights of the golden rollouts; a token without advantage lost 0.7 nats."""
     degraded = [[-3.0 - (a or -0.7) for a in row] for row in ADVANTAGE]
     given = dataclasses.replace(scores([[-3.0] * n for n in LENGTHS], degraded), **more)
@@ -293,7 +294,7 @@ def test_ties_of_a_run_differ_by_seed_step_problem_and_sibling(
 ):
     seen: list[str] = []
 
-    def watched(*args: Any, tie_keys: list[str]) -> step_module.Weights:
+    def watched(*args: Any, tie_keys: list[str]) -> Weights:
         seen.extend(tie_keys)
         return weigh(*args, tie_keys=tie_keys)
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -11,6 +11,7 @@ from vaopd.errors import ConfigError
 from vaopd.evaluation.answers import Grade, grade
 from vaopd.evaluation.visual_reliance import TokenAdvantage, answer_changes, score_advantage
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel
+from vaopd.models.parallel import World
 from vaopd.models.prompts import EncodedPrompt, check_same_prompt
 from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
@@ -89,6 +90,7 @@ class Validator:
     config: RunConfig
     problems: Sequence[Problem]
     teacher: Teacher | None = None
+    world: World = field(default_factory=World)
 
     def __post_init__(self) -> None:
         if all(problem.answer is None for problem in self.problems):
@@ -106,14 +108,18 @@ class Validator:
     def examine(
         self, student: VisionLanguageModel, progress: Callable[[int], None] = lambda rows: None
     ) -> Validation:
-        """Return accuracies and advantages of the student as it is now, and its responses."""
+        """Return accuracies and advantages of the student as it is now, and its responses.
+
+        Every process answers its turn of the problems and returns the numbers of all.
+        """
         problems = [problem for problem in self.problems if problem.answer is not None]
+        turn = self.world.turn(problems)
         encoder = PromptEncoder(student, self.config.data, self.config.view)
-        originals = [encoder.original(problem) for problem in problems]
+        originals = [encoder.original(problem) for problem in turn]
         seen = self._answers("original", student, problems, originals, progress)
         if not self.config.validation.pixelated:
             return Validation(_result(seen), _rows(student, seen))
-        degraded = [encoder.degraded(problem) for problem in problems]
+        degraded = [encoder.degraded(problem) for problem in turn]
         for prompts in zip(originals, degraded, strict=True):
             check_same_prompt(*prompts)
         blind = self._answers("degraded", student, problems, degraded, progress)
@@ -125,6 +131,7 @@ class Validator:
                 (originals, degraded),
                 seen.rollouts,
                 high_fraction=self.config.method.high_fraction,
+                world=self.world,
             )
         changes = answer_changes(seen.grades, blind.grades)
         rows = _rows(student, seen, advantage) + [
@@ -151,7 +158,8 @@ class Validator:
             seed=options.seed,
             stream="validation",
         )
-        rollouts = sampler.sample(prompts, settings, progress)
+        own = self.world.separately(lambda: sampler.sample(prompts, settings, progress))
+        rollouts = self.world.in_order(own)
         texts = [response_text(student, rollout) for group in rollouts for rollout in group]
         references = [
             problem.answer or ""

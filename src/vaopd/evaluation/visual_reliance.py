@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vaopd.evaluation.answers import Grade, is_same_answer
 from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.parallel import World
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.objective.advantage import visual_advantage
 from vaopd.objective.weights import high_group
@@ -77,25 +78,38 @@ def score_advantage(
     rollouts: Sequence[Sequence[Rollout]],
     *,
     high_fraction: float,
+    world: World | None = None,
 ) -> TokenAdvantage:
     """Return both models' visual advantage of every token of the student's responses.
 
     Args:
         student: The model whose responses these are.
         teacher: Its advantage decides which tokens need the image.
-        views: Prompts with the original and with the degraded images.
-        rollouts: Responses by problem and sibling.
+        views: Prompts with the original and with the degraded images, of this process's turn of
+            the problems.
+        rollouts: Responses by problem and sibling, of all problems.
         high_fraction: Share of a response's tokens in the teacher's high group.
+        world: The processes that score together; only this one unless given.
 
     Raises:
         AlignmentError: A log-prob is not finite.
         EngineError: A teacher elsewhere does not answer, or refuses.
     """
-    responses = [[torch.tensor(r.response_ids) for r in group] for group in rollouts]
+    world = world or World()
+    responses = [[torch.tensor(r.response_ids) for r in group] for group in world.turn(rollouts)]
+
+    def everybodys(rows: Sequence[Tensor]) -> list[Tensor]:
+        # By problem, because turns go by problem; on the CPU, because processes exchange them.
+        numbered = iter([row.float().cpu() for row in rows])
+        by_problem = [[next(numbered) for _ in group] for group in responses]
+        return [row for group in world.in_order(by_problem) for row in group]
+
     seen, blind = views
     scores = teacher.score(seen, blind, responses, with_hidden=False)
     assert scores.degraded_logprobs is not None
-    of_teacher, mask = _advantage(scores.original_logprobs, scores.degraded_logprobs)
+    of_teacher, mask = _advantage(
+        everybodys(scores.original_logprobs), everybodys(scores.degraded_logprobs)
+    )
     own = [
         score_view(
             student,
@@ -106,7 +120,7 @@ def score_advantage(
         )[1]
         for prompts in views
     ]
-    of_student, _ = _advantage(*own)
+    of_student, _ = _advantage(*(everybodys(rows) for rows in own))
     return TokenAdvantage(
         teacher=of_teacher,
         student=of_student,
@@ -131,9 +145,7 @@ def _advantage(original: list[Tensor], degraded: list[Tensor]) -> tuple[Tensor, 
     """Return padded advantages and their mask."""
     pad = torch.nn.utils.rnn.pad_sequence
     mask = pad([torch.ones(len(row), dtype=torch.bool) for row in original], batch_first=True)
-    first, second = (
-        pad([row.float().cpu() for row in rows], batch_first=True) for rows in (original, degraded)
-    )
+    first, second = (pad(rows, batch_first=True) for rows in (original, degraded))
     return visual_advantage(first, second, mask), mask
 
 

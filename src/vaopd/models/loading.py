@@ -13,6 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageTextToText,
@@ -28,6 +29,7 @@ from vaopd.models import adapters, tiny
 from vaopd.models.families import Family, generic, qwen_vl
 from vaopd.models.prompts import EncodedPrompt, check_same_prompt, check_same_text
 from vaopd.models.quantization import quantization_config
+from vaopd.models.sharding import Sharding, whole
 from vaopd.problems.problem import Problem
 from vaopd.records import write_json
 
@@ -53,6 +55,7 @@ class VisionLanguageModel:
         self.compute_dtype = compute_dtype or model.dtype
         self.quantization = quantization
         self.name = name
+        self.sharding: Sharding | None = None
 
     @property
     def base(self) -> Any:
@@ -61,7 +64,12 @@ class VisionLanguageModel:
 
     @property
     def head(self) -> Float[Tensor, "V H"]:
-        """Weight of the language-model head, possibly tied to the embeddings."""
+        """Weight of the language-model head, possibly tied to the embeddings.
+
+        Where the model is sharded, the whole weight inside ``whole_head`` or ``whole_model``.
+        """
+        if self.sharding is not None and self.sharding.head is not None:
+            return self.sharding.head
         return self.model.get_output_embeddings().weight
 
     @property
@@ -110,12 +118,40 @@ class VisionLanguageModel:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute_dtype)
 
-    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    def shard(self, mesh: DeviceMesh | None) -> None:
+        """Spread the parameters over the processes of a mesh (FSDP2), if there is one."""
+        if mesh is None:
+            return
+        grey = Image.new("RGB", (64, 64), "grey")
+        # The picture is given to encode(); the problem only has to have one.
+        problem = Problem("filler", "<image>", (b"",), None, "filler", "filler")
+        filler = self.family.encode(problem, [grey])
+        self.sharding = Sharding(self.model, mesh, self.compute_dtype, filler)
+
+    def whole_head(self) -> contextlib.AbstractContextManager:
+        """Return the context in which ``head`` can be used; it spreads the head's gradient."""
+        return self.sharding.whole_head() if self.sharding else contextlib.nullcontext()
+
+    def whole_model(self) -> contextlib.AbstractContextManager:
+        """Return the context for any number of forwards without gradient, such as sampling."""
+        return self.sharding.whole_model() if self.sharding else contextlib.nullcontext()
+
+    def save(
+        self,
+        folder: Path,
+        dtype: torch.dtype = torch.float32,
+        weights: dict[str, Tensor] | None = None,
+    ) -> None:
         """Write a Hugging Face model folder: safetensors weights, tokenizer and processors.
 
         Adapters are merged into the weights, quantized weights are written at ``dtype``.
+
+        Args:
+            folder: Made where it does not exist.
+            dtype: Precision of the weights.
+            weights: What ``weights(dtype)`` gave, where the processes had to gather them.
         """
-        state = self.weights(dtype)
+        state = self.weights(dtype) if weights is None else weights
         model = adapters.plain_shell(self.model) if self.is_changed else self.model
         own_dtype = model.config.dtype
         model.save_pretrained(folder, state_dict=state)
@@ -123,17 +159,31 @@ class VisionLanguageModel:
         _write_dtype(folder / "config.json", dtype)
         self._save_processors(folder)
 
-    def save_trained(self, folder: Path) -> None:
+    def save_trained(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Write what training changes, in float32: adapters where there are some, else all."""
         if not self.has_adapters:
-            self.save(folder)
+            self.save(folder, weights=weights)
             return
         adapters.save_adapters(self.model, folder, self.quantization)
         self._save_processors(folder)
 
     def weights(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """Return the weights of the plain transformers model: adapters merged, dequantized."""
-        return adapters.plain_weights(self.model, dtype)
+        """Return the weights of the plain transformers model: adapters merged, dequantized.
+
+        A collective of all processes where they are sharded. Then only rank 0 gets them, in main
+        memory; the others get nothing.
+        """
+        if self.sharding is None:
+            return adapters.plain_weights(self.model, dtype)
+        state = self.model.state_dict(keep_vars=True)
+        is_kept = self.sharding.mesh.get_rank() == 0
+        # Tied weights are one parameter, and must stay one after the conversion to be stored once.
+        converted: dict[int, Tensor] = {}
+        for tensor in state.values():
+            if id(tensor) not in converted:
+                complete = whole(tensor.detach())
+                converted[id(tensor)] = complete.to("cpu", dtype) if is_kept else complete[:0]
+        return {name: converted[id(t)] for name, t in state.items()} if is_kept else {}
 
     @property
     def has_adapters(self) -> bool:

@@ -22,7 +22,8 @@ class MicroBatch:
 
     batch: Batch
     rollouts: tuple[int, ...]
-    """Indices into the step's rollouts, in the order of the batch's tokens."""
+    """Indices into the step's rollouts, in the order of the batch's tokens; none in a forward that
+    only keeps the other processes of a sharded model company."""
 
 
 def micro_batches(
@@ -57,7 +58,14 @@ def micro_batches(
                 groups.append((Group(prompt, tuple(r for _, r in part)), members))
         else:
             groups += [(Group(prompt, (r,)), (number,)) for number, r in numbered]
-    for chunk in _by_budget(groups, budget_tokens if model.family.can_pack else 0):
+    chunks = list(_by_budget(groups, budget_tokens if model.family.can_pack else 0))
+    if model.sharding is not None:
+        # Forwards of a sharded model are collectives: who has fewer waits for nobody, but the
+        # others would wait for it.
+        nothing = Group(model.sharding.filler, (torch.zeros(0, dtype=torch.long),))
+        missing = model.sharding.most(len(chunks)) - len(chunks)
+        chunks += [[(nothing, ())]] * missing
+    for chunk in chunks:
         batch = model.family.collate([group for group, _ in chunk])
         yield MicroBatch(batch, tuple(number for _, members in chunk for number in members))
 
@@ -126,4 +134,6 @@ def split_by_rollout(
 ) -> list[tuple[int, Tensor]]:
     """Return (rollout index, its tokens' values) for a tensor with one row a response token."""
     counts = [lengths[number] for number in micro.rollouts]
+    if not counts:
+        return []
     return list(zip(micro.rollouts, torch.split(values, counts), strict=True))

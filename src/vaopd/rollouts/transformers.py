@@ -111,9 +111,11 @@ class TransformersSampler:
     ) -> list[list[Rollout]]:
         """Return ``num_rollouts`` responses for each prompt; see ``Sampler``."""
         rollouts: list[list[Rollout]] = []
-        for groups in self.stream(prompts, settings):
-            rollouts += groups
-            progress(len(groups) * settings.num_rollouts)
+        # Every process decodes for as long as its responses are, so none may wait for another.
+        with self.model.whole_model():
+            for groups in self.stream(prompts, settings):
+                rollouts += groups
+                progress(len(groups) * settings.num_rollouts)
         return rollouts
 
     def stream(

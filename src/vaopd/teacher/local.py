@@ -1,10 +1,12 @@
 """Scoring of given responses: what a model thinks of every token, under one view or two."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from vaopd.config import RunConfig
 from vaopd.errors import AlignmentError
@@ -50,6 +52,10 @@ class LocalTeacher:
         """Weight of the language-model head."""
         return self.model.head
 
+    def whole_head(self) -> AbstractContextManager:
+        """Return the context in which ``head`` can be used, which may be spread over processes."""
+        return self.model.whole_head()
+
     def score(
         self,
         originals: Sequence[EncodedPrompt],
@@ -86,13 +92,15 @@ class LocalTeacher:
         if degraded is not None:
             blind, other = self._view(degraded, responses, keep_hidden=with_divergence)
             if with_divergence:
-                head, vocab_size = self.model.head, self.model.vocab_size
-                divergence = [
-                    view_divergence(
-                        seen.to(head.device), unseen.to(head.device), head, vocab_size=vocab_size
-                    )
-                    for seen, unseen in zip(hidden, blind, strict=True)
-                ]
+                with self.model.whole_head():
+                    head, vocab_size = self.model.head, self.model.vocab_size
+                    place = head.device
+                    divergence = [
+                        view_divergence(
+                            seen.to(place), unseen.to(place), head, vocab_size=vocab_size
+                        )
+                        for seen, unseen in zip(hidden, blind, strict=True)
+                    ]
         return TeacherScores(
             hidden=hidden if with_hidden else [],
             original_logprobs=original,
@@ -114,17 +122,23 @@ class LocalTeacher:
         )
 
 
-def load_teacher(config: RunConfig, device: torch.device) -> LocalTeacher:
-    """Return the recipe's teacher, frozen, at its precision."""
+def load_teacher(
+    config: RunConfig, device: torch.device, shards: DeviceMesh | None = None
+) -> LocalTeacher:
+    """Return the recipe's teacher, frozen, at its precision, spread over a mesh if there is one."""
     dtype = pick_dtype(config.teacher.dtype, device)
+    # As a whole it may not fit the device: its shards go there.
+    place = torch.device("cpu") if shards else device
     model = load_model(
         config.teacher.model,
-        device=device,
+        device=place,
         dtype=dtype,
         compute_dtype=dtype,
         quantization=config.teacher.quantization,
         key="teacher.quantization",
     )
+    model.model.requires_grad_(False)
+    model.shard(shards)
     if config.teacher.cache_vision_mb:
         cache_vision(model, config.teacher.cache_vision_mb * 10**6)
     return LocalTeacher(
@@ -163,21 +177,22 @@ def score_view(
     )
     was_training = model.model.training
     model.model.eval()
-    for micro in batches:
-        states = response_hidden_states(model, micro.batch)
-        targets = micro.batch.targets.to(model.device)
-        scored = sampled_logprobs(states, model.head, targets, vocab_size=model.vocab_size)
-        for number, values in split_by_rollout(scored, micro, lengths):
-            if not values.isfinite().all():
-                raise AlignmentError(
-                    f"problem {owners[number]}: {model.name or 'the model'} gives a token a "
-                    "log-prob that is not finite; check its weights and try dtype float32"
-                )
-            logprobs[number] = values
-        if keep_hidden:
-            kept = parked(states) if park_hidden else states
-            for number, rows in split_by_rollout(kept, micro, lengths):
-                hidden[number] = rows
+    with model.whole_head():
+        for micro in batches:
+            states = response_hidden_states(model, micro.batch)
+            targets = micro.batch.targets.to(model.device)
+            scored = sampled_logprobs(states, model.head, targets, vocab_size=model.vocab_size)
+            for number, values in split_by_rollout(scored, micro, lengths):
+                if not values.isfinite().all():
+                    raise AlignmentError(
+                        f"problem {owners[number]}: {model.name or 'the model'} gives a token a "
+                        "log-prob that is not finite; check its weights and try dtype float32"
+                    )
+                logprobs[number] = values
+            if keep_hidden:
+                kept = parked(states) if park_hidden else states
+                for number, rows in split_by_rollout(kept, micro, lengths):
+                    hidden[number] = rows
     model.model.train(was_training)
     return hidden if keep_hidden else [], logprobs
 

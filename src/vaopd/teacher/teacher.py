@@ -4,6 +4,7 @@ H hidden width, V rows of the head.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -54,6 +55,10 @@ class Teacher(Protocol):
     @property
     def head(self) -> Float[Tensor, "V H"]:
         """Weight of the language-model head, on the trainer's device."""
+        ...
+
+    def whole_head(self) -> AbstractContextManager:
+        """Return the context in which ``head`` can be used, which may be spread over processes."""
         ...
 
     def score(

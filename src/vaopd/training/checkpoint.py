@@ -7,19 +7,33 @@ trained it is a folder of adapters, a small part of the model's size.
 import copy
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
 
 from vaopd.errors import RunFolderError
 from vaopd.models import adapters
 from vaopd.models.loading import VisionLanguageModel
-from vaopd.records import new_folder, write_json
+from vaopd.models.parallel import World
+from vaopd.models.sharding import local, spread
+from vaopd.records import new_folder, read_json, write_json
 
 STATE = "trainer_state"
+MOMENTS_FILE = "optimizer.safetensors"
+SHARDS_FILE = "optimizer.json"
+"""Names the files of sharded moments, so that a lost one is noticed."""
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -37,10 +51,35 @@ def newest_checkpoint(run: Path) -> Path | None:
     return max(checkpoints(run), default=None)
 
 
-def remove_old_checkpoints(run: Path, keep: int | None) -> None:
-    """Delete all but the newest ``keep`` checkpoints; none of them if that is ``None``."""
+def remove_old_checkpoints(run: Path, keep: int | None, keep_every: int | None = None) -> None:
+    """Delete all but the newest ``keep`` checkpoints; none of them if that is ``None``.
+
+    Those of steps divisible by ``keep_every`` stay as well.
+    """
     for folder in checkpoints(run)[:-keep] if keep else []:
-        shutil.rmtree(folder)
+        step = int(folder.name.removeprefix("step_"))
+        if keep_every is None or step % keep_every:
+            shutil.rmtree(folder)
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Turn a failure of writing into one sentence.
+
+    Raises:
+        RunFolderError: The disk is full or refuses; nothing half-written has a checkpoint's name.
+    """
+    try:
+        yield
+    # safetensors has an exception of its own for a failed write.
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, RunFolderError):
+            raise
+        reason = " ".join(str(error).split())[-200:]
+        raise RunFolderError(
+            f"{what} could not be written ({reason}); earlier checkpoints are as they were: make "
+            "space and go on with --resume"
+        ) from error
 
 
 def save_checkpoint(
@@ -48,41 +87,124 @@ def save_checkpoint(
     student: VisionLanguageModel,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
+    world: World | None = None,
 ) -> None:
-    """Write model, optimizer moments and state; the folder appears only when complete."""
-    with new_folder(folder) as partial:
-        student.save_trained(partial)
-        (partial / STATE).mkdir()
-        save_file(_moments(student, optimizer), partial / STATE / "optimizer.safetensors")
-        write_json(partial / STATE / "state.json", state)
+    """Write model, optimizer moments and state; the folder appears only when complete.
+
+    Weights are whole, so every checkpoint is a model folder. The moments, twice as large, are
+    written by all processes at the same time where they are sharded.
+
+    Raises:
+        RunFolderError: There is no space, or no permission.
+    """
+    world = world or World()
+    # Adapters are saved apart from the model, so its weights are not merged for them.
+    weights = None if student.has_adapters else student.weights()
+    moments = _moments(student, optimizer)
+    with writing(f"checkpoint {folder}"), ExitStack() as stack:
+        partial = world.on_main(lambda: stack.enter_context(new_folder(folder)))
+        if student.sharding is not None:
+            _save_shards(moments, partial / STATE, world)
+
+        def write() -> None:
+            student.save_trained(partial, weights)
+            (partial / STATE).mkdir(exist_ok=True)
+            if student.sharding is None:
+                save_file(moments, partial / STATE / MOMENTS_FILE)
+            else:
+                files = sorted(path.name for path in (partial / STATE).glob("*.safetensors"))
+                write_json(partial / STATE / SHARDS_FILE, {"files": files})
+            write_json(partial / STATE / "state.json", state)
+            stack.close()
+
+        world.on_main(write)
+
+
+def _save_shards(moments: dict[str, Tensor], folder: Path, world: World) -> None:
+    """Write the moments as safetensors shards, one a process, in DCP's layout."""
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    failure = None
+    try:
+        state_dict_saver.save(moments, storage_writer=writer)
+    except CheckpointException as error:
+        # Raised in every process, whoever failed; no subclass of Exception.
+        failure = OSError("; ".join(str(reason) for reason, _ in error.failures.values()))
+
+    def check() -> None:
+        if failure is not None:
+            raise failure
+
+    world.agree(check)
 
 
 def load_checkpoint(
-    folder: Path, student: VisionLanguageModel, optimizer: torch.optim.Optimizer
+    folder: Path,
+    student: VisionLanguageModel,
+    optimizer: torch.optim.Optimizer,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """Put weights and moments back and return the saved state.
+
+    It does not matter how many processes wrote the checkpoint, and whether they sharded.
 
     Raises:
         RunFolderError: The checkpoint is damaged or belongs to another model.
     """
+    world = world or World()
+    weights, moments, state = world.agree(lambda: _read(folder, student))
+    tensors = student.model.state_dict(keep_vars=True)
+    for name, value in weights.items():
+        local(tensors[name].detach()).copy_(local(spread(value, tensors[name])))
+    parameters = dict(student.model.named_parameters())
+    for key, value in moments.items():
+        name, _, kind = key.rpartition("::")
+        optimizer.state[parameters[name]][kind] = value
+    return state
+
+
+def _read(
+    folder: Path, student: VisionLanguageModel
+) -> tuple[dict[str, Tensor], dict[str, Tensor | int], dict[str, Any]]:
+    """Return whole weights, moments laid out like the parameters, and the state."""
     try:
         weights = _saved_weights(folder, student)
-        moments = load_file(folder / STATE / "optimizer.safetensors")
+        moments = _saved_moments(folder / STATE, student)
         state = json.loads((folder / STATE / "state.json").read_text(encoding="utf-8"))
     except RunFolderError:
         raise
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, CheckpointException) as error:
         raise RunFolderError(
             f"checkpoint {folder} cannot be read ({' '.join(str(error).split())[:200]}); remove "
             "that folder to resume from the one before it"
         ) from error
-    student.model.load_state_dict(weights, strict=not student.has_adapters)
+    return weights, moments, state
+
+
+def _saved_moments(folder: Path, student: VisionLanguageModel) -> dict[str, Tensor | int]:
+    """Return the moments as this process needs them, whether one file holds them or shards do."""
+    device = student.device
     parameters = dict(student.model.named_parameters())
-    for key, value in moments.items():
-        name, _, kind = key.rpartition("::")
-        # All kinds: fused AdamW reads its step count on the parameter's device.
-        optimizer.state[parameters[name]][kind] = _restored(value, parameters[name].device)
-    return state
+    if not (folder / SHARDS_FILE).is_file():
+        saved = load_file(folder / MOMENTS_FILE)
+        return {key: _restored(value, parameters[_name(key)]) for key, value in saved.items()}
+    files = read_json(folder / SHARDS_FILE)["files"]
+    if missing := [name for name in files if not (folder / name).is_file()]:
+        raise FileNotFoundError(f"{missing[0]} is missing")
+    reader = HuggingFaceStorageReader(str(folder))
+    moments: dict[str, Tensor | int] = {
+        key: torch.empty((), device=device)
+        if key.endswith("::step")
+        else torch.empty_like(parameters[_name(key)].detach())
+        for key in reader.read_metadata().state_dict_metadata
+    }
+    # Each process reads what it needs and waits for nobody, so a failure leaves nobody waiting.
+    state_dict_loader.load(moments, storage_reader=reader, no_dist=True)
+    return moments
+
+
+def _name(key: str) -> str:
+    """Return the parameter that a key of the moments belongs to."""
+    return key.rpartition("::")[0]
 
 
 def _saved_weights(folder: Path, student: VisionLanguageModel) -> dict[str, torch.Tensor]:
@@ -143,8 +265,8 @@ def _moments(
     return moments
 
 
-def _restored(value: torch.Tensor, device: torch.device) -> torch.Tensor | int:
+def _restored(value: Tensor, parameter: Tensor) -> Tensor | int:
     """Return an entry of the optimizer's state; 8-bit AdamW counts its steps in an int."""
-    if value.ndim == 0 and value.dtype == torch.int64:
-        return int(value)
-    return value.to(device)
+    if value.ndim:
+        return spread(value, parameter)
+    return int(value) if value.dtype == torch.int64 else value.to(parameter.device)

@@ -1,35 +1,29 @@
 """A run from recipe to summary: models, data, steps, validations, checkpoints."""
 
-import shutil
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from vaopd.config import FREE_ON_RESUME, RunConfig, load_config
-from vaopd.errors import ConfigError, RunFolderError, TrainingError
-from vaopd.evaluation.validation import ValidationResult, Validator
+from vaopd.config import RunConfig
+from vaopd.errors import ConfigError, TrainingError
+from vaopd.evaluation.validation import Validation, ValidationResult, Validator
 from vaopd.models.devices import DTYPES, pick_device
 from vaopd.models.loading import (
     VisionLanguageModel,
     check_same_pixels,
     check_same_tokenizer,
 )
+from vaopd.models.parallel import World, processes
 from vaopd.problems.manifest import MANIFEST, check_unchanged, manifest
-from vaopd.problems.problem import check_images
+from vaopd.problems.problem import Problem, check_images
 from vaopd.problems.sources import load_problems
-from vaopd.records import (
-    append_row,
-    keep_rows_up_to,
-    new_folder,
-    write_json,
-    write_rows,
-    write_text,
-)
+from vaopd.records import append_row, new_folder, write_json, write_rows, write_text
 from vaopd.rollouts.sampler import Sampler
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.rollouts.vllm import VllmSampler
@@ -43,12 +37,21 @@ from vaopd.training.checkpoint import (
     newest_checkpoint,
     remove_old_checkpoints,
     save_checkpoint,
+    writing,
 )
 from vaopd.training.display import Display
-from vaopd.training.environment import environment
+from vaopd.training.folder import (
+    check_free,
+    check_same_recipe,
+    environment,
+    forget_after,
+    remove_run,
+)
 from vaopd.training.metrics import problem_pictures, rollout_rows, step_metrics
+from vaopd.training.references import check_references
 from vaopd.training.schedule import learning_rate, problems_of_step, total_steps
-from vaopd.training.step import Step, check_references
+from vaopd.training.step import Step, StepResult
+from vaopd.training.stopping import StopRequest
 from vaopd.training.student import load_student, make_optimizer
 
 
@@ -63,6 +66,8 @@ class RunResult:
     seconds: float
     best: Best | None = None
     """The validation that ``checkpoints/best`` holds the model of."""
+    is_stopped: bool = False
+    """Whether it was asked to stop before its last step; ``steps`` are those it took."""
 
 
 def train(
@@ -74,6 +79,8 @@ def train(
     console: Console | None = None,
 ) -> RunResult:
     """Train a student by the recipe and return what it reached.
+
+    Started by torchrun or its like, every process calls this and gets the same result.
 
     Args:
         config: The resolved recipe.
@@ -90,35 +97,54 @@ def train(
     output = Path(output)
     if resume and overwrite:
         raise ConfigError("--resume keeps the run folder and --overwrite removes it; give only one")
-    if resume:
-        _check_same_recipe(config, output)
-    else:
-        _check_free(output, overwrite)
-    run = Run(config, output, console or Console(stderr=True))
-    if not resume:
-        run.check_problems()
-    if overwrite:
-        remove_run(output)
     try:
-        return run.execute(resume)
+        with processes(config.training.parallel, config.training.device) as world:
+            return _train(config, output, world, resume, overwrite, console)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"{str(error).split('. ')[0]}; go on by --resume with a lower "
             "training.micro_batch_tokens, teacher.batch_tokens or sampling.batch_tokens, or with "
             "student.gradient_checkpointing=true; vaopd doctor RECIPE estimates what is needed"
         ) from error
-    finally:
-        run.resources.close()
+
+
+def _train(
+    config: RunConfig,
+    output: Path,
+    world: World,
+    resume: bool,
+    overwrite: bool,
+    console: Console | None,
+) -> RunResult:
+    if resume:
+        world.on_main(lambda: check_same_recipe(config, output))
+    else:
+        world.on_main(lambda: check_free(output, overwrite))
+    shown = (console or Console(stderr=True)) if world.is_main else Console(quiet=True)
+    run = world.agree(lambda: Run(config, output, shown, world))
+    with run.resources:
+        world.share_weights(run.student.model)
+        if not resume:
+            world.on_main(run.check_problems)
+        if overwrite:
+            world.on_main(lambda: remove_run(output))
+        return run.execute(resume)
 
 
 class Run:
-    """The live state of a run: models, optimizer, problems and the folder they write to."""
+    """The live state of a run: models, optimizer, problems and the folder they write to.
 
-    def __init__(self, config: RunConfig, output: Path, console: Console) -> None:
+    Every process of a run has one. The main process alone writes and shows.
+    """
+
+    def __init__(
+        self, config: RunConfig, output: Path, console: Console, world: World | None = None
+    ) -> None:
         self.started = time.perf_counter()
         self.seconds_before = 0.0
         self.config = config
         self.output = output
+        self.world = world = world or World(device=pick_device(config.training.device))
         self.display = Display(console)
         self.problems = load_problems(config.data.train)
         held_out = config.data.validation
@@ -127,18 +153,17 @@ class Run:
             self.problems, self.held_out, allow_overlap=config.data.allow_overlap
         )
         self.steps = total_steps(config.training, len(self.problems))
-        device = pick_device(config.training.device)
-        self.student = load_student(config, device)
-        self.teacher = _load_teacher(config, device, self.student)
+        self.student = load_student(config, world)
+        self.teacher = _load_teacher(config, world, self.student)
         self.resources = ExitStack()
         if self.teacher is not None:
             self.resources.callback(self.teacher.close)
         self.optimizer = make_optimizer(config, self.student)
         sampler = self._sampler(_rollout_model(config, self.student, self.teacher))
-        self.step = Step(config, self.student, self.teacher, sampler, self.optimizer)
+        self.step = Step(config, self.student, self.teacher, sampler, self.optimizer, world)
         self.validator = None
         if self.held_out:
-            self.validator = Validator(config, self.held_out, self.teacher)
+            self.validator = Validator(config, self.held_out, self.teacher, world)
         self.before: ValidationResult | None = None
         self.after: ValidationResult | None = None
         self.best: Best | None = None
@@ -167,31 +192,36 @@ class Run:
     def execute(self, resume: bool) -> RunResult:
         """Make or reopen the folder, take every step that is left and write the summary."""
         done = self._reopen() if resume else 0
-        write_text(self.output / "config.yaml", self.config.to_yaml())
-        write_json(self.output / MANIFEST, self.manifest)
-        if done == 0:
-            write_json(self.output / "environment.json", environment(self.student.device))
-        with self.display:
+        self.world.on_main(lambda: self._describe_run(done))
+        has_launcher = self.config.training.parallel != "none"
+        with self.display, StopRequest(self.display.say, has_launcher=has_launcher) as stop:
             self.display.say(self._headline(done))
             if done == 0:
                 self.before = self._validate(0)
-            self._take_steps(done)
-            self.display.say("saving the final model")
-            with new_folder(self.output / "final") as folder:
-                self.student.save(folder, DTYPES[self.config.training.save_dtype])
-                if self.student.has_adapters:
-                    # In a folder of its own: beside a config.json it would be added once more.
-                    self.student.save_trained(folder / "adapter")
-        result = RunResult(
+            done = self._take_steps(done, stop)
+            if done < self.steps:
+                return self._result(done)
+            self._export()
+        result = self._result(done)
+        self.world.on_main(lambda: write_json(self.output / "summary.json", _summary(result)))
+        return result
+
+    def _describe_run(self, done: int) -> None:
+        write_text(self.output / "config.yaml", self.config.to_yaml())
+        write_json(self.output / MANIFEST, self.manifest)
+        if done == 0:
+            write_json(self.output / "environment.json", environment(self.world))
+
+    def _result(self, done: int) -> RunResult:
+        return RunResult(
             self.output,
-            self.steps,
+            done,
             self.before,
             self.after,
             round(self._seconds(), 1),
-            self.best,
+            best=self.best,
+            is_stopped=done < self.steps,
         )
-        write_json(self.output / "summary.json", _summary(result))
-        return result
 
     def _sampler(self, model: VisionLanguageModel) -> Sampler:
         options = self.config.sampling
@@ -203,11 +233,13 @@ class Run:
         self.resources.callback(sampler.close)
         return sampler
 
-    def _take_steps(self, done: int) -> None:
+    def _take_steps(self, done: int, stop: StopRequest) -> int:
+        """Take the steps behind ``done`` until the last or a request to stop; return its number."""
         training = self.config.training
         bar = self.display.start("training", self.steps, done)
         coming = problems_of_step(self.problems, done + 1, training) if done < self.steps else []
-        for number in range(done + 1, self.steps + 1):
+        while done < self.steps and not self.world.any(stop.is_made):
+            done = number = done + 1
             problems = coming
             if number < self.steps:
                 coming = problems_of_step(self.problems, number + 1, training)
@@ -216,29 +248,8 @@ class Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             result = self.step.run(problems, number)
-            method = self.config.method
-            row = step_metrics(
-                result,
-                problems,
-                self.student,
-                step=number,
-                learning_rate=rate,
-                is_supervised=method.is_supervised,
-            )
-            append_row(self.output / "metrics.jsonl", row)
-            if _is_due(training.log_rollouts_every, number) and method.name != "sft":
-                folder = self.output / "rollouts"
-                rows = rollout_rows(
-                    result,
-                    problems,
-                    self.student,
-                    problem_pictures(
-                        problems, self.step.encoder, folder, saw_both=method.needs_advantage
-                    ),
-                    step=number,
-                    is_supervised=method.is_supervised,
-                )
-                write_rows(folder / f"step_{number:06d}.jsonl", rows)
+            record = partial(self._record, result, problems, number, rate)
+            row = self.world.on_main(record)
             self.display.step(bar, row, self.steps)
             is_last = number == self.steps
             if is_last or _is_due(training.validate_every, number):
@@ -247,32 +258,71 @@ class Run:
             # A new best is saved whenever it comes, so that the checkpoint that a run resumes from
             # is never older than the best it knows of.
             is_best = self.best is not None and self.best.step == number
-            if is_last or is_best or _is_due(training.save_every, number):
+            is_stopped = self.world.any(stop.is_made)
+            if is_last or is_best or is_stopped or _is_due(training.save_every, number):
                 self._save(number)
         self.display.finish(bar)
+        return done
+
+    def _record(
+        self, result: StepResult, problems: list[Problem], step: int, rate: float
+    ) -> dict[str, Any]:
+        """Write what the step was and return its row of numbers."""
+        training, method = self.config.training, self.config.method
+        row = step_metrics(
+            result,
+            problems,
+            self.student,
+            step=step,
+            learning_rate=rate,
+            is_supervised=method.is_supervised,
+        )
+        append_row(self.output / "metrics.jsonl", row)
+        if _is_due(training.log_rollouts_every, step) and method.name != "sft":
+            folder = self.output / "rollouts"
+            rows = rollout_rows(
+                result,
+                problems,
+                self.student,
+                problem_pictures(
+                    problems, self.step.encoder, folder, saw_both=method.needs_advantage
+                ),
+                step=step,
+                is_supervised=method.is_supervised,
+            )
+            write_rows(folder / f"step_{step:06d}.jsonl", rows)
+        return row
 
     def _validate(self, step: int) -> ValidationResult | None:
-        if self.validator is None:
+        validator = self.validator
+        if validator is None:
             return None
         options = self.config.validation
         views = 2 if options.pixelated else 1
-        total = len(self.validator.problems) * options.num_samples * views
+        total = len(validator.problems) * options.num_samples * views
         bar = self.display.start("validating", total)
-        validation = self.validator.examine(
-            self.student, lambda rows: self.display.progress.update(bar, advance=rows)
+        # The others answer as many at the same time.
+        validation = validator.examine(
+            self.student,
+            lambda rows: self.display.progress.update(bar, advance=rows * self.world.size),
         )
-        result = validation.result
         self.display.finish(bar)
+        self.world.on_main(lambda: self._record_validation(step, validator, validation))
+        self.display.say(f"validation at step {step}: {_describe(validation.result)}")
+        return validation.result
+
+    def _record_validation(self, step: int, validator: Validator, validation: Validation) -> None:
         # Before the row of numbers: whoever sees that row finds the responses behind it.
         folder = self.output / "validation"
         pictures = problem_pictures(
-            self.validator.problems, self.step.encoder, folder, saw_both=options.pixelated
+            validator.problems,
+            self.step.encoder,
+            folder,
+            saw_both=self.config.validation.pixelated,
         )
         rows = [{"step": step, **row, **pictures[row["problem_id"]]} for row in validation.rows]
         write_rows(folder / f"step_{step:06d}.jsonl", rows)
-        append_row(self.output / "validation.jsonl", {"step": step, **asdict(result)})
-        self.display.say(f"validation at step {step}: {_describe(result)}")
-        return result
+        append_row(self.output / "validation.jsonl", {"step": step, **asdict(validation.result)})
 
     def _save(self, step: int) -> None:
         state = {
@@ -283,10 +333,31 @@ class Run:
             "seconds": self._seconds(),
             "micro_batch_tokens": self.step.micro_batch_tokens,
         }
-        save_checkpoint(checkpoint_path(self.output, step), self.student, self.optimizer, state)
+        folder = checkpoint_path(self.output, step)
+        save_checkpoint(folder, self.student, self.optimizer, state, self.world)
+        self.world.on_main(lambda: self._sort_checkpoints(step))
+
+    def _sort_checkpoints(self, step: int) -> None:
+        """Mark the best and remove those that are not to be kept."""
         if self.best is not None and self.best.step == step:
             mark_best(self.output, self.best)
-        remove_old_checkpoints(self.output, self.config.training.keep_checkpoints)
+        training = self.config.training
+        remove_old_checkpoints(self.output, training.keep_checkpoints, training.keep_every)
+
+    def _export(self) -> None:
+        """Write ``final/``, a Hugging Face model folder with whole weights."""
+        self.display.say("saving the final model")
+        dtype = DTYPES[self.config.training.save_dtype]
+        weights = self.student.weights(dtype)
+
+        def write() -> None:
+            with writing("the final model"), new_folder(self.output / "final") as folder:
+                self.student.save(folder, dtype, weights)
+                if self.student.has_adapters:
+                    # In a folder of its own: beside a config.json it would be added once more.
+                    self.student.save_trained(folder / "adapter")
+
+        self.world.on_main(write)
 
     def _seconds(self) -> float:
         """Return how long the run took so far, in all of its processes."""
@@ -294,11 +365,11 @@ class Run:
 
     def _reopen(self) -> int:
         """Load the newest checkpoint and forget what came after it; return its step."""
-        check_unchanged(self.output, self.manifest)
-        newest = newest_checkpoint(self.output)
+        self.world.on_main(lambda: check_unchanged(self.output, self.manifest))
+        newest = self.world.on_main(lambda: newest_checkpoint(self.output))
         step, best = 0, None
         if newest is not None:
-            state = load_checkpoint(newest, self.student, self.optimizer)
+            state = load_checkpoint(newest, self.student, self.optimizer, self.world)
             step = state["step"]
             self.seconds_before = state["seconds"]
             if self.config.training.micro_batch_tokens == "auto":
@@ -307,23 +378,20 @@ class Run:
             self.before = ValidationResult(**state["before"]) if state["before"] else None
             self.after = ValidationResult(**state["after"]) if state["after"] else None
             best = state.get("best")
-        self.best = restore_best(self.output, best)
+        self.best = self.world.on_main(lambda: restore_best(self.output, best))
         # Without a checkpoint the first validation is repeated, so its rows go as well.
         kept = step if newest else -1
-        for name in ("metrics.jsonl", "validation.jsonl"):
-            keep_rows_up_to(self.output / name, kept)
-        for name in ("rollouts", "validation"):
-            for path in (self.output / name).glob("step_*.jsonl"):
-                if int(path.stem.removeprefix("step_")) > kept:
-                    path.unlink()
+        self.world.on_main(lambda: forget_after(self.output, kept))
         return step
 
     def _headline(self, done: int) -> str:
         teacher = f" from {self.teacher.name}" if self.teacher else ""
         resumed = f", resumed after step {done}" if done else ""
+        shared = f" in {self.world.size} processes ({self.world.parallel})"
         return (
             f"{self.config.method.name}: {self.student.name}{teacher}, {len(self.problems)} "
-            f"problems, {self.steps} steps on {self.student.device}{resumed}"
+            f"problems, {self.steps} steps on {self.student.device}"
+            f"{shared if self.world.size > 1 else ''}{resumed}"
         )
 
 
@@ -331,70 +399,13 @@ def _is_due(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
 
 
-def _check_free(output: Path, overwrite: bool) -> None:
-    if overwrite:
-        _check_removable(output)
-    elif output.exists():
-        raise RunFolderError(
-            f"output folder {output} exists; choose another --output, or --resume to go on, "
-            "or --overwrite to replace it"
-        )
-
-
-def _check_same_recipe(config: RunConfig, output: Path) -> None:
-    recipe = output / "config.yaml"
-    if not recipe.is_file():
-        raise RunFolderError(f"{output} is no run folder (no config.yaml); start without --resume")
-    saved = load_config(recipe)
-    if difference := _difference(saved, config):
-        raise ConfigError(
-            f"{output} was made by another recipe: {difference}; resume with the same values"
-        )
-
-
-def remove_run(output: Path) -> None:
-    """Delete a run folder to make it anew.
-
-    Raises:
-        RunFolderError: The folder does not look like a run, so it may hold something precious.
-    """
-    _check_removable(output)
-    if output.exists():
-        shutil.rmtree(output)
-
-
-def _check_removable(output: Path) -> None:
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    # Other tools write a config.yaml too; only a run has both files.
-    if not all((output / name).is_file() for name in ("config.yaml", "environment.json")):
-        raise RunFolderError(
-            f"{output} is no run folder (no config.yaml with environment.json), so --overwrite "
-            "leaves it; choose another --output"
-        )
-
-
-def _difference(saved: RunConfig, config: RunConfig) -> str:
-    """Return which values would change what is learned, or nothing."""
-    old, new = saved.model_dump(), config.model_dump()
-    changes = [
-        f"{section}.{key} was {old[section][key]!r} and is {value!r}"
-        for section, values in new.items()
-        for key, value in values.items()
-        if old[section][key] != value and key not in FREE_ON_RESUME.get(section, ())
-    ]
-    return "; ".join(changes)
-
-
-def _load_teacher(
-    config: RunConfig, device: torch.device, student: VisionLanguageModel
-) -> Teacher | None:
+def _load_teacher(config: RunConfig, world: World, student: VisionLanguageModel) -> Teacher | None:
     measures = config.validation.pixelated and config.validation.load_teacher
     if config.method.name == "sft" and not measures:
         return None
     if config.teacher.addresses:
-        return connect_teacher(config, student, device)
-    teacher = load_teacher(config, device)
+        return connect_teacher(config, student, world.device)
+    teacher = load_teacher(config, world.device, world.shards)
     check_same_tokenizer(student, teacher.model)
     check_same_pixels(student, teacher.model)
     return teacher

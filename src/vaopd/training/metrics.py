@@ -13,7 +13,8 @@ from vaopd.evaluation.validation import response_text
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel
 from vaopd.pictures import save_picture
 from vaopd.problems.problem import Problem
-from vaopd.training.step import StepResult, advantage_summary
+from vaopd.training.step import StepResult
+from vaopd.training.weighing import advantage_summary
 
 
 def step_metrics(

@@ -4,18 +4,17 @@ All weights are final before the first forward with gradient, so micro-batches, 
 split of siblings give the same update. B rollouts of a step, T longest response.
 """
 
-import contextlib
-import hashlib
-import time
+import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from vaopd.config import MethodConfig, RunConfig, TrainingConfig
-from vaopd.errors import ProblemError, TrainingError
+from vaopd.config import RunConfig, TrainingConfig
+from vaopd.errors import TrainingError
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel
 from vaopd.models.packing import (
     MicroBatch,
@@ -23,41 +22,22 @@ from vaopd.models.packing import (
     response_hidden_states,
     split_by_rollout,
 )
+from vaopd.models.parallel import World
 from vaopd.models.prompts import EncodedPrompt
-from vaopd.objective.advantage import (
-    absolute_advantage,
-    first_mentions,
-    rollout_advantage,
-    signed_advantage,
-    visual_advantage,
-)
+from vaopd.models.sharding import whole
 from vaopd.objective.divergence import weighted_cross_entropy, weighted_reverse_kl
-from vaopd.objective.weights import (
-    high_group,
-    rollout_weights,
-    token_weights,
-    uniform_token_weights,
-    without_tokens,
-)
 from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout, Sampler, SamplingSettings
 from vaopd.teacher.teacher import Teacher, TeacherScores
 from vaopd.training.ahead import Encoded, PromptsAhead
 from vaopd.training.offload import ActivationOffload
+from vaopd.training.references import reference_rollouts
+from vaopd.training.shares import Shares
+from vaopd.training.stopwatch import Stopwatch
+from vaopd.training.weighing import Weights, seed_of, weigh
 
 AUTO_TOKENS = 65_536
 """First budget of ``training.micro_batch_tokens=auto`` on a GPU: four times the default."""
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Weights:
-    """Token weights of a step, and the visual advantage they came from."""
-
-    token: Float[Tensor, "B T"]
-    rollout: Float[Tensor, " B"]
-    mask: Bool[Tensor, "B T"]
-    advantage: Float[Tensor, "B T"] | None = None
-    high: Bool[Tensor, "B T"] | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -79,23 +59,6 @@ class StepResult:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-class Stopwatch:
-    """Adds up seconds by phase; waits for the device so that a phase pays for its own work."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, float] = {}
-        self.last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        """Count the time since the last lap to a phase."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.last
-        self.last = now
-
-
 class Step:
     """One update of the student, by any of the methods."""
 
@@ -106,43 +69,56 @@ class Step:
         teacher: Teacher | None,
         sampler: Sampler,
         optimizer: torch.optim.Optimizer,
+        world: World | None = None,
     ) -> None:
         self.config = config
         self.student = student
         self.teacher = teacher
         self.sampler = sampler
         self.optimizer = optimizer
+        self.world = world or World()
         self.encoder = PromptEncoder(student, config.data, config.view)
         self.prompts = PromptsAhead(self._encode)
         self.micro_batch_tokens = first_budget(config.training, student.device)
 
     def run(self, problems: Sequence[Problem], step: int) -> StepResult:
-        """Sample, score, weigh and update once.
+        """Sample, score, weigh and update once; every process returns the same.
+
+        Each samples for its turn of the problems. Then whole sibling groups go to whoever has
+        least, now that their lengths are known, for scoring and training.
 
         Raises:
             TrainingError: The loss or its gradient is not finite; the weights are untouched.
         """
-        watch = Stopwatch(self.student.device)
-        method = self.config.method
-        originals, degraded = self.prompts.take(problems)
+        watch, world, method = Stopwatch(self.student.device), self.world, self.config.method
+        turn = world.turn(range(len(problems)))
+        views = world.agree(lambda: self.prompts.take(world.turn(problems)))
         watch.lap("data")
-        rollouts = self._rollouts(problems, originals, step)
-        responses = [
-            [torch.tensor(r.response_ids, dtype=torch.long) for r in group] for group in rollouts
-        ]
+        sampled = world.separately(
+            lambda: self._rollouts([problems[i] for i in turn], views[0], step)
+        )
+        groups = world.in_order(sampled)
+        sizes = world.in_order([len(prompt) for prompt in views[0]])
         watch.lap("sample")
+        shares = Shares.of(groups, sizes, world)
+        if shares.problems != turn:
+            views = world.agree(lambda: self._encode([problems[i] for i in shares.problems]))
+            watch.lap("data")
+        responses = [
+            [torch.tensor(r.response_ids, dtype=torch.long) for r in group] for group in groups
+        ]
+        own = [responses[i] for i in shares.problems]
         scores = None
         if self.teacher is not None and not method.is_supervised:
-            with_divergence = method.advantage == "view_divergence"
-            scores = self.teacher.score(
-                originals, degraded, responses, with_divergence=with_divergence
-            )
-        names = [f"{r.problem_id}\x00{r.sibling}" for group in rollouts for r in group]
-        seed = f"{self.config.training.seed}\x00{step}"
-        weights = weigh(method, responses, scores, tie_keys=[f"{seed}\x00{n}" for n in names])
+            scores = shares.all_scores(world.separately(lambda: self._score(views, own)))
+        weights = world.agree(lambda: self._weigh(groups, responses, scores, step))
         watch.lap("score")
-        loss, divergence = self._accumulate_in_memory(step, originals, responses, scores, weights)
+        loss, divergence = world.separately(
+            lambda: self._accumulate_in_memory(step, views[0], own, shares, scores, weights)
+        )
+        loss = world.sum(loss)
         gradient_norm = self._update(loss, problems)
+        divergence = shares.everybodys(divergence)
         watch.lap("train")
         return StepResult(
             loss=loss,
@@ -150,20 +126,42 @@ class Step:
             gradient_norm=gradient_norm,
             micro_batch_tokens=self.micro_batch_tokens,
             weights=weights,
-            rollouts=[rollout for group in rollouts for rollout in group],
+            rollouts=[rollout for group in groups for rollout in group],
             scores=scores,
             seconds=watch.seconds,
         )
 
     def prepare(self, problems: Sequence[Problem]) -> None:
         """Begin to encode the prompts of the next step beside the work of this one."""
-        self.prompts.begin(problems)
+        self.prompts.begin(self.world.turn(problems))
 
     def _encode(self, problems: Sequence[Problem]) -> Encoded:
         if not self.config.method.needs_advantage:
             return [self.encoder.original(problem) for problem in problems], None
         pairs = [self.encoder.both(problem) for problem in problems]
         return [original for original, _ in pairs], [degraded for _, degraded in pairs]
+
+    def _score(
+        self,
+        views: tuple[list[EncodedPrompt], list[EncodedPrompt] | None],
+        responses: list[list[Tensor]],
+    ) -> TeacherScores:
+        assert self.teacher is not None, "only asked for where there is a teacher"
+        with_divergence = self.config.method.advantage == "view_divergence"
+        return self.teacher.score(*views, responses, with_divergence=with_divergence)
+
+    def _weigh(
+        self,
+        groups: list[list[Rollout]],
+        responses: list[list[Tensor]],
+        scores: TeacherScores | None,
+        step: int,
+    ) -> Weights:
+        """Weigh the rollouts of all processes: less work than to exchange what comes of it."""
+        names = [f"{r.problem_id}\x00{r.sibling}" for group in groups for r in group]
+        seed = f"{self.config.training.seed}\x00{step}"
+        keys = [f"{seed}\x00{name}" for name in names]
+        return weigh(self.config.method, responses, scores, tie_keys=keys)
 
     def _rollouts(
         self, problems: Sequence[Problem], prompts: list[EncodedPrompt], step: int
@@ -189,6 +187,7 @@ class Step:
         step: int,
         prompts: list[EncodedPrompt],
         responses: list[list[Tensor]],
+        shares: Shares,
         scores: TeacherScores | None,
         weights: Weights,
     ) -> tuple[float, list[Tensor]]:
@@ -200,9 +199,9 @@ class Step:
         while True:
             if self.config.student.lora.dropout > 0:
                 # A resumed run, and a second try, draw what an uninterrupted one does.
-                torch.manual_seed(_number(f"dropout\x00{self.config.training.seed}\x00{step}"))
+                torch.manual_seed(seed_of(f"dropout\x00{self.config.training.seed}\x00{step}"))
             try:
-                return self._accumulate(prompts, responses, scores, weights)
+                return self._accumulate(prompts, responses, shares, scores, weights)
             except torch.OutOfMemoryError:
                 if not self._can_shrink(prompts, responses):
                     raise
@@ -226,10 +225,15 @@ class Step:
         self,
         prompts: list[EncodedPrompt],
         responses: list[list[Tensor]],
+        shares: Shares,
         scores: TeacherScores | None,
         weights: Weights,
     ) -> tuple[float, list[Tensor]]:
-        """Add up the gradient of the step's loss; return the loss and each token's divergence."""
+        """Add up the gradient of this share of the loss; return it and each token's divergence.
+
+        Rollouts of the share have numbers of their own here; ``shares.rollouts`` has those of
+        the step.
+        """
         training = self.config.training
         lengths = [len(response) for group in responses for response in group]
         divergence = [torch.zeros(0)] * len(lengths)
@@ -243,25 +247,42 @@ class Step:
             share_prefix=training.share_prefix,
             split_siblings=training.micro_batch_tokens == "auto",
         )
-        for micro in batches:
-            token_weight = torch.cat([weights.token[i, : lengths[i]] for i in micro.rollouts])
-            # Eq. 6 is averaged over problems, each counting the same whatever its length.
-            with self._saving():
-                loss, values = self._loss(micro, scores, token_weight / len(prompts))
-            loss.backward()
-            total += loss.item()
-            for number, part in split_by_rollout(values.cpu(), micro, lengths):
-                divergence[number] = part
+        with self.student.whole_head(), self._teacher_head(scores):
+            for micro in batches:
+                numbers = [shares.rollouts[i] for i in micro.rollouts]
+                parts = [
+                    weights.token[n, : lengths[i]]
+                    for n, i in zip(numbers, micro.rollouts, strict=True)
+                ]
+                # Eq. 6 is averaged over problems, each counting the same whatever its length and
+                # whichever process has it.
+                token_weight = _cat(parts) / shares.num_problems
+                with self._saving():
+                    loss, values = self._loss(micro, numbers, scores, token_weight)
+                loss.backward()
+                total += loss.item()
+                for number, part in split_by_rollout(values.cpu(), micro, lengths):
+                    divergence[number] = part
         return total, divergence
 
-    def _saving(self) -> contextlib.AbstractContextManager:
+    def _saving(self) -> AbstractContextManager:
         """Return the context that decides where a forward's activations wait."""
         if self.config.student.activation_offload:
             return ActivationOffload(self.student.model)
-        return contextlib.nullcontext()
+        return nullcontext()
+
+    def _teacher_head(self, scores: TeacherScores | None) -> AbstractContextManager:
+        """Return the context in which the teacher's head can be used, where it is."""
+        if scores is None or self.teacher is None:
+            return nullcontext()
+        return self.teacher.whole_head()
 
     def _loss(
-        self, micro: MicroBatch, scores: TeacherScores | None, token_weight: Tensor
+        self,
+        micro: MicroBatch,
+        numbers: list[int],
+        scores: TeacherScores | None,
+        token_weight: Tensor,
     ) -> tuple[Tensor, Tensor]:
         student = self.student
         hidden = response_hidden_states(student, micro.batch)
@@ -275,31 +296,40 @@ class Step:
                 vocab_size=student.vocab_size,
                 label_smoothing=self.config.method.label_smoothing,
             )
+        head = self.teacher.head
+        # A forward that only keeps others company has no rollout, and the teacher's width.
+        nothing = torch.zeros(0, head.shape[1], device=student.device, dtype=head.dtype)
+        teacher_hidden = [scores.hidden[number] for number in numbers] or [nothing]
         return weighted_reverse_kl(
             hidden,
             student.head,
             # Parked ones come back here.
-            torch.cat([scores.hidden[number] for number in micro.rollouts]).to(hidden.device),
-            self.teacher.head,
+            torch.cat(teacher_hidden).to(hidden.device),
+            head,
             token_weight,
             vocab_size=student.vocab_size,
         )
 
     def _update(self, loss: float, problems: Sequence[Problem]) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.student.model.parameters(), self.config.training.max_gradient_norm
-        )
-        if not (torch.isfinite(norm) and torch.isfinite(torch.tensor(loss))):
-            self.optimizer.zero_grad(set_to_none=True)
-            names = ", ".join(problem.id for problem in problems)
-            raise TrainingError(
-                f"loss is {loss} and gradient norm {norm.item()}: not finite, so this step was not "
-                f"applied; problems of the step: {names}; start anew with a lower "
-                "training.learning_rate or student.dtype=float32"
-            )
+        parameters = list(self.student.model.parameters())
+        self.world.sum_gradients(parameters)
+        clipped = torch.nn.utils.clip_grad_norm_(parameters, self.config.training.max_gradient_norm)
+        norm = whole(clipped).item()
+
+        def check() -> None:
+            if not (math.isfinite(norm) and math.isfinite(loss)):
+                self.optimizer.zero_grad(set_to_none=True)
+                names = ", ".join(problem.id for problem in problems)
+                raise TrainingError(
+                    f"loss is {loss} and gradient norm {norm}: not finite, so this step was not "
+                    f"applied; problems of the step: {names}; start anew with a lower "
+                    "training.learning_rate or student.dtype=float32"
+                )
+
+        self.world.agree(check)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm.item()
+        return norm
 
 
 def first_budget(training: TrainingConfig, device: torch.device) -> int:
@@ -310,157 +340,5 @@ def first_budget(training: TrainingConfig, device: torch.device) -> int:
     return AUTO_TOKENS if device.type == "cuda" else 16384
 
 
-def weigh(
-    method: MethodConfig,
-    responses: Sequence[Sequence[Tensor]],
-    scores: TeacherScores | None,
-    *,
-    tie_keys: Sequence[str],
-) -> Weights:
-    """Return the token weights of a whole step by the method's rule (Eq. 1 or Eq. 3-6).
-
-    Args:
-        method: Which rule, and its parameters.
-        responses: Token ids by problem and sibling.
-        scores: The teacher's log-probs; needed by the rules that use visual advantage.
-        tie_keys: Decides equal advantages, one for each rollout: the choice is the same in
-            whatever order and padding the rollouts come.
-    """
-    lengths = torch.tensor([len(response) for group in responses for response in group])
-    problem_ids = torch.tensor([i for i, group in enumerate(responses) for _ in group])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    uniform = uniform_token_weights(mask, problem_ids)
-    if scores is None or scores.degraded_logprobs is None:
-        return Weights(token=uniform, rollout=uniform.sum(-1), mask=mask)
-    advantage = _advantage(method, responses, scores, mask)
-    rollout = uniform.sum(-1)
-    if method.name in ("va_opd", "rollout_only"):
-        rollout = rollout_weights(
-            advantage,
-            mask,
-            problem_ids,
-            temperature=method.rollout_temperature,
-            epsilon=method.epsilon,
-            deviation_floor=method.deviation_floor,
-        )
-    high = _keyed_group(advantage, mask, method.high_fraction, tie_keys)
-    if method.name in ("va_opd", "token_only"):
-        token = token_weights(
-            advantage,
-            mask,
-            rollout,
-            high_fraction=method.high_fraction,
-            high_mass=method.high_mass,
-            minimum_advantage=method.minimum_advantage,
-            high=high,
-        )
-    else:
-        token = rollout[:, None] * mask / mask.sum(-1, keepdim=True).clamp(min=1)
-    if method.drop != "none":
-        sign = {"highest": 1.0, "random": 0.0, "lowest": -1.0}[method.drop]
-        # Keys of their own: the tokens that a tie puts first must not be those that chance drops.
-        keys = [f"drop\x00{key}" for key in tie_keys]
-        token = without_tokens(
-            token, _keyed_group(sign * advantage, mask, method.drop_fraction, keys)
-        )
-    return Weights(token=token, rollout=rollout, mask=mask, advantage=advantage, high=high)
-
-
-def _advantage(
-    method: MethodConfig,
-    responses: Sequence[Sequence[Tensor]],
-    scores: TeacherScores,
-    mask: Bool[Tensor, "B T"],
-) -> Float[Tensor, "B T"]:
-    """Return the advantage that ``method.advantage`` names, nats, 0 at padding."""
-    if method.advantage == "view_divergence":
-        assert scores.view_divergence is not None, "the teacher was not asked for the divergence"
-        return _pad(scores.view_divergence, mask)
-    assert scores.degraded_logprobs is not None, "the teacher was not asked for the degraded view"
-    measures = {"absolute": absolute_advantage, "signed": signed_advantage}
-    measure = measures.get(method.advantage, visual_advantage)
-    advantage = measure(
-        _pad(scores.original_logprobs, mask), _pad(scores.degraded_logprobs, mask), mask
-    )
-    if method.advantage != "first_mention":
-        return advantage
-    ids = torch.zeros(mask.shape, dtype=torch.long)
-    ids[mask] = torch.cat([response for group in responses for response in group])
-    return first_mentions(advantage, ids, mask)
-
-
-def _keyed_group(
-    values: Float[Tensor, "B T"],
-    mask: Bool[Tensor, "B T"],
-    fraction: float,
-    keys: Sequence[str],
-) -> Bool[Tensor, "B T"]:
-    """Return the tokens of largest value in each response; a key orders the ties of its row."""
-    group = torch.zeros_like(mask)
-    for row, (length, key) in enumerate(zip(mask.sum(-1).tolist(), keys, strict=True)):
-        group[row, :length] = high_group(
-            values[row : row + 1, :length],
-            mask[row : row + 1, :length],
-            high_fraction=fraction,
-            generator=torch.Generator().manual_seed(_number(key)),
-        )[0]
-    return group
-
-
-def _number(key: str) -> int:
-    """Return a seed that a text decides."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "little")
-
-
-def check_references(problems: Sequence[Problem]) -> None:
-    """Check that every problem has a reference response.
-
-    Raises:
-        ProblemError: Some have none; says how many, and which is the first.
-    """
-    without = [problem.id for problem in problems if not problem.references]
-    if without:
-        raise ProblemError(
-            f"{len(without)} of {len(problems)} problems have no reference response, which "
-            f"method.name=sft needs, the first: {without[0]}; add a 'references' column or choose "
-            "another method"
-        )
-
-
-def reference_rollouts(problem: Problem, model: VisionLanguageModel) -> list[Rollout]:
-    """Return a problem's reference responses as rollouts, for supervised fine-tuning.
-
-    Raises:
-        ProblemError: The problem has no reference response.
-    """
-    check_references([problem])
-    tokenizer = model.tokenizer
-    rollouts = []
-    for sibling, text in enumerate(problem.references):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-        rollouts.append(Rollout(problem.id, sibling, tuple(ids), "stop"))
-    return rollouts
-
-
-def advantage_summary(weights: Weights) -> dict[str, float]:
-    """Return mean advantage, and how much of it and of its absence the high group holds."""
-    if weights.advantage is None or weights.high is None:
-        return {}
-    # Of the gains alone: a signed advantage may add up to anything.
-    gains = weights.advantage.clamp(min=0)
-    mass = gains.sum().clamp(min=1e-12)
-    in_high = gains[weights.high]
-    num_high = max(1, len(in_high))  # no token is in the group at method.high_fraction=0
-    return {
-        "va/mean": rollout_advantage(weights.advantage, weights.mask).mean().item(),
-        "va/high_share": (in_high.sum() / mass).item(),
-        "va/high_zero_share": int((in_high == 0).sum()) / num_high,
-        "weights/rollout_max": weights.rollout.max().item(),
-        "weights/rollout_min": weights.rollout.min().item(),
-    }
-
-
-def _pad(parts: Sequence[Tensor], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    padded = torch.zeros(mask.shape)
-    padded[mask] = torch.cat([part.float().cpu() for part in parts])
-    return padded
+def _cat(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if parts else torch.zeros(0)

@@ -9,16 +9,17 @@ from vaopd.errors import ConfigError
 from vaopd.models import adapters
 from vaopd.models.devices import pick_dtype
 from vaopd.models.loading import VisionLanguageModel, load_model
+from vaopd.models.parallel import World
 
 
-def load_student(config: RunConfig, device: torch.device) -> VisionLanguageModel:
+def load_student(config: RunConfig, world: World) -> VisionLanguageModel:
     """Return the recipe's student with adapters, frozen weights and checkpointing as it says.
 
     Raises:
         ConfigError: Something it asks for is not installed, or not possible on the device.
         ModelError: The model cannot be loaded.
     """
-    own = config.student
+    own, device = config.student, world.device
     if own.quantization != "none" and device.type != "cuda":
         raise ConfigError(
             f"student.quantization is {own.quantization!r}, which trains on a CUDA device only, "
@@ -27,7 +28,7 @@ def load_student(config: RunConfig, device: torch.device) -> VisionLanguageModel
     compute_dtype = pick_dtype(own.dtype, device)
     student = load_model(
         own.model,
-        device=device,
+        device=world.load_device,
         # Master weights; what adapters freeze is only read.
         dtype=compute_dtype if own.has_adapters else torch.float32,
         compute_dtype=compute_dtype,
@@ -35,6 +36,7 @@ def load_student(config: RunConfig, device: torch.device) -> VisionLanguageModel
         quantization=own.quantization,
     )
     adapters.choose_trainable(student.model, own, config.training.seed)
+    student.shard(world.shards)
     if own.gradient_checkpointing:
         adapters.recompute_activations(student.model)
     return student

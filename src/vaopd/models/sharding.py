@@ -1,0 +1,123 @@
+"""One model spread over the processes by FSDP2: weights are gathered when they are needed.
+
+Forwards and backwards of a sharded model are collectives: each process must enter the same
+number of them. ``most`` tells how many that is; who has less work repeats ``filler``.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
+
+from vaopd.models.prompts import EncodedPrompt
+
+
+class Sharding:
+    """How the parameters of a transformers model are spread, and how to get them whole."""
+
+    def __init__(
+        self, model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype, filler: EncodedPrompt
+    ) -> None:
+        """Shard a model in place, block by block.
+
+        Args:
+            model: Its parameters become DTensors on the mesh's device.
+            mesh: One dimension, over all processes.
+            compute_dtype: What forwards gather; the shards keep the model's precision.
+            filler: A small prompt for forwards that only keep the others company.
+        """
+        self.model, self.base, self.mesh, self.filler = model, model.model, mesh, filler
+        self.head: Tensor | None = None
+        embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+        is_tied = head.weight is embeddings.weight
+        policy = MixedPrecisionPolicy(
+            param_dtype=None if compute_dtype == model.dtype else compute_dtype,
+            reduce_dtype=torch.float32,
+        )
+        blocks = set(model._no_split_modules or ())
+        modules = [m for m in self.base.modules() if type(m).__name__ in blocks]
+        for module in [*modules, self.base]:
+            # The root as well: it would stay whole after a forward without a backward.
+            fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        self.modules: list[FSDPModule] = [*modules, self.base]
+        for module in self.modules:
+            # Each process divides by the number of problems of all, so gradients are summed.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+        # The loss takes the head's weight and never calls the head, so it needs no FSDP hooks.
+        if is_tied:
+            head.weight = embeddings.weight
+        else:
+            head.weight = torch.nn.Parameter(
+                distribute_tensor(head.weight.detach().to(mesh.device_type), mesh, [Shard(0)],
+                                  src_data_rank=None),
+                requires_grad=head.weight.requires_grad,
+            )  # fmt: skip
+
+    def most(self, count: int) -> int:
+        """Return the largest of everybody's counts."""
+        counts = torch.tensor(count, device=self.mesh.device_type)
+        dist.all_reduce(counts, dist.ReduceOp.MAX)
+        return int(counts)
+
+    @contextmanager
+    def whole_head(self) -> Iterator[None]:
+        """Hold the head's whole weight; at the end its gradient is summed and spread, once."""
+        weight = self.model.get_output_embeddings().weight
+        whole = weight.full_tensor().detach()
+        whole.requires_grad_(weight.requires_grad and torch.is_grad_enabled())
+        self.head = whole
+        try:
+            yield
+        finally:
+            self.head = None
+        if whole.grad is not None:
+            gradient = DTensor.from_local(whole.grad, self.mesh, [Partial()])
+            gradient = gradient.redistribute(placements=weight.placements)
+            weight.grad = gradient if weight.grad is None else weight.grad + gradient
+        if not torch.is_grad_enabled():
+            self._forget_forwards()
+
+    def _forget_forwards(self) -> None:
+        """Drop FSDP's list of forwards, which only a backward empties: a teacher's would grow."""
+        reset = getattr(self.base, "reset_iter_state", None)  # since torch 2.13
+        if reset is not None:
+            reset()
+
+    @contextmanager
+    def whole_model(self) -> Iterator[None]:
+        """Hold all weights at compute precision, for forwards that are counted by nobody."""
+        self.base.set_reshard_after_forward(False)
+        for module in self.modules:
+            module.unshard()
+        try:
+            with torch.no_grad(), self.whole_head():
+                yield
+        finally:
+            for module in self.modules:
+                module.reshard()
+            self.base.set_reshard_after_forward(True)
+
+
+def spread(value: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor that every process has whole, laid out as another one."""
+    if not isinstance(like, DTensor):
+        return value.to(like.device)
+    whole = value.to(like.device)
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def whole(value: Tensor) -> Tensor:
+    """Return a tensor that every process has whole; a collective where it is sharded."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def local(value: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds: all of it where it is not sharded."""
+    return value.to_local() if isinstance(value, DTensor) else value

@@ -1,0 +1,126 @@
+"""What every process that torchrun starts does for test_parallel.py.
+
+One start for all runs: importing torch takes longer than the runs.
+"""
+
+import io
+import json
+import os
+import resource
+import shutil
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+from rich.console import Console
+
+from vaopd import cli
+from vaopd.config import RunConfig, load_config
+from vaopd.errors import ProblemError
+from vaopd.models.loading import PromptEncoder
+from vaopd.rollouts.transformers import TransformersSampler
+from vaopd.training import checkpoint, loop
+from vaopd.training.step import Step
+
+RANK = int(os.environ["RANK"])
+KINDS = ("ddp", "fsdp2")
+
+
+def config_of(folder: Path, *overrides: str) -> RunConfig:
+    return load_config(folder / "recipe.yaml", overrides)
+
+
+def run(config: RunConfig, output: Path, *, resume: bool = False) -> None:
+    loop.train(config, output, resume=resume, console=Console(file=io.StringIO()))
+
+
+def compare(folder: Path) -> None:
+    """Train by both kinds, resume what the other kinds wrote, and fail in all ways."""
+    dist.init_process_group("gloo")
+    for kind in KINDS:
+        parallel = f"training.parallel={kind}"
+        run(config_of(folder, parallel), folder / kind)
+        single = ("training.problems_per_step=1", "training.max_steps=2", "data.validation=null")
+        run(config_of(folder, parallel, *single), folder / f"{kind}-alone")
+        fail_to_encode(config_of(folder, parallel), folder / f"{kind}-failed")
+        fail_to_save(config_of(folder, parallel), folder / f"{kind}-full")
+    for writer in ("one", *KINDS):
+        for reader in KINDS:
+            resume(folder, writer, reader)
+    dist.destroy_process_group()
+
+
+def resume(folder: Path, writer: str, reader: str) -> None:
+    output = folder / f"{writer}-{reader}"
+    if RANK == 0:
+        copy_up_to_step_3(folder / writer, output)
+    run(config_of(folder, f"training.parallel={reader}"), output, resume=True)
+
+
+def copy_up_to_step_3(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("final", "step_000005"))
+
+
+def fail_to_encode(config: RunConfig, output: Path) -> None:
+    """Let the second process meet a damaged image after the first step."""
+    intact, steps = PromptEncoder.both, Step.run
+    numbers = []
+
+    def run_step(self, problems, step):
+        numbers.append(step)
+        return steps(self, problems, step)
+
+    def both(self, problem):
+        if RANK == 1 and len(numbers) == 2:
+            raise ProblemError("damaged on purpose")
+        return intact(self, problem)
+
+    PromptEncoder.both, Step.run = both, run_step
+    report(lambda: run(config, output), output)
+    PromptEncoder.both, Step.run = intact, steps
+
+
+def fail_to_save(config: RunConfig, output: Path) -> None:
+    """Let the disk be full at the second checkpoint."""
+    intact, limit = checkpoint.save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save_checkpoint(folder, *arguments):
+        if folder.name == "step_000005":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+        intact(folder, *arguments)
+
+    loop.save_checkpoint = save_checkpoint
+    report(lambda: run(config, output), output)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    loop.save_checkpoint = intact
+
+
+def report(work, output: Path) -> None:
+    try:
+        work()
+        outcome = ["nothing", ""]
+    except Exception as error:
+        outcome = [type(error).__name__, str(error)]
+    output.with_name(f"{output.name}-{RANK}.json").write_text(json.dumps(outcome))
+
+
+def command(folder: Path, kind: str) -> None:
+    """Run the command line, but let the second process fail where the first may wait for it."""
+    intact = TransformersSampler._sample_batch
+
+    def sample(self, *arguments):
+        if RANK == 1:
+            raise ProblemError("failed on purpose")
+        return intact(self, *arguments)
+
+    TransformersSampler._sample_batch = sample
+    sys.argv = ["vaopd", "train", str(folder / "recipe.yaml"), f"training.parallel={kind}",
+                "--output", str(folder / f"{kind}-command")]  # fmt: skip
+    cli.main()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "compare":
+        compare(Path(sys.argv[2]))
+    else:
+        command(Path(sys.argv[2]), sys.argv[1])

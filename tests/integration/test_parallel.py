@@ -1,0 +1,269 @@
+"""One process, two replicas and two halves of a sharded model learn the same."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from vaopd.config import load_config
+from vaopd.errors import RunFolderError
+from vaopd.records import read_rows
+from vaopd.training.checkpoint import newest_checkpoint
+from vaopd.training.loop import train
+
+RECIPE = """
+student: {model: "tiny:student"}
+teacher: {model: "tiny:teacher-s", batch_tokens: 1}
+data:
+  train: drawn:train?count=15
+  validation: drawn:validation?count=3
+  min_pixels: 1024
+  max_pixels: 1048576
+sampling: {num_rollouts: 2, temperature: 1.3, top_p: 1.0, max_new_tokens: 24, batch_tokens: 1}
+validation: {num_samples: 1, pixelated: true}
+training:
+  problems_per_step: 3
+  max_steps: 5
+  learning_rate: 1.0e-4
+  micro_batch_tokens: 1
+  save_every: 3
+  keep_checkpoints: null
+  validate_every: null
+  log_rollouts_every: 1
+"""
+"""Three problems over two processes. Each problem travels alone, so the layouts round alike."""
+
+SCRIPT = Path(__file__).with_name("parallel_runs.py")
+KINDS = ("ddp", "fsdp2")
+
+pytestmark = pytest.mark.slow
+
+PATIENCE_SECONDS = 900
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", *map(str, arguments)]
+    return start(command)
+
+
+def start(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Hold the runs of one process and of two: ``one``, ``ddp``, ``fsdp2``, ``ddp-fsdp2``, ..."""
+    folder = tmp_path_factory.mktemp("parallel")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    train(load_config(folder / "recipe.yaml"), folder / "one", console=quiet())
+    single = ("training.problems_per_step=1", "training.max_steps=2", "data.validation=null")
+    train(load_config(folder / "recipe.yaml", single), folder / "one-alone", console=quiet())
+    done = torchrun(SCRIPT, "compare", folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def numbers(path: Path) -> list[dict]:
+    timings = ("time/", "tokens_per_second")
+    return [
+        {key: value for key, value in row.items() if not key.startswith(timings)}
+        for row in read_rows(path)
+    ]
+
+
+def assert_same_rows(found: Path, expected: Path) -> None:
+    rows, others = numbers(found), numbers(expected)
+    assert len(rows) == len(others) > 0
+    for row, other in zip(rows, others, strict=True):
+        assert row == pytest.approx(other, rel=1e-3, abs=1e-5), found
+
+
+def assert_same_weights(found: Path, expected: Path) -> None:
+    ours, theirs = load_file(found), load_file(expected)
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        # An update moves a weight by up to 1e-4.
+        torch.testing.assert_close(weight, theirs[name], rtol=0, atol=2e-6, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_learn_what_one_learns(folder: Path, kind: str):
+    losses = [row["loss"] for row in numbers(folder / kind / "metrics.jsonl")]
+    expected = [row["loss"] for row in numbers(folder / "one" / "metrics.jsonl")]
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert len(set(losses)) == 5
+    for name in ("checkpoints/step_000003", "checkpoints/step_000005", "final"):
+        assert_same_weights(
+            folder / kind / name / "model.safetensors", folder / "one" / name / "model.safetensors"
+        )
+
+
+def test_the_runs_compared_have_ragged_rollouts_and_a_share_for_each(folder: Path):
+    rows = read_rows(folder / "one" / "rollouts" / "step_000001.jsonl")
+    assert len({len(row["token_ids"]) for row in rows}) > 2
+    assert len({row["problem_id"] for row in rows}) == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_records_are_those_of_one_process(folder: Path, kind: str):
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        assert_same_rows(folder / kind / name, folder / "one" / name)
+    for name in ("rollouts/step_000001.jsonl", "validation/step_000000.jsonl"):
+        ours, theirs = read_rows(folder / kind / name), read_rows(folder / "one" / name)
+        for key in ("problem_id", "sibling", "token_ids", "is_correct"):
+            assert [row[key] for row in ours] == [row[key] for row in theirs]
+        for row, other in zip(ours, theirs, strict=True):
+            for key in ("kl", "token_weight", "visual_advantage"):
+                assert row.get(key) == pytest.approx(other.get(key), rel=1e-3, abs=2e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_process_without_a_problem_keeps_the_others_company(folder: Path, kind: str):
+    found, expected = folder / f"{kind}-alone", folder / "one-alone"
+    assert_same_rows(found / "metrics.jsonl", expected / "metrics.jsonl")
+    assert_same_weights(found / "final/model.safetensors", expected / "final/model.safetensors")
+
+
+@pytest.mark.parametrize("reader", KINDS)
+@pytest.mark.parametrize("writer", ["one", *KINDS])
+def test_any_kind_goes_on_from_the_checkpoint_of_any(folder: Path, writer: str, reader: str):
+    assert_goes_on(folder / f"{writer}-{reader}", folder)
+
+
+@pytest.mark.parametrize("writer", KINDS)
+def test_one_process_goes_on_from_the_checkpoint_of_two(folder: Path, writer: str):
+    output = folder / f"{writer}-one"
+    copy_up_to_step_3(folder / writer, output)
+    train(load_config(folder / "recipe.yaml"), output, resume=True, console=quiet())
+    assert_goes_on(output, folder)
+
+
+def copy_up_to_step_3(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("final", "step_000005"))
+
+
+def assert_goes_on(output: Path, folder: Path) -> None:
+    rows = numbers(output / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert_same_rows(output / "metrics.jsonl", folder / "one" / "metrics.jsonl")
+    name = "final/model.safetensors"
+    assert_same_weights(output / name, folder / "one" / name)
+    # The moments of the first three steps, or the last two would go elsewhere.
+    start = load_file(folder / "one/checkpoints/step_000003/model.safetensors")
+    end = load_file(output / name)
+    assert max((end[key] - start[key]).abs().max().item() for key in end) > 2e-5
+
+
+def test_sharded_moments_are_written_by_every_process_and_not_pickled(folder: Path):
+    state = folder / "fsdp2/checkpoints/step_000003/trainer_state"
+    assert {path.name for path in state.iterdir()} == {
+        "optimizer.json",
+        "shard-00001-model-00001-of-00001.safetensors",
+        "shard-00002-model-00001-of-00001.safetensors",
+        "state.json",
+    }
+    sizes = sorted(path.stat().st_size for path in state.glob("shard-*"))
+    assert sizes[1] < 1.2 * sizes[0]
+
+
+def test_a_lost_shard_is_noticed(folder: Path):
+    output = folder / "lost"
+    copy_up_to_step_3(folder / "fsdp2", output)
+    next((output / "checkpoints/step_000003/trainer_state").glob("shard-00002*")).unlink()
+    with pytest.raises(RunFolderError, match=r"step_000003 cannot be read \(shard-00002.* missing"):
+        train(load_config(folder / "recipe.yaml"), output, resume=True, console=quiet())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_in_one_process_ends_all_of_them(folder: Path, kind: str):
+    first, second = outcomes(folder / f"{kind}-failed")
+    assert first == ["PeerError", "process 1 failed: damaged on purpose"]
+    assert second == ["ProblemError", "damaged on purpose"]
+    # The first step was recorded.
+    assert len(read_rows(folder / f"{kind}-failed" / "metrics.jsonl")) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_disk_fails_the_save_in_all_processes_and_leaves_what_was_there(
+    folder: Path, kind: str
+):
+    first, second = outcomes(folder / f"{kind}-full")
+    assert first[0] == "RunFolderError" and "step_000005 could not be written" in first[1]
+    assert second[0] == "PeerError"
+    assert [path.name for path in (folder / f"{kind}-full/checkpoints").iterdir()] == [
+        "step_000003"
+    ]
+
+
+def outcomes(output: Path) -> list[list[str]]:
+    return [json.loads(output.with_name(f"{output.name}-{r}.json").read_text()) for r in (0, 1)]
+
+
+@pytest.mark.parametrize("kind", ["fsdp2"])
+def test_an_error_between_two_layers_ends_the_launch(tmp_path: Path, kind: str):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    done = torchrun(SCRIPT, kind, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("error: failed on purpose") == 1
+    assert "Traceback (most recent call last):\n  File" not in done.stderr.split("ChildFailed")[0]
+
+
+def test_accelerate_is_a_launcher_too(tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["-m", "vaopd", "train", str(tmp_path / "recipe.yaml"), "training.parallel=ddp"]
+    command += ["training.max_steps=1", "data.validation=null", "--output", str(tmp_path / "run")]
+    done = start(command)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "in 2 processes (ddp)" in done.stderr
+    assert done.stdout.count("1 steps in") == 1
+
+
+def test_sigterm_of_the_launcher_saves_and_leaves_a_run_that_can_go_on(tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    output = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    command += ["2", "-m", "vaopd", "train", str(tmp_path / "recipe.yaml"), "--output", str(output)]
+    command += ["training.parallel=ddp", "training.max_steps=200", "training.epochs=100"]
+    command += ["data.validation=null"]
+    limits = {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(PATIENCE_SECONDS)}
+    process = subprocess.Popen(
+        command, env=os.environ | limits, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not (output / "metrics.jsonl").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    finally:
+        process.kill()
+    assert "stopped behind step" in out
+    assert err.count("stopping: this step is finished and saved first") == 1
+    steps = [row["step"] for row in read_rows(output / "metrics.jsonl")]
+    newest = newest_checkpoint(output)
+    assert newest is not None and newest.name == f"step_{steps[-1]:06d}"
+    assert not (output / "summary.json").exists()

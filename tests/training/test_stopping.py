@@ -1,0 +1,91 @@
+import io
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from vaopd.records import read_rows
+from vaopd.training.checkpoint import newest_checkpoint
+from vaopd.training.loop import train
+from vaopd.training.step import Step
+from vaopd.training.stopping import StopRequest
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=300)
+
+
+def signal_in_step_2(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    run = Step.run
+
+    def signalled(self: Step, problems: list, step: int):
+        if step == 2:
+            os.kill(os.getpid(), number)
+        return run(self, problems, step)
+
+    monkeypatch.setattr(Step, "run", signalled)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_behind_its_step_and_it_can_go_on(
+    make_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+):
+    config = make_config("training.max_steps=3", "training.save_every=null")
+    before = signal.getsignal(number)
+    console = quiet()
+    with monkeypatch.context() as patch:
+        signal_in_step_2(patch, number)
+        result = train(config, tmp_path / "run", console=console)
+    assert (result.is_stopped, result.steps) == (True, 2)
+    assert isinstance(console.file, io.StringIO)
+    assert "stopping: this step is finished and saved first" in console.file.getvalue()
+    newest = newest_checkpoint(tmp_path / "run")
+    assert newest is not None and newest.name == "step_000002"
+    assert not (tmp_path / "run" / "final").exists()
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert signal.getsignal(number) is before
+    rest = train(config, tmp_path / "run", resume=True, console=quiet())
+    assert (rest.is_stopped, rest.steps) == (False, 3)
+    assert [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_the_command_says_how_to_go_on(
+    run: Callable, tmp_path: Path, make_config: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(make_config("training.max_steps=3").to_yaml())
+    signal_in_step_2(monkeypatch, signal.SIGTERM)
+    code, out, _ = run("train", recipe, "--output", tmp_path / "run")
+    assert code == 0
+    assert "stopped behind step 2; the same command with --resume goes on" in out
+
+
+def test_a_signal_during_the_last_step_changes_nothing(
+    make_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    signal_in_step_2(monkeypatch, signal.SIGTERM)
+    result = train(make_config("training.max_steps=2"), tmp_path / "run", console=quiet())
+    assert (result.is_stopped, result.steps) == (False, 2)
+    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+
+
+def test_a_second_interrupt_ends_a_plain_run_at_once():
+    said: list[str] = []
+    with StopRequest(said.append) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.is_made
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert said == ["stopping: this step is finished and saved first; Ctrl-C again stops now"]
+
+
+def test_a_launcher_may_repeat_the_interrupt():
+    said: list[str] = []
+    with StopRequest(said.append, has_launcher=True) as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.is_made
+    assert said == ["stopping: this step is finished and saved first"]
