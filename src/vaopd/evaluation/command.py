@@ -1,7 +1,7 @@
 """``vaopd evaluate`` and ``vaopd compare``: options first, heavy imports when there is work."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -144,25 +144,14 @@ def evaluate(  # noqa: PLR0913 - one parameter for each option
         max_pixels=max_pixels,
         base_url=base_url,
     )
+    limits: dict[str, Any] = {"concurrency": concurrency, "timeout_seconds": timeout}
     if engine == "openai":
-        server = launch.server(
-            base_url,
-            "--base-url",
-            timeout_seconds=timeout,
-            price_input=price_input,
-            price_output=price_output,
+        make_engine = launch.openai_engine(
+            protocol, **limits, price_input=price_input, price_output=price_output
         )
-        make_engine = launch.openai_engine(protocol, server, concurrency)
     elif engine == "vllm":
-        make_engine = launch.vllm_engine(
-            protocol,
-            output,
-            python=vllm_python,
-            arguments=vllm_arguments,
-            device=device,
-            concurrency=concurrency,
-            timeout_seconds=timeout,
-        )
+        own = {"python": vllm_python, "arguments": vllm_arguments, "device": device}
+        make_engine = launch.vllm_engine(protocol, output, **own, **limits)
     else:
         make_engine = launch.transformers_engine(protocol, device, batch_tokens)
     launch.generate(protocol, benchmark, output, read, options, make_engine)

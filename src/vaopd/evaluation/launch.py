@@ -66,11 +66,16 @@ def score(
     typer.echo(f"results: {output}")
 
 
-def openai_engine(protocol: Protocol, server: Server, concurrency: int) -> Callable[[], Engine]:
-    """Return what makes the engine of a server."""
+def openai_engine(protocol: Protocol, *, concurrency: int, **options: Any) -> Callable[[], Engine]:
+    """Return what makes the engine of a server; the options are those of ``Server``.
+
+    Raises:
+        ConfigError: There is no address.
+    """
     from vaopd.evaluation.engines.openai import OpenAIEngine
 
-    return lambda: OpenAIEngine(protocol, server, concurrency=concurrency)
+    asked = server(protocol.base_url, "--base-url", **options)
+    return lambda: OpenAIEngine(protocol, asked, concurrency=concurrency)
 
 
 def vllm_engine(
