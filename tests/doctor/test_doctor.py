@@ -15,11 +15,6 @@ CONFIGS = Path(__file__).parent / "configs"
 CUDA = torch.device("cuda")  # a name only: estimates touch no device
 
 SHAPES = {
-    "full, one forward": (
-        "training.problems_per_step=4",
-        "sampling.num_rollouts=3",
-        "sampling.max_new_tokens=20",
-    ),
     "full, many forwards, half precision": (
         "training.problems_per_step=4",
         "sampling.num_rollouts=2",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from fake_vllm import END, IMAGE, FakeVllm, fake_python, fake_vllm
 
-from vaopd.config import DataConfig, ViewConfig, VllmConfig
+from vaopd.config_sections import DataConfig, ViewConfig, VllmConfig
 from vaopd.errors import AlignmentError, ConfigError, EngineError
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
 from vaopd.models.prompts import EncodedPrompt

@@ -187,14 +187,14 @@ class _Plan:
                 result.add("gathered weights", gathered * dtype.itemsize, "score")
 
     def _teacher_weights(self, result: Estimate, teacher: Sizes) -> None:
-        options = self.config.teacher.model_dump()
-        dtype = pick_dtype(options["dtype"], self.device)
+        options = self.config.teacher
+        dtype = pick_dtype(options.dtype, self.device)
         head = teacher.head * dtype.itemsize
-        if options.get("addresses"):  # elsewhere: the loss needs its head here
+        if options.addresses:  # elsewhere: the loss needs its head here
             result.add("teacher weights", head)
             return
-        held = weight_bytes(teacher, dtype, options.get("quantization", "none")) // self.shards
-        if options.get("offload") and self.device.type == "cuda":
+        held = weight_bytes(teacher, dtype, options.quantization) // self.shards
+        if options.offload and self.device.type == "cuda":
             result.add("teacher weights", held, "score")
             result.add("teacher weights", head, "sample", "train", "update")
         else:
@@ -230,7 +230,7 @@ class _Plan:
         load, _ = self.batch.packed(
             self.config.teacher.batch_tokens, self.config.training.share_prefix
         )
-        if not self.config.teacher.model_dump().get("addresses"):
+        if not self.config.teacher.addresses:
             result.add("activations", self._forward(teacher, load, own=False), "score")
         kept = self.batch.response_tokens * teacher.width * dtype.itemsize
         if not self.config.teacher.park_hidden:

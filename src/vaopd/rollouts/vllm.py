@@ -19,7 +19,7 @@ from typing import Any
 import httpx2
 from safetensors.torch import save_file
 
-from vaopd.config import VllmConfig
+from vaopd.config_sections import VllmConfig
 from vaopd.errors import AlignmentError, ConfigError, EngineError
 from vaopd.models.loading import VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt

@@ -1,0 +1,320 @@
+"""The sections of a recipe but ``training``: models, data, method, views, sampling, validation."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
+Address = Annotated[str, Field(pattern=r"^https?://[^/\s]+/?$")]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, no unknown keys, docstrings are the documentation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class LoraConfig(Section):
+    """Low-rank adapters beside frozen weights (Hu et al. 2021); needs the extra ``lora``."""
+
+    rank: Annotated[int, Field(ge=0)] | None = None
+    """Rank of the adapters; null or 0 = none."""
+
+    alpha: Positive | None = None
+    """Adapters are scaled by alpha / rank; null = twice the rank."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the adapters' inputs. Above 0 the update depends on the split into micro-batches."""
+
+    target_modules: list[str] | None = None
+    """Names of the language model's linear layers that get adapters, such as ``[q_proj, v_proj]``;
+    null = all of them. Never the head, whose weights the loss reads directly."""
+
+    vision: Literal["frozen", "adapters", "full"] = "frozen"
+    """The vision tower with its projector: frozen, adapted in all its linear layers, or trained in
+    all its weights."""
+
+    @property
+    def scale(self) -> float:
+        """What the adapters' product is multiplied by, times the rank: the resolved alpha."""
+        return self.alpha if self.alpha is not None else 2.0 * (self.rank or 0)
+
+
+class StudentConfig(Section):
+    """The model that is trained."""
+
+    model: str
+    """Hub name, local folder, ``tiny:NAME`` (shipped) or ``tiny:new-NAME`` (random weights)."""
+
+    dtype: Precision = "auto"
+    """Compute precision; what is trained stays float32. auto = bfloat16 on a GPU, else float32.
+    Weights that LoRA freezes are held at it."""
+
+    train: Literal["auto", "all", "language", "lora"] = "auto"
+    """Which weights learn: all, the language model with its head and not the vision tower, or
+    adapters only. auto = ``lora`` where ``lora.rank`` is set, else ``all``."""
+
+    lora: LoraConfig = LoraConfig()
+    """Adapters."""
+
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Of the language model's frozen weights under LoRA, by bitsandbytes (extra ``quantize``);
+    4bit is NF4 with double quantization, as in QLoRA (Dettmers et al. 2023)."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    activation_offload: bool = False
+    """Keep what the backward pass needs in CPU memory: less GPU memory, more transfers."""
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether adapters are trained."""
+        return bool(self.lora.rank)
+
+    @model_validator(mode="after")
+    def _check_what_is_trained(self) -> "StudentConfig":
+        if self.train == "lora" and not self.has_adapters:
+            raise ValueError(
+                "student.train is 'lora', but student.lora.rank is not set; add "
+                "student.lora.rank=16 or use student.train=all"
+            )
+        if self.train in ("all", "language") and self.has_adapters:
+            raise ValueError(
+                f"student.train is {self.train!r}, but student.lora.rank={self.lora.rank} asks for "
+                "adapters beside frozen weights; use student.train=lora or student.lora.rank=0"
+            )
+        if self.quantization != "none" and not self.has_adapters:
+            raise ValueError(
+                f"student.quantization is {self.quantization!r}, but quantized weights cannot be "
+                "trained; add student.lora.rank=16 or set student.quantization=none"
+            )
+        return self
+
+
+class TeacherConfig(Section):
+    """The frozen model that is imitated."""
+
+    model: str = "Qwen/Qwen3-VL-8B-Instruct"
+    """Hub name, local folder or ``tiny:NAME``; not loaded by ``method.name=sft`` unless
+    ``validation.load_teacher``."""
+
+    dtype: Precision = "auto"
+    """Precision of the weights. auto = bfloat16 on a GPU, else float32."""
+
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Keep the weights of the language model in 8 bits (LLM.int8) or 4 bits (NF4), by bitsandbytes:
+    the extra ``quantize``. ``dtype`` stays the precision of what is computed."""
+
+    offload: bool = False
+    """Keep the weights in CPU memory while the teacher does not score; nothing without a GPU."""
+
+    batch_tokens: PositiveInt = 16384
+    """Padded tokens in one scoring forward; with ``addresses``, in one request."""
+
+    addresses: tuple[Address, ...] = ()
+    """Servers started by ``vaopd serve-teacher``, such as ``http://127.0.0.1:8777``, used in turn;
+    none = the teacher is loaded in this process. Their token is read from the environment variable
+    ``VAOPD_TEACHER_TOKEN``."""
+
+    transfer_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which hidden states travel from ``addresses``; float32 loses nothing."""
+
+    timeout_seconds: Positive = 600.0
+    """Longest wait for one answer of ``addresses``, their queue included."""
+
+    cache_vision_mb: Annotated[int, Field(ge=0)] = 0
+    """Megabytes, on the teacher's device, in which to keep its features of images and degraded
+    images from epoch to epoch; 0 = off. Qwen-VL only."""
+
+    park_hidden: bool = False
+    """Keep the teacher's hidden states in (pinned) CPU memory between scoring and training."""
+
+
+class DataConfig(Section):
+    """Where problems come from and how images enter the models."""
+
+    train: str
+    """Source of training problems: hub name with ``@split``, parquet, JSONL, folder, ``drawn:``."""
+
+    validation: str | None = None
+    """Source of held-out problems; none = no validation."""
+
+    allow_overlap: bool = False
+    """Let problems be in both sources; otherwise a shared id, or the same question and image, is an
+    error."""
+
+    max_prompt_tokens: PositiveInt = 8192
+    """Longest prompt with its image tokens; a longer one is an error, never cut."""
+
+    check_images: bool = True
+    """Decode every stored image before the first step, not when its turn comes."""
+
+    min_pixels: PositiveInt = 262_144
+    """Images of smaller area are scaled up to it before the degraded view is made."""
+
+    max_pixels: PositiveInt = 4_194_304
+    """Images of larger area are scaled down to it."""
+
+
+class MethodConfig(Section):
+    """How visual advantage becomes weights (paper, Eq. 3-6)."""
+
+    name: Literal["va_opd", "opd", "rollout_only", "token_only", "sft", "off_policy_kd"] = "va_opd"
+    """``opd`` is the uniform baseline; the two ``_only`` arms are the paper's ablations; ``sft``
+    learns the references. ``off_policy_kd`` learns responses that the teacher samples, by their
+    cross-entropy (sequence-level distillation, Kim & Rush 2016): a sampled forward KL."""
+
+    advantage: Literal["sampled", "view_divergence", "absolute", "signed", "first_mention"] = (
+        "sampled"
+    )
+    """What a token's advantage is: the clipped log-ratio of the sampled token (paper), the KL
+    between the teacher's two views over the whole vocabulary, the size of the log-ratio, the
+    log-ratio unclipped, or the paper's at the first place of each token id in the response."""
+
+    high_fraction: Fraction = 0.2
+    """Share of a response's tokens in the high-advantage group (p_v)."""
+
+    high_mass: Fraction = 0.5
+    """Share of the loss that the high group carries (lambda)."""
+
+    rollout_temperature: Positive = 1.0
+    """Temperature of the softmax over siblings (tau)."""
+
+    epsilon: NonNegative = 1e-6
+    """Added to the standard deviation of sibling advantages."""
+
+    minimum_advantage: NonNegative = 0.0
+    """Nats of advantage in a response below which its weights fade to plain OPD; 0 = paper."""
+
+    deviation_floor: NonNegative = 0.0
+    """Nats; smallest standard deviation of the sibling z-score; 0 = paper."""
+
+    drop: Literal["none", "highest", "random", "lowest"] = "none"
+    """Which tokens leave the loss, by advantage: the paper's masking study (Fig. 2b)."""
+
+    drop_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of each response's tokens that ``drop`` takes out."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the cross-entropy methods only; a softer teacher conditions the reverse KL better."""
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether the loss is the cross-entropy of given text, which needs no teacher scores."""
+        return self.name in ("sft", "off_policy_kd")
+
+    @property
+    def needs_advantage(self) -> bool:
+        """Whether the teacher has to score the degraded view as well."""
+        weighs = self.name in ("va_opd", "rollout_only", "token_only")
+        return weighs or (self.name == "opd" and self.drop != "none")
+
+    @model_validator(mode="after")
+    def _check_combination(self) -> "MethodConfig":
+        if self.is_supervised and self.drop != "none":
+            raise ValueError(
+                f"method.drop is {self.drop!r}, but method.name={self.name} scores no tokens; use "
+                "opd or va_opd, or method.drop=none"
+            )
+        if self.advantage != "sampled" and not self.needs_advantage:
+            raise ValueError(
+                f"method.advantage is {self.advantage!r}, but method.name={self.name} uses no "
+                "advantage; use va_opd, rollout_only or token_only, or method.advantage=sampled"
+            )
+        return self
+
+
+class ViewConfig(Section):
+    """The degraded copy of the image that the teacher scores as well."""
+
+    name: Literal["pixelate", "blur", "downscale", "blank", "noise", "shuffle"] = "pixelate"
+    """Kind of degradation."""
+
+    ratio: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Strength; for pixelate the share of each side that is kept."""
+
+    stage: Literal["budget", "native"] = "budget"
+    """Degrade after the pixel budget (the official release) or at the image's own size."""
+
+    probe: Literal["full", "small"] = "full"
+    """What the teacher scores as the degraded view: the degraded image in the size of the original
+    (paper), or the small image that pixelation starts from, which is a departure: it has fewer
+    visual tokens and costs less, but the two views then differ in length and positions as well."""
+
+    @model_validator(mode="after")
+    def _check_probe(self) -> "ViewConfig":
+        if self.probe == "small" and self.name not in ("pixelate", "downscale"):
+            raise ValueError(
+                f"view.probe is 'small', but view.name={self.name} has no smaller image; use "
+                "pixelate or downscale, or view.probe=full"
+            )
+        return self
+
+
+class VllmConfig(Section):
+    """The vLLM server of ``sampling.engine=vllm``, which follows the student's weights."""
+
+    python: str | None = None
+    """Interpreter of an environment with vLLM; null = VAOPD_VLLM_PYTHON, else this one."""
+
+    arguments: tuple[str, ...] = ()
+    """Further arguments of the server, such as ``[--gpu-memory-utilization, "0.4"]``."""
+
+    address: str | None = None
+    """A server that runs already, such as http://127.0.0.1:8000; null = the run starts its own."""
+
+    weights_folder: str | None = None
+    """Folder through which weights pass; the server must see it. null = shared memory."""
+
+
+class SamplingConfig(Section):
+    """How the student's rollouts are drawn."""
+
+    num_rollouts: PositiveInt = 4
+    """Siblings for each problem (K)."""
+
+    temperature: Positive = 0.7
+    """Softmax temperature of training rollouts."""
+
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Nucleus mass of training rollouts."""
+
+    max_new_tokens: PositiveInt = 4096
+    """Longest response."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """``transformers`` samples in process and promises equal bits; ``vllm`` asks a server."""
+
+    vllm: VllmConfig = VllmConfig()
+    """Only of ``engine=vllm``."""
+
+    batch_tokens: PositiveInt = 131_072
+    """Tokens in the key-value cache at most: rollouts decoded together x (prompt + new tokens)."""
+
+
+class ValidationConfig(Section):
+    """Protocol of the validation during and after training."""
+
+    num_samples: PositiveInt = 8
+    """Responses for each problem; accuracy is their mean (avg@k)."""
+
+    temperature: NonNegative = 1.0
+    """0 = greedy."""
+
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus mass."""
+
+    pixelated: bool = False
+    """Also answer with the degraded image, and measure the student's own visual advantage."""
+
+    load_teacher: bool = False
+    """Load the teacher to measure visual advantage where the method needs none (``sft``)."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    """Of the sampling noise, apart from ``training.seed``: runs of other seeds answer alike."""
