@@ -3,11 +3,14 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from vaopd.evaluation.validation import Validator
 from vaopd.records import read_rows
+from vaopd.training import loop
 from vaopd.training.checkpoint import newest_checkpoint
 from vaopd.training.loop import train
 from vaopd.training.step import Step
@@ -70,6 +73,41 @@ def test_a_signal_during_the_last_step_changes_nothing(
     result = train(make_config("training.max_steps=2"), tmp_path / "run", console=quiet())
     assert (result.is_stopped, result.steps) == (False, 2)
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+
+
+def test_a_signal_during_a_save_costs_one_more_step(
+    make_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save = loop.save_checkpoint
+
+    def signalled(*arguments: object) -> None:
+        save(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    config = make_config("training.max_steps=4", "training.save_every=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", signalled)
+        result = train(config, tmp_path / "run", console=quiet())
+    assert (result.is_stopped, result.steps) == (True, 3)
+    newest = newest_checkpoint(tmp_path / "run")
+    assert newest is not None and newest.name == "step_000003"
+
+
+def test_a_signal_before_the_first_step_leaves_a_run_that_begins_again(
+    make_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = make_config("data.validation=drawn:validation?count=2", "training.max_steps=1")
+    examine = Validator.examine
+
+    def signalled(self: Validator, *arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return examine(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Validator, "examine", signalled)
+        result = train(config, tmp_path / "run", console=quiet())
+    assert (result.is_stopped, result.steps) == (True, 0)
+    assert train(config, tmp_path / "run", resume=True, console=quiet()).steps == 1
 
 
 def test_a_second_interrupt_ends_a_plain_run_at_once():

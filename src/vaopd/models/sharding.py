@@ -34,6 +34,8 @@ class Sharding:
         """
         self.model, self.base, self.mesh, self.filler = model, model.model, mesh, filler
         self.head: Tensor | None = None
+        self.has_run = False
+        self.base.register_forward_hook(self._note_forward)
         embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
         is_tied = head.weight is embeddings.weight
         policy = MixedPrecisionPolicy(
@@ -87,8 +89,12 @@ class Sharding:
     def _forget_forwards(self) -> None:
         """Drop FSDP's list of forwards, which only a backward empties: a teacher's would grow."""
         reset = getattr(self.base, "reset_iter_state", None)  # since torch 2.13
-        if reset is not None:
+        # torch refuses it before the first forward, such as where there was nothing to sample.
+        if reset is not None and self.has_run:
             reset()
+
+    def _note_forward(self, *_: object) -> None:
+        self.has_run = True
 
     @contextmanager
     def whole_model(self) -> Iterator[None]:

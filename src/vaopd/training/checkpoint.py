@@ -7,6 +7,7 @@ trained it is a folder of adapters, a small part of the model's size.
 import copy
 import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -197,8 +198,10 @@ def _saved_moments(folder: Path, student: VisionLanguageModel) -> dict[str, Tens
         else torch.empty_like(parameters[_name(key)].detach())
         for key in reader.read_metadata().state_dict_metadata
     }
-    # Each process reads what it needs and waits for nobody, so a failure leaves nobody waiting.
-    state_dict_loader.load(moments, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        # Each process reads what it needs and waits for nobody: torch warns of exactly that.
+        warnings.simplefilter("ignore")
+        state_dict_loader.load(moments, storage_reader=reader, no_dist=True)
     return moments
 
 

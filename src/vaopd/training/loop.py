@@ -238,7 +238,8 @@ class Run:
         training = self.config.training
         bar = self.display.start("training", self.steps, done)
         coming = problems_of_step(self.problems, done + 1, training) if done < self.steps else []
-        while done < self.steps and not self.world.any(stop.is_made):
+        is_stopping = self.world.any(stop.is_made)
+        while done < self.steps and not is_stopping:
             done = number = done + 1
             problems = coming
             if number < self.steps:
@@ -258,8 +259,9 @@ class Run:
             # A new best is saved whenever it comes, so that the checkpoint that a run resumes from
             # is never older than the best it knows of.
             is_best = self.best is not None and self.best.step == number
-            is_stopped = self.world.any(stop.is_made)
-            if is_last or is_best or is_stopped or _is_due(training.save_every, number):
+            # Asked once: a run that stops because of the answer has saved because of it.
+            is_stopping = self.world.any(stop.is_made)
+            if is_last or is_best or is_stopping or _is_due(training.save_every, number):
                 self._save(number)
         self.display.finish(bar)
         return done
