@@ -285,3 +285,25 @@ def test_a_sharded_teacher_keeps_no_features_of_images():
     parse_config(parse_overrides([*overrides, "training.parallel=ddp"]))
     with pytest.raises(ConfigError, match=r"teacher\.cache_vision_mb is 10, .*fsdp2.* use ddp"):
         parse_config(parse_overrides([*overrides, "training.parallel=fsdp2"]))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "student.lora.rank=4",
+        "student.activation_offload=true",
+        "teacher.quantization=8bit",
+        "teacher.offload=true",
+        "training.optimizer=adamw8bit",
+        "training.micro_batch_tokens=auto",
+    ],
+)
+def test_what_cannot_be_sharded_is_told_before_anything_is_loaded(tmp_path: Path, override: str):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "student: {model: a}\nteacher: {model: b}\ndata: {train: c}\n", encoding="utf-8"
+    )
+    key = override.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"does not go together with {key}"):
+        load_config(path, [override, "training.parallel=fsdp2"])
+    assert load_config(path, [override, "training.parallel=ddp"]).training.parallel == "ddp"

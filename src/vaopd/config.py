@@ -168,6 +168,27 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_sharding(self) -> "RunConfig":
+        student, training = self.student, self.training
+        needs_whole = {
+            "student.lora.rank": student.has_adapters,
+            "student.quantization": student.quantization != "none",
+            "student.activation_offload": student.activation_offload,
+            "teacher.quantization": self.teacher.quantization != "none",
+            "teacher.offload": self.teacher.offload,
+            "training.optimizer": training.optimizer != "adamw",
+            # A process that begins again alone would enter forwards that the others do not.
+            "training.micro_batch_tokens": training.micro_batch_tokens == "auto",
+        }
+        unfit = ", ".join(key for key, is_set in needs_whole.items() if is_set)
+        if training.parallel == "fsdp2" and unfit:
+            raise ValueError(
+                f"training.parallel is 'fsdp2', which does not go together with {unfit}; leave it "
+                "at its default, or use training.parallel=ddp"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_one_sampler(self) -> "RunConfig":
         if self.sampling.engine == "vllm" and self.training.parallel != "none":
             raise ValueError(

@@ -89,12 +89,12 @@ def measure(*overrides: str) -> Peaks:
             work()
         peaks[phase] = resident + live.peak
 
-    prompts, _ = step._encode(problems, False)
+    prompts = [step.encoder.original(problem) for problem in problems]
     sampler = TransformersSampler(student, batch_tokens=config.sampling.batch_tokens)
     settings = SamplingSettings(
         num_rollouts=config.sampling.num_rollouts,
-        temperature=1.0,
-        top_p=1.0,
+        temperature=config.sampling.temperature,
+        top_p=config.sampling.top_p,
         max_new_tokens=config.sampling.max_new_tokens,
         seed=1,
         stream="doctor",

@@ -12,10 +12,9 @@ import torch
 
 from vaopd.config import RunConfig, TrainingConfig
 from vaopd.doctor.architecture import Sizes, measure, read_config, weight_bytes
-from vaopd.doctor.trace import LiveBytes, Load, Traced, by_depth
+from vaopd.doctor.trace import Load, Traced, by_depth
 from vaopd.models.devices import pick_dtype
 from vaopd.objective.divergence import CHUNK_BYTES
-from vaopd.rollouts.transformers import draw_tokens
 from vaopd.training.step import first_budget
 
 PHASES = ("sample", "score", "train", "update")
@@ -217,7 +216,7 @@ class _Plan:
         # it grows by a token.
         groups = source.heads // source.key_value_heads
         decode = a_layer * ((groups if groups > 1 else 0) + 1)
-        draw = _drawing_bytes(rows, source.vocabulary)
+        draw = _drawing_bytes(rows, source.vocabulary, self.config.sampling.top_p)
         draw += 4 * source.head if self.master_dtype != torch.float32 else 0
         prefill = self._forward(source, load, own=source is self.student)
         before = load.rows * load.length * width * 2 * source.layers
@@ -296,14 +295,12 @@ def _head_learns(config: RunConfig) -> bool:
     return not config.student.has_adapters
 
 
-def _drawing_bytes(rows: int, vocabulary: int) -> int:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    live = LiveBytes()
-    with FakeTensorMode(), live:
-        logits = torch.empty(rows, vocabulary)
-        draw_tokens(logits, torch.empty(rows), 1.0, 0.9)
-    return live.peak
+def _drawing_bytes(rows: int, vocabulary: int, top_p: float) -> int:
+    """Return what drawing a token for each row takes at most; see ``draw_tokens``."""
+    # Float32 logits, and two float64 matrices in the softmax; where every id may be drawn also
+    # their order (int64), the sorted probabilities, their sums, and these less their own.
+    each = 4 + 2 * 8 if top_p < 1 else 4 + 5 * 8 + 2
+    return rows * vocabulary * each
 
 
 def remedies(config: RunConfig, result: Estimate, capacity: int) -> list[str]:

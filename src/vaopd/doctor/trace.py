@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForImageTextToText
 from transformers.modeling_utils import AttentionInterface
 
@@ -42,18 +41,20 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count what it returned."""
         kwargs = kwargs or {}
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if _is_counted(t)}
         result = func(*args, **kwargs)
-        for tensor in tree_leaves(result):
-            if _is_counted(tensor):
-                self._add(tensor.untyped_storage(), given)
+        new = {
+            storage._cdata: storage
+            for tensor in _tensors(result)
+            if (storage := tensor.untyped_storage())._cdata not in self._alive
+        }
+        # What came in from outside, such as a weight or a view of one, was there before.
+        given = {t.untyped_storage()._cdata for t in _tensors((args, kwargs))} if new else set()
+        for key, storage in new.items():
+            if key not in given:
+                self._add(key, storage)
         return result
 
-    def _add(self, storage: Any, given: set[int]) -> None:
-        key = storage._cdata
-        # What came in from outside, such as a weight or a view of one, was there before.
-        if key in self._alive or key in given:
-            return
+    def _add(self, key: int, storage: Any) -> None:
         size = storage.nbytes()
 
         def drop(_: Any) -> None:
@@ -65,8 +66,17 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def _is_counted(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested arguments; torch's own walk takes most of a trace's time."""
+    if isinstance(value, Tensor):
+        if value.layout == torch.strided:
+            yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
 
 
 @dataclass(frozen=True, kw_only=True)

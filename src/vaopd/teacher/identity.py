@@ -9,7 +9,8 @@ import torch
 
 from vaopd.config import TeacherConfig
 from vaopd.errors import ConfigError, ModelError
-from vaopd.models.loading import VisionLanguageModel, check_same_settings
+from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.partners import check_same_settings
 from vaopd.teacher.wire import PROTOCOL, TeacherInfo
 
 SAMPLES = 64

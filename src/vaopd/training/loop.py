@@ -14,12 +14,9 @@ from vaopd.config import RunConfig
 from vaopd.errors import ConfigError, TrainingError
 from vaopd.evaluation.validation import Validation, ValidationResult, Validator
 from vaopd.models.devices import DTYPES, pick_device
-from vaopd.models.loading import (
-    VisionLanguageModel,
-    check_same_pixels,
-    check_same_tokenizer,
-)
+from vaopd.models.loading import VisionLanguageModel
 from vaopd.models.parallel import World, processes
+from vaopd.models.partners import check_same_pixels, check_same_tokenizer
 from vaopd.problems.manifest import MANIFEST, check_unchanged, manifest
 from vaopd.problems.problem import Problem, check_images
 from vaopd.problems.sources import load_problems
