@@ -15,10 +15,10 @@ from vaopd.models.devices import pick_device, pick_dtype
 from vaopd.models.loading import (
     PromptEncoder,
     VisionLanguageModel,
-    check_same_tokenizer,
     load_model,
     wrap_model,
 )
+from vaopd.models.partners import check_same_tokenizer
 from vaopd.models.prompts import check_same_text
 
 CPU = torch.device("cpu")
