@@ -25,6 +25,7 @@ from vaopd.objective.advantage import visual_advantage
 from vaopd.objective.weights import rollout_weights, token_weights
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.teacher.local import LocalTeacher
+from vaopd.training.shares import Shares
 from vaopd.training.step import Step
 from vaopd.training.weighing import weigh
 
@@ -71,7 +72,9 @@ def update(step: Step, subjects: Subjects, part: slice) -> dict[str, Any]:
     weights = weigh(method, responses, scores, tie_keys=tie_keys)
     synchronize(device)
     scored = time.perf_counter()
-    loss, _ = step._accumulate(prompts, responses, scores, weights)
+    # One process has all rollouts of the step, numbered through.
+    shares = Shares(step.world, [list(range(len(prompts)))], [len(group) for group in responses])
+    loss, _ = step._accumulate(prompts, responses, shares, scores, weights)
     step.optimizer.zero_grad(set_to_none=True)
     synchronize(device)
     seconds = {"score": scored - started, "train": time.perf_counter() - scored}
