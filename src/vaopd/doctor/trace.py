@@ -10,13 +10,14 @@ import copy
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, no_type_check
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForImageTextToText
 from transformers.modeling_utils import AttentionInterface
 
@@ -38,22 +39,27 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
         self._alive: dict[int, Any] = {}
 
+    @no_type_check  # called for each operation: checks at run time would take most of a trace
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count what it returned."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         new = {
             storage._cdata: storage
-            for tensor in _tensors(result)
+            for tensor in ([result] if isinstance(result, Tensor) else tree_leaves(result))
+            if isinstance(tensor, Tensor)
             if (storage := tensor.untyped_storage())._cdata not in self._alive
         }
-        # What came in from outside, such as a weight or a view of one, was there before.
-        given = {t.untyped_storage()._cdata for t in _tensors((args, kwargs))} if new else set()
+        if new:
+            # What came in from outside, such as a weight or a view of one, was there before.
+            for tensor in tree_leaves((args, kwargs)):
+                if isinstance(tensor, Tensor):
+                    new.pop(tensor.untyped_storage()._cdata, None)
         for key, storage in new.items():
-            if key not in given:
-                self._add(key, storage)
+            self._add(key, storage)
         return result
 
+    @no_type_check
     def _add(self, key: int, storage: Any) -> None:
         size = storage.nbytes()
 
@@ -64,19 +70,6 @@ class LiveBytes(TorchDispatchMode):
         self._alive[key] = weakref.ref(storage, drop)
         self.now += size
         self.peak = max(self.peak, self.now)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested arguments; torch's own walk takes most of a trace's time."""
-    if isinstance(value, Tensor):
-        if value.layout == torch.strided:
-            yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
 
 
 @dataclass(frozen=True, kw_only=True)
