@@ -118,6 +118,21 @@ def test_moments_and_weights_of_a_large_student_follow_from_its_parameters(
     assert result.parts["gradients"] == dict.fromkeys(("train", "update"), 4 * 2_127_532_032)
 
 
+def test_the_loss_holds_the_gradient_of_the_head_where_the_head_learns(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    # So much that the loss is a part of it.
+    monkeypatch.setattr("vaopd.doctor.estimate.by_depth", lambda config, measure: 2**40)
+    name = str(CONFIGS / "qwen3-vl-2b")
+    shape = (f"student.model={name}", f"teacher.model={name}")
+    full, lora = (
+        estimate(real_config(*shape, *more), CUDA).parts["loss chunk"]["train"]
+        for more in ((), ("student.lora.rank=4",))
+    )
+    assert full - lora == 4 * 151_936 * 2_048
+    assert lora >= 2**27  # a chunk of logits, three times
+
+
 def test_deep_models_are_extended_from_shallow_ones_as_a_line():
     config = read_config("tiny:student")
     config.text_config.num_hidden_layers, config.vision_config.depth = 40, 30

@@ -133,6 +133,9 @@ def test_the_merged_folder_is_a_plain_model_with_the_same_hidden_states(
     names = load_file(tmp_path / "model.safetensors").keys()
     assert not any(".lora_" in name or "base_layer" in name for name in names)
     assert "lm_head.weight" not in names
+    half = student.weights(torch.bfloat16)
+    head, embeddings = half["lm_head.weight"], half["model.language_model.embed_tokens.weight"]
+    assert head.data_ptr() == embeddings.data_ptr()
 
 
 def test_an_adapter_folder_is_small_and_loads_as_its_base_with_the_adapters_merged(

@@ -86,6 +86,19 @@ def test_a_resumed_run_ends_in_the_bits_of_the_uninterrupted_one(
     assert losses[0] == losses[1]
 
 
+def test_a_resumed_run_goes_on_with_the_size_of_forwards_that_was_found(
+    folder: Path, config: RunConfig, tmp_path: Path
+):
+    again = tmp_path / "run"
+    shutil.copytree(folder, again)
+    shutil.rmtree(again / "checkpoints" / "step_000003")
+    state = again / "checkpoints" / "step_000002" / "trainer_state" / "state.json"
+    state.write_text(state.read_text().replace("16384", "128"))
+    train(config, again, resume=True, console=Console(file=io.StringIO()))
+    rows = read_rows(again / "metrics.jsonl")
+    assert [row["micro_batch_tokens"] for row in rows] == [16384, 16384, 128]
+
+
 @pytest.mark.parametrize("source", ["", "checkpoints/step_000003", "final/adapter"])
 def test_export_writes_one_plain_model_from_run_checkpoint_or_adapters(
     run: Callable, folder: Path, tmp_path: Path, source: str
