@@ -159,6 +159,15 @@ def test_remedies_name_settings_for_the_phases_that_do_not_fit():
     assert "student.lora.rank=16" in named
 
 
+@pytest.mark.parametrize("given", ["training.parallel=fsdp2", "student.lora.rank=4"])
+def test_remedies_go_together_with_what_the_recipe_has(given: str):
+    config = real_config(given)
+    for remedy in remedies(config, expected(), 0):
+        setting, *more = remedy.split(" over more devices")
+        # More devices help a recipe that is spread already.
+        assert real_config(given, setting) != config or more, setting
+
+
 # --- the command ------------------------------------------------------------------------------
 
 

@@ -308,12 +308,14 @@ def remedies(config: RunConfig, result: Estimate, capacity: int) -> list[str]:
     over = {phase for phase in PHASES if result.total(phase) > capacity}
     own, training = config.student, config.training
     found: list[str] = []
+    # What the schema refuses together with spread weights is no remedy for them.
+    is_spread = training.parallel == "fsdp2"
     if "train" in over:
         if not own.gradient_checkpointing:
             found.append("student.gradient_checkpointing=true")
         if _budget(training) > 4096:
-            found.append(f"training.micro_batch_tokens={_budget(training) // 2} (or auto)")
-        if not own.activation_offload:
+            found.append(f"training.micro_batch_tokens={_budget(training) // 2}")
+        if not own.activation_offload and not is_spread:
             found.append("student.activation_offload=true")
         if not config.teacher.park_hidden:
             found.append("teacher.park_hidden=true")
@@ -321,9 +323,9 @@ def remedies(config: RunConfig, result: Estimate, capacity: int) -> list[str]:
         found.append(f"sampling.batch_tokens={config.sampling.batch_tokens // 2}")
     if "score" in over:
         found.append(f"teacher.batch_tokens={config.teacher.batch_tokens // 2}")
-    if over and not own.has_adapters:
+    if over and not own.has_adapters and not is_spread:
         found += ["training.optimizer=adamw8bit", "student.lora.rank=16"]
-    if over:
+    if over and not own.has_adapters:
         found.append("training.parallel=fsdp2 over more devices")
     return found
 
