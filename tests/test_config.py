@@ -290,7 +290,6 @@ def test_a_sharded_teacher_keeps_no_features_of_images():
 @pytest.mark.parametrize(
     "override",
     [
-        "student.lora.rank=4",
         "student.activation_offload=true",
         "teacher.quantization=8bit",
         "teacher.offload=true",

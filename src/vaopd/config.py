@@ -171,7 +171,6 @@ class RunConfig(Section):
     def _check_sharding(self) -> "RunConfig":
         student, training = self.student, self.training
         needs_whole = {
-            "student.lora.rank": student.has_adapters,
             "student.quantization": student.quantization != "none",
             "student.activation_offload": student.activation_offload,
             "teacher.quantization": self.teacher.quantization != "none",

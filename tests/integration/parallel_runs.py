@@ -24,6 +24,12 @@ from vaopd.training.step import Step
 
 RANK = int(os.environ["RANK"])
 KINDS = ("ddp", "fsdp2")
+ADAPTERS = (
+    "student.lora.rank=4",
+    "training.max_steps=2",
+    "training.save_every=1",
+    "data.validation=null",
+)
 
 
 def config_of(folder: Path, *overrides: str) -> RunConfig:
@@ -42,6 +48,7 @@ def compare(folder: Path) -> None:
         run(config_of(folder, parallel), folder / kind)
         single = ("training.problems_per_step=1", "training.max_steps=2", "data.validation=null")
         run(config_of(folder, parallel, *single), folder / f"{kind}-alone")
+        run(config_of(folder, parallel, *ADAPTERS), folder / f"{kind}-adapters")
         fail_to_encode(config_of(folder, parallel), folder / f"{kind}-failed")
     fail_to_save(config_of(folder, "training.parallel=fsdp2"), folder / "fsdp2-full")
     for writer in ("one", *KINDS):

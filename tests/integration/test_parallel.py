@@ -43,6 +43,14 @@ training:
 """
 """Three problems over two processes. Each problem travels alone, so the layouts round alike."""
 
+ADAPTERS = (
+    "student.lora.rank=4",
+    "training.max_steps=2",
+    "training.save_every=1",
+    "data.validation=null",
+)
+"""As in parallel_runs.py."""
+
 SCRIPT = Path(__file__).with_name("parallel_runs.py")
 KINDS = ("ddp", "fsdp2")
 
@@ -79,6 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(load_config(folder / "recipe.yaml"), folder / "one", console=quiet())
     single = ("training.problems_per_step=1", "training.max_steps=2", "data.validation=null")
     train(load_config(folder / "recipe.yaml", single), folder / "one-alone", console=quiet())
+    train(load_config(folder / "recipe.yaml", ADAPTERS), folder / "one-adapters", console=quiet())
     done = torchrun(SCRIPT, "compare", folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
@@ -144,6 +153,19 @@ def test_a_process_without_a_problem_keeps_the_others_company(folder: Path, kind
     found, expected = folder / f"{kind}-alone", folder / "one-alone"
     assert_same_rows(found / "metrics.jsonl", expected / "metrics.jsonl")
     assert_same_weights(found / "final/model.safetensors", expected / "final/model.safetensors")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_learn_what_they_learn_in_one_process(folder: Path, kind: str):
+    found, expected = folder / f"{kind}-adapters", folder / "one-adapters"
+    assert_same_rows(found / "metrics.jsonl", expected / "metrics.jsonl")
+    for name in ("final/model.safetensors", "final/adapter/adapter_model.safetensors"):
+        assert_same_weights(found / name, expected / name)
+    shutil.rmtree(found / "checkpoints/step_000002")
+    config = load_config(folder / "recipe.yaml", ADAPTERS)
+    train(config, found, resume=True, console=quiet())
+    name = "final/adapter/adapter_model.safetensors"
+    assert_same_weights(found / name, expected / name)
 
 
 @pytest.mark.parametrize(

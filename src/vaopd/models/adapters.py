@@ -8,7 +8,7 @@ it holds the float32 weights that learn without an adapter.
 import copy
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,24 +116,36 @@ def has_adapters(model: nn.Module) -> bool:
     return any(".lora_A." in name for name, _ in model.named_parameters())
 
 
-def plain_weights(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+Convert = Callable[[Tensor, torch.dtype], Tensor | None]
+
+
+def plain_weights(
+    model: nn.Module, dtype: torch.dtype, convert: Convert = Tensor.to
+) -> dict[str, Tensor]:
     """Return the weights that the same model has without adapters and quantization.
 
     Adapters are added in float32 before the rounding to ``dtype``; tied weights stay tied.
+
+    Args:
+        model: May be sharded.
+        dtype: Of the result.
+        convert: Gives a tensor at a precision, or nothing where another process gets it.
     """
-    # Tied weights share a storage, and must share it after the conversion to be stored once. The
-    # model holds all of these tensors, so no address is used twice meanwhile.
-    converted: dict[int, Tensor] = {}
-    return {
-        name: converted.setdefault(tensor.data_ptr(), tensor.to(dtype))
-        if is_own
-        else tensor.to(dtype)
-        for name, tensor, is_own in _plain_tensors(model)
-    }
+    # Tied weights are one parameter, and must stay one after the conversion to be stored once.
+    converted: dict[int, Tensor | None] = {}
+    weights: dict[str, Tensor | None] = {}
+    for name, tensor, owner in _plain_tensors(model):
+        if owner is None:
+            weights[name] = convert(tensor, dtype)
+        else:
+            if owner not in converted:
+                converted[owner] = convert(tensor, dtype)
+            weights[name] = converted[owner]
+    return {name: tensor for name, tensor in weights.items() if tensor is not None}
 
 
-def _plain_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
-    """Yield name, tensor, and whether the model itself holds that tensor."""
+def _plain_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, int | None]]:
+    """Yield name, tensor, and which parameter or buffer of the model it is, if it is one."""
     inside: tuple[str, ...] = ()
     for prefix, module in model.named_modules(remove_duplicate=False):
         if prefix.startswith(inside) and inside:
@@ -146,17 +158,17 @@ def _plain_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
         yield from _layer_tensors(dot, base, module if is_adapted else None)
 
 
-def _layer_tensors(dot: str, base: Any, adapted: Any) -> Iterator[tuple[str, Tensor, bool]]:
+def _layer_tensors(dot: str, base: Any, adapted: Any) -> Iterator[tuple[str, Tensor, int | None]]:
     is_changed = adapted is not None or is_quantized(base)
     for name, parameter in base.named_parameters(recurse=False):
         if name == "weight" and is_changed:
-            yield dot + name, _merged(base, adapted), False
+            yield dot + name, _merged(base, adapted), None
         else:
-            yield dot + name, parameter.detach(), True
+            yield dot + name, parameter.detach(), id(parameter)
     persistent = base.state_dict(keep_vars=True) if not is_changed else {}
     for name, buffer in base.named_buffers(recurse=False):
         if name in persistent:
-            yield dot + name, buffer.detach(), True
+            yield dot + name, buffer.detach(), id(buffer)
 
 
 def is_quantized(layer: nn.Module) -> bool:
@@ -188,12 +200,13 @@ def plain_shell(model: Any) -> Any:
     return shell
 
 
-def save_adapters(model: Any, folder: Path, quantization: str = "none") -> None:
+def save_adapters(
+    model: Any, folder: Path, weights: dict[str, Tensor], quantization: str = "none"
+) -> None:
     """Write what learns: the adapters as peft reads them, and other trained weights beside them."""
     import peft
 
     folder.mkdir(parents=True, exist_ok=True)
-    weights = trained_weights(model)
     adapters = {n: t for n, t in weights.items() if ".lora_" in n}
     settings = copy.deepcopy(model.peft_config["default"])
     settings.inference_mode = True

@@ -29,7 +29,7 @@ from vaopd.models import adapters, tiny
 from vaopd.models.families import Family, generic, qwen_vl
 from vaopd.models.prompts import EncodedPrompt, check_same_prompt, check_same_text
 from vaopd.models.quantization import quantization_config
-from vaopd.models.sharding import Sharding, whole
+from vaopd.models.sharding import Sharding
 from vaopd.problems.problem import Problem
 from vaopd.records import write_json
 
@@ -160,30 +160,37 @@ class VisionLanguageModel:
         self._save_processors(folder)
 
     def save_trained(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """Write what training changes, in float32: adapters where there are some, else all."""
+        """Write what training changes, in float32: adapters where there are some, else all.
+
+        Args:
+            folder: Made where it does not exist.
+            weights: What ``trained_weights()`` gave, where the processes had to gather them.
+        """
         if not self.has_adapters:
             self.save(folder, weights=weights)
             return
-        adapters.save_adapters(self.model, folder, self.quantization)
+        trained = self.trained_weights() if weights is None else weights
+        adapters.save_adapters(self.model, folder, trained, self.quantization)
         self._save_processors(folder)
 
     def weights(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Return the weights of the plain transformers model: adapters merged, dequantized.
 
-        A collective of all processes where they are sharded. Then only rank 0 gets them, in main
-        memory; the others get nothing.
+        A collective where the model is sharded: then only rank 0 gets them, in main memory.
         """
         if self.sharding is None:
             return adapters.plain_weights(self.model, dtype)
-        state = self.model.state_dict(keep_vars=True)
-        is_kept = self.sharding.mesh.get_rank() == 0
-        # Tied weights are one parameter, and must stay one after the conversion to be stored once.
-        converted: dict[int, Tensor] = {}
-        for tensor in state.values():
-            if id(tensor) not in converted:
-                complete = whole(tensor.detach())
-                converted[id(tensor)] = complete.to("cpu", dtype) if is_kept else complete[:0]
-        return {name: converted[id(t)] for name, t in state.items()} if is_kept else {}
+        return adapters.plain_weights(self.model, dtype, self.sharding.gathered)
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        """Return what ``save_trained`` writes; a collective as ``weights`` is."""
+        if not self.has_adapters:
+            return self.weights()
+        trained = adapters.trained_weights(self.model)
+        if self.sharding is None:
+            return trained
+        gathered = {n: self.sharding.gathered(t, torch.float32) for n, t in trained.items()}
+        return {n: t for n, t in gathered.items() if t is not None}
 
     @property
     def has_adapters(self) -> bool:

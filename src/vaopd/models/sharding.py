@@ -68,6 +68,11 @@ class Sharding:
         dist.all_reduce(counts, dist.ReduceOp.MAX)
         return int(counts)
 
+    def gathered(self, value: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Return a whole weight in main memory to rank 0, nothing to the others; a collective."""
+        complete = whole(value)
+        return complete.to("cpu", dtype) if self.mesh.get_rank() == 0 else None
+
     @contextmanager
     def whole_head(self) -> Iterator[None]:
         """Hold the head's whole weight; at the end its gradient is summed and spread, once."""

@@ -99,9 +99,7 @@ def save_checkpoint(
         RunFolderError: There is no space, or no permission.
     """
     world = world or World()
-    # Adapters are saved apart from the model, so its weights are not merged for them.
-    weights = None if student.has_adapters else student.weights()
-    moments = _moments(student, optimizer)
+    weights, moments = student.trained_weights(), _moments(student, optimizer)
     with writing(f"checkpoint {folder}"), ExitStack() as stack:
         partial = world.on_main(lambda: stack.enter_context(new_folder(folder)))
         if student.sharding is not None:
@@ -262,9 +260,9 @@ def _moments(
         for key, value in optimizer.state.get(parameter, {}).items():
             tensor = torch.as_tensor(value).contiguous()
             # All 8-bit moments share one table of values; a file does not share.
-            is_shared = tensor.data_ptr() in places
-            moments[f"{name}::{key}"] = tensor.clone() if is_shared else tensor
-            places.add(tensor.data_ptr())
+            place = local(tensor).data_ptr()
+            moments[f"{name}::{key}"] = tensor.clone() if place in places else tensor
+            places.add(place)
     return moments
 
 

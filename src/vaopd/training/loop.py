@@ -348,13 +348,14 @@ class Run:
         self.display.say("saving the final model")
         dtype = DTYPES[self.config.training.save_dtype]
         weights = self.student.weights(dtype)
+        adapters = self.student.trained_weights() if self.student.has_adapters else None
 
         def write() -> None:
             with writing("the final model"), new_folder(self.output / "final") as folder:
                 self.student.save(folder, dtype, weights)
-                if self.student.has_adapters:
+                if adapters is not None:
                     # In a folder of its own: beside a config.json it would be added once more.
-                    self.student.save_trained(folder / "adapter")
+                    self.student.save_trained(folder / "adapter", adapters)
 
         self.world.on_main(write)
 
