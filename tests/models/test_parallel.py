@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vaopd.errors import ConfigError
+from vaopd.errors import ConfigError, PeerError
 from vaopd.models.parallel import World, balanced_shares, check_launch, processes
 
 
@@ -66,6 +66,16 @@ def test_one_kind_of_work_is_not_done_by_several_processes(no_launcher: pytest.M
     check_launch("ddp")
     no_launcher.setenv("WORLD_SIZE", "1")
     check_launch("none")
+
+
+def test_only_one_process_of_a_machine_says_what_is_wrong(no_launcher: pytest.MonkeyPatch):
+    no_launcher.setenv("WORLD_SIZE", "2")
+    for rank, error in (("0", ConfigError), ("1", PeerError)):
+        no_launcher.setenv("RANK", rank)
+        no_launcher.setenv("LOCAL_RANK", rank)
+        with pytest.raises(error) as raised, processes("none", "cpu"):
+            pass
+        assert raised.value.exit_code == 2
 
 
 def test_a_process_may_not_choose_a_gpu_of_its_own(no_launcher: pytest.MonkeyPatch):

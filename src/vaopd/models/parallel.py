@@ -183,11 +183,10 @@ def processes(parallel: Literal["none", "ddp", "fsdp2"], device: str) -> Iterato
             than processes.
         TrainingError: Another process is gone.
     """
-    check_launch(parallel)
+    place = _checked_device(parallel, device)
     if parallel == "none":
-        yield World(device=pick_device(device))
+        yield World(device=place)
         return
-    place = _own_device(device)
     backend = "gloo"
     if place.type == "cuda":
         torch.cuda.set_device(place)
@@ -212,6 +211,17 @@ def processes(parallel: Literal["none", "ddp", "fsdp2"], device: str) -> Iterato
     # After a failure others may still be inside a collective, which ending the group waits for.
     if is_ours:
         dist.destroy_process_group()
+
+
+def _checked_device(parallel: str, device: str) -> torch.device:
+    try:
+        check_launch(parallel)
+        return pick_device(device) if parallel == "none" else _own_device(device)
+    except ConfigError as error:
+        # The same in every process of a machine: one of them says it.
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            raise PeerError(str(error), error.exit_code) from None
+        raise
 
 
 def check_launch(parallel: str) -> None:
