@@ -1,6 +1,7 @@
 """Agreement of our verdicts with lmms-eval 0.7.3, VLMEvalKit (ms-vlmeval 0.0.20) and mathruler.
 
-    pip install --no-deps --target DIR lmms-eval==0.7.3 ms-vlmeval==0.0.20 mathruler==0.1.0 pylatexenc
+    pip install --no-deps --target DIR lmms-eval==0.7.3 ms-vlmeval==0.0.20 mathruler==0.1.0 \
+        pylatexenc latex2sympy2==1.9.1 antlr4-python3-runtime==4.7.2
     python tests/evaluation/agreement.py DIR [--show]
 
 Their packages need far more than is installed here, so single functions are taken out of their
@@ -10,10 +11,12 @@ files. Nothing of theirs is part of this project. Responses are written by templ
 import argparse
 import ast
 import copy
+import json
 import os
 import random
 import re
 import string
+import subprocess
 import sys
 import types
 from collections import Counter, defaultdict
@@ -288,6 +291,37 @@ def free_mathverse_cases(root: Path) -> list[Case]:
     return cases
 
 
+def free_math_vision_cases(root: Path) -> list[Case]:
+    """The official comparison, which lmms-eval keeps a copy of, of the bare value in a box."""
+    # In a process of its own: its latex2sympy2 wants an ANTLR that ours refuses.
+    pairs = [(value, gold) for gold, values in FREE_ANSWERS for value in values]
+    script = (
+        "import json, sys\n"
+        "from eval_utils import find_math_answer as find, is_equal\n"
+        "pairs = json.load(sys.stdin)\n"
+        "box = '\\\\boxed{%s}'\n"
+        "print(json.dumps([bool(is_equal(find(box % v), find(g))) for v, g in pairs]))\n"
+    )
+    places = os.pathsep.join([str(root), str(root / "lmms_eval/tasks/mathvision")])
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=json.dumps(pairs), env={"PYTHONPATH": places},
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    verdicts = dict(zip(pairs, json.loads(done.stdout), strict=True))
+
+    cases: list[Case] = []
+    for number, (gold, values) in enumerate(FREE_ANSWERS):
+        item = item_of("math_vision", id=str(number), question="What?", options=[], answer=gold,
+                       subject="algebra", level=1)  # fmt: skip
+        for value in values:
+            theirs = verdicts[value, gold]
+            for preamble in PREAMBLES:
+                for template in COMMITTED:
+                    response = preamble + template.format(V=value)
+                    cases.append((item, response, theirs and "{V}" in template))
+    return cases
+
+
 def levenshtein(first: str, second: str) -> int:
     table = [[i + j for j in range(len(second) + 1)] for i in range(len(first) + 1)]
     for i, left in enumerate(first, 1):
@@ -345,6 +379,7 @@ def all_cases(root: Path) -> dict[str, list[Case]]:
     found["ocrbench"] = ocr_cases(root)
     found["mathvista"] = mathvista_cases(root)
     found["mathverse free"] = free_mathverse_cases(root)
+    found["math_vision free"] = free_math_vision_cases(root)
     return found
 
 

@@ -103,7 +103,7 @@ class Benchmark:
 
     split: str
     revision: str | None = None
-    """Commit of the hub data set; ``None`` reads the newest, see ``REVISION_NOTE``."""
+    """Commit of the hub data set; ``None`` reads the newest."""
 
     columns: tuple[str, ...]
     """Columns of the hub layout that are read."""
@@ -134,12 +134,6 @@ class Benchmark:
 
     judge_question: Callable[[Item], str] | None = None
     """The question as a judge reads it; ``None`` where rules decide officially."""
-
-
-REVISION_NOTE = (
-    "no commit is pinned: the hub was not reachable when the layouts were written down, and a "
-    "guessed pin would be worse than none; results.json holds a hash of the items that were scored"
-)
 
 
 def image_first(text: str, count: int = 1) -> str:

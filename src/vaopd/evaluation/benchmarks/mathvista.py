@@ -185,6 +185,7 @@ BENCHMARK = Benchmark(
     name="mathvista",
     title="MathVista",
     hub_id="AI4Math/MathVista",
+    revision="2b6ad69445fbb5695c9b165475e8decdbeb97747",
     split="testmini",
     columns=(
         "pid",

@@ -176,6 +176,7 @@ BENCHMARK = Benchmark(
     name="mmmu",
     title="MMMU",
     hub_id="MMMU/MMMU",
+    revision="98e6ac0cb9b7b2cd2c991b85a50762edc4aedc68",
     configs=SUBJECTS,
     split="validation",
     columns=(

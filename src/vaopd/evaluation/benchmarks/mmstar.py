@@ -61,6 +61,7 @@ BENCHMARK = Benchmark(
     name="mmstar",
     title="MMStar",
     hub_id="Lin-Chen/MMStar",
+    revision="bc98d668301da7b14f648724866e57302778ab27",
     configs=("mmstar",),
     split="val",
     columns=("index", "question", "image", "answer", "category", "l2_category"),
