@@ -70,6 +70,10 @@ class TrainingConfig(Section):
     share_prefix: bool = True
     """Pack siblings behind one copy of prompt and image; false = one row for each rollout."""
 
+    rollout_lag: Literal[0, 1] = 0
+    """1 = a vLLM sampler and a teacher's server prepare the next step while this one is learned,
+    from weights that are one update old; 0 = strictly on-policy."""
+
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """Of random weights, sampling, data order and ties."""
 
@@ -164,6 +168,18 @@ class RunConfig(Section):
                 "teacher.offload=true parks a teacher that is loaded here, only scores and is not "
                 "quantized; set it to false, or leave teacher.addresses, teacher.quantization and "
                 "method.name=off_policy_kd out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_lag(self) -> "RunConfig":
+        is_elsewhere = self.sampling.engine == "vllm" or bool(self.teacher.addresses)
+        is_on_policy = self.method.name not in ("sft", "off_policy_kd")
+        if self.training.rollout_lag and not (is_elsewhere and is_on_policy):
+            raise ValueError(
+                "training.rollout_lag is 1, but nothing of this recipe can work beside training; "
+                "set it to 0, or use an on-policy method with sampling.engine=vllm or "
+                "teacher.addresses"
             )
         return self
 

@@ -33,6 +33,9 @@ class EvenSampler:
     def __init__(self, length: int) -> None:
         self.length = length
 
+    def take_weights(self, version: int) -> None:
+        """Nothing: no weights are asked."""
+
     def sample(
         self, prompts: Sequence[EncodedPrompt], settings: SamplingSettings
     ) -> list[list[Rollout]]:
@@ -89,7 +92,7 @@ def measure(*overrides: str) -> Peaks:
             work()
         peaks[phase] = resident + live.peak
 
-    prompts = [step.encoder.original(problem) for problem in problems]
+    prompts = [step.preparation.encoder.original(problem) for problem in problems]
     sampler = TransformersSampler(student, batch_tokens=config.sampling.batch_tokens)
     settings = SamplingSettings(
         num_rollouts=config.sampling.num_rollouts,

@@ -30,6 +30,11 @@ ADAPTERS = (
     "training.save_every=1",
     "data.validation=null",
 )
+LAG = (
+    "training.rollout_lag=1",
+    "teacher.addresses=['http://127.0.0.1:1']",
+    "data.validation=null",
+)
 
 
 def config_of(folder: Path, *overrides: str) -> RunConfig:
@@ -50,12 +55,21 @@ def compare(folder: Path) -> None:
         run(config_of(folder, parallel, *single), folder / f"{kind}-alone")
         run(config_of(folder, parallel, *ADAPTERS), folder / f"{kind}-adapters")
         fail_to_encode(config_of(folder, parallel), folder / f"{kind}-failed")
+    prepare_beside(config_of(folder, "training.parallel=ddp", *LAG), folder / "ddp-lag")
     fail_to_save(config_of(folder, "training.parallel=fsdp2"), folder / "fsdp2-full")
     for writer in ("one", *KINDS):
         for reader in KINDS:
             if (writer, reader) != ("ddp", "ddp"):  # reads the same files as from one process
                 resume(folder, writer, reader)
     dist.destroy_process_group()
+
+
+def prepare_beside(config: RunConfig, output: Path) -> None:
+    """Train with the teacher as a stand-in for a server of its own."""
+    connect = loop.connect_teacher
+    loop.connect_teacher = lambda config, student, device: loop.load_teacher(config, device, None)
+    run(config, output)
+    loop.connect_teacher = connect
 
 
 def resume(folder: Path, writer: str, reader: str) -> None:
@@ -74,9 +88,9 @@ def fail_to_encode(config: RunConfig, output: Path) -> None:
     intact, steps = PromptEncoder.both, Step.run
     numbers = []
 
-    def run_step(self, problems, step):
+    def run_step(self, problems, step, coming=()):
         numbers.append(step)
-        return steps(self, problems, step)
+        return steps(self, problems, step, coming)
 
     def both(self, problem):
         if RANK == 1 and len(numbers) == 2:

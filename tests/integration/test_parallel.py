@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from vaopd.config import load_config
 from vaopd.errors import RunFolderError
 from vaopd.records import read_rows
+from vaopd.training import loop
 from vaopd.training.checkpoint import newest_checkpoint
 from vaopd.training.loop import train
 
@@ -50,6 +51,12 @@ ADAPTERS = (
     "data.validation=null",
 )
 """As in parallel_runs.py."""
+
+LAG = (
+    "training.rollout_lag=1",
+    "teacher.addresses=['http://127.0.0.1:1']",
+    "data.validation=null",
+)
 
 SCRIPT = Path(__file__).with_name("parallel_runs.py")
 KINDS = ("ddp", "fsdp2")
@@ -88,13 +95,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     single = ("training.problems_per_step=1", "training.max_steps=2", "data.validation=null")
     train(load_config(folder / "recipe.yaml", single), folder / "one-alone", console=quiet())
     train(load_config(folder / "recipe.yaml", ADAPTERS), folder / "one-adapters", console=quiet())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            loop,
+            "connect_teacher",
+            lambda config, student, device: loop.load_teacher(config, device, None),
+        )
+        train(load_config(folder / "recipe.yaml", LAG), folder / "one-lag", console=quiet())
     done = torchrun(SCRIPT, "compare", folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
 def numbers(path: Path) -> list[dict]:
-    timings = ("time/", "tokens_per_second")
+    timings = ("time/", "beside/", "tokens_per_second")
     return [
         {key: value for key, value in row.items() if not key.startswith(timings)}
         for row in read_rows(path)
@@ -166,6 +180,15 @@ def test_adapters_learn_what_they_learn_in_one_process(folder: Path, kind: str):
     train(config, found, resume=True, console=quiet())
     name = "final/adapter/adapter_model.safetensors"
     assert_same_weights(found / name, expected / name)
+
+
+def test_threads_that_prepare_the_next_step_do_not_get_between_the_others(folder: Path):
+    assert [row["rollout/lag"] for row in read_rows(folder / "ddp-lag/metrics.jsonl")][1:] == [
+        1
+    ] * 4
+    assert_same_rows(folder / "ddp-lag/metrics.jsonl", folder / "one-lag/metrics.jsonl")
+    name = "final/model.safetensors"
+    assert_same_weights(folder / "ddp-lag" / name, folder / "one-lag" / name)
 
 
 @pytest.mark.parametrize(

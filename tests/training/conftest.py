@@ -81,6 +81,9 @@ class FixedSampler:
     def __init__(self, lengths: Sequence[Sequence[int]] = LENGTHS) -> None:
         self.lengths = lengths
 
+    def take_weights(self, version: int) -> None:
+        """Nothing: no weights are asked."""
+
     def sample(
         self, prompts: Sequence[EncodedPrompt], settings: SamplingSettings
     ) -> list[list[Rollout]]:

@@ -9,7 +9,7 @@ from vaopd.problems.drawn import DrawnProblems
 from vaopd.problems.problem import Problem
 from vaopd.training.ahead import PromptsAhead
 from vaopd.training.loop import train
-from vaopd.training.step import Step
+from vaopd.training.preparing import Preparation
 
 PROBLEMS = list(DrawnProblems(num_problems=4))
 
@@ -46,7 +46,7 @@ def test_what_is_wrong_is_said_when_the_step_comes():
 
 def test_a_step_prepared_ahead_is_the_same_step(make_step: Callable, problems: list[Problem]):
     now, ahead = make_step(), make_step()
-    ahead.prepare(problems)
+    ahead.preparation.encode_ahead(problems)
     one, two = now.run(problems, 1), ahead.run(problems, 1)
     assert one.loss == two.loss
     assert one.gradient_norm == two.gradient_norm
@@ -55,12 +55,12 @@ def test_a_step_prepared_ahead_is_the_same_step(make_step: Callable, problems: l
 def test_a_run_encodes_every_step_but_its_first_ahead(
     make_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    in_main, encode = [], Step._encode
+    in_main, encode = [], Preparation._encode
 
-    def counted(self: Step, problems: list[Problem]):
+    def counted(self: Preparation, problems: list[Problem]):
         in_main.append(threading.current_thread() is threading.main_thread())
         return encode(self, problems)
 
-    monkeypatch.setattr(Step, "_encode", counted)
+    monkeypatch.setattr(Preparation, "_encode", counted)
     train(make_config("training.max_steps=3"), tmp_path / "run")
     assert sorted(in_main) == [False, False, True]

@@ -15,6 +15,7 @@ from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.problem import Problem
 from vaopd.teacher.local import LocalTeacher
 from vaopd.teacher.teacher import TeacherScores
+from vaopd.training import preparing
 from vaopd.training import step as step_module
 from vaopd.training.step import Step, StepResult
 from vaopd.training.weighing import Weights, advantage_summary, weigh
@@ -298,7 +299,7 @@ def test_ties_of_a_run_differ_by_seed_step_problem_and_sibling(
         seen.extend(tie_keys)
         return weigh(*args, tie_keys=tie_keys)
 
-    monkeypatch.setattr(step_module, "weigh", watched)
+    monkeypatch.setattr(preparing, "weigh", watched)
     for seed in (42, 43):
         step = make_step(f"training.seed={seed}")
         for number in (1, 2):
@@ -366,8 +367,8 @@ class Plain:
     def __init__(self, step: Step, teacher: LocalTeacher, problems: list[Problem]) -> None:
         self.student, frozen = double(step.student), double(teacher.model)
         # Drawn once more: the rollouts do not depend on the student.
-        prompts = [step.encoder.both(problem) for problem in problems]
-        groups = step._rollouts(problems, [original for original, _ in prompts], 1)
+        prompts = [step.preparation.encoder.both(problem) for problem in problems]
+        groups = step.preparation._rollouts(problems, [original for original, _ in prompts], 1, 0)
         self.kl: list[list[Tensor]] = []
         self.advantage: list[list[list[float]]] = []
         for (original, degraded), group in zip(prompts, groups, strict=True):
@@ -473,7 +474,7 @@ def test_supervised_steps_lower_the_mean_negative_log_likelihood_of_the_referenc
     student = double(step.student)
     per_problem = []
     for problem in problems:
-        prompt = step.encoder.original(problem)
+        prompt = step.preparation.encoder.original(problem)
         rows = []
         for text in problem.references:
             ids = student.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -231,7 +231,9 @@ class _Plan:
         )
         if not self.config.teacher.addresses:
             result.add("activations", self._forward(teacher, load, own=False), "score")
-        kept = self.batch.response_tokens * teacher.width * dtype.itemsize
+        # Those of the next step arrive while this one is learned.
+        steps = 1 + self.config.training.rollout_lag
+        kept = steps * self.batch.response_tokens * teacher.width * dtype.itemsize
         if not self.config.teacher.park_hidden:
             result.add("teacher hidden states", kept, "score", "train")
 

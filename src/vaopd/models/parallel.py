@@ -4,10 +4,11 @@ torchrun, accelerate launch and other launchers say who a process is by RANK, LO
 WORLD_SIZE. A run of one plain process is a world of size 1, which talks to nobody.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
@@ -39,6 +40,8 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     mesh: DeviceMesh | None = None
     """Where sharded parameters are spread; none without processes."""
+    channel: dist.ProcessGroup | None = None
+    """Over which values are told; none = the one that all processes begin with."""
 
     @property
     def is_main(self) -> bool:
@@ -60,8 +63,17 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.channel)
         return values
+
+    def beside(self) -> "World":
+        """Return the same processes on a channel of their own, for a thread; a collective.
+
+        What a thread tells must not get between what the main threads tell each other.
+        """
+        if self.size == 1:
+            return self
+        return replace(self, channel=dist.new_group(backend="gloo", timeout=PATIENCE))
 
     def agree(self, work: Callable[[], T]) -> T:
         """Return what the work gives here; where it fails in one process, it fails in all.
@@ -102,7 +114,7 @@ class World:
         result = self.agree(lambda: work() if self.is_main else None)
         if self.size > 1:
             box = [result]
-            dist.broadcast_object_list(box, src=0)
+            dist.broadcast_object_list(box, src=0, group=self.channel)
             result = box[0]
         return result  # pyright: ignore[reportReturnType]  # what the main process got
 
@@ -210,7 +222,12 @@ def processes(parallel: Literal["none", "ddp", "fsdp2"], device: str) -> Iterato
         raise
     # After a failure others may still be inside a collective, which ending the group waits for.
     if is_ours:
+        # Threads of gloo hold the last values for a moment. To let go of Python's while the
+        # interpreter ends aborts the process, so the last value is none of Python's, and what
+        # keeps the group alive behind its end goes first.
+        dist.barrier()
         dist.destroy_process_group()
+        gc.collect()
 
 
 def _checked_device(parallel: str, device: str) -> torch.device:

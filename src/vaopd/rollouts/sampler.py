@@ -48,6 +48,13 @@ class SamplingSettings:
 class Sampler(Protocol):
     """Draws sibling responses to prompts from the current student."""
 
+    def take_weights(self, version: int) -> None:
+        """Keep the student as it is now, ``version`` updates old, for samples of that version.
+
+        For samplers that work beside training; ``sample`` does it where it was not done.
+        """
+        ...
+
     def sample(
         self, prompts: Sequence[EncodedPrompt], settings: SamplingSettings
     ) -> list[list[Rollout]]:

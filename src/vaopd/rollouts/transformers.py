@@ -103,6 +103,9 @@ class TransformersSampler:
         allowed[model.forbidden_ids] = False
         self.suppressed = (~allowed).to(model.device)
 
+    def take_weights(self, version: int) -> None:
+        """Nothing: the model itself is sampled from, so it cannot be done beside training."""
+
     def sample(
         self,
         prompts: Sequence[EncodedPrompt],

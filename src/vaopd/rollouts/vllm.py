@@ -91,10 +91,10 @@ class VllmSampler:
             EngineError: The server ended, refused a request, or sampled from other weights.
             AlignmentError: vLLM sees another prompt than we do.
         """
-        version = f"{self.run}:{settings.weights_version}"
+        version = self._version(settings.weights_version)
         pool = ThreadPoolExecutor(MAX_REQUESTS)
         try:
-            self._load(version)
+            self.take_weights(settings.weights_version)
             return list(pool.map(lambda p: self._siblings(p, settings, version), prompts))
         except BaseException:
             # Requests that are under way end with the server.
@@ -108,8 +108,18 @@ class VllmSampler:
         self.resources.close()
         self.server = self.http = self.loaded = None
 
+    def take_weights(self, version: int) -> None:
+        """Give the server the student's weights, unless it has this version of them.
+
+        Raises:
+            EngineError: The server does not start, does not answer, or refuses.
+        """
+        self._load(self._version(version))
+
+    def _version(self, number: int) -> str:
+        return f"{self.run}:{number}"
+
     def _load(self, version: str) -> None:
-        """Make the server hold the student's weights under this version."""
         if version == self.loaded:
             return
         if self.http is None and not self.options.address:
@@ -262,7 +272,7 @@ class VllmSampler:
         )
 
     def _post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        assert self.http is not None, "_load() connects"
+        assert self.http is not None, "take_weights() connects"
         try:
             response = self.http.post(path, json=body)
         except httpx2.TransportError as error:

@@ -173,7 +173,7 @@ class Run:
         """
         first = problems_of_step(self.problems, 1, self.config.training)
         for problem in [*first, *(self.held_out or [])]:
-            self.step.encoder.original(problem)
+            self.step.preparation.encoder.original(problem)
         if self.config.method.name == "sft":
             # Problems that are drawn on demand have as many references as they are asked for.
             check_references(self.problems if isinstance(self.problems, list) else first)
@@ -241,11 +241,10 @@ class Run:
             problems = coming
             if number < self.steps:
                 coming = problems_of_step(self.problems, number + 1, training)
-                self.step.prepare(coming)
             rate = learning_rate(training, number, self.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            result = self.step.run(problems, number)
+            result = self.step.run(problems, number, coming if number < self.steps else ())
             record = partial(self._record, result, problems, number, rate)
             row = self.world.on_main(record)
             self.display.step(bar, row, self.steps)
@@ -284,7 +283,7 @@ class Run:
                 problems,
                 self.student,
                 problem_pictures(
-                    problems, self.step.encoder, folder, saw_both=method.needs_advantage
+                    problems, self.step.preparation.encoder, folder, saw_both=method.needs_advantage
                 ),
                 step=step,
                 is_supervised=method.is_supervised,
@@ -315,7 +314,7 @@ class Run:
         folder = self.output / "validation"
         pictures = problem_pictures(
             validator.problems,
-            self.step.encoder,
+            self.step.preparation.encoder,
             folder,
             saw_both=self.config.validation.pixelated,
         )
@@ -331,6 +330,7 @@ class Run:
             "best": asdict(self.best) if self.best else None,
             "seconds": self._seconds(),
             "micro_batch_tokens": self.step.micro_batch_tokens,
+            "rollouts_ahead": self.step.preparation.rollouts_ahead(),
         }
         folder = checkpoint_path(self.output, step)
         save_checkpoint(folder, self.student, self.optimizer, state, self.world)
@@ -378,6 +378,10 @@ class Run:
             self.before = ValidationResult(**state["before"]) if state["before"] else None
             self.after = ValidationResult(**state["after"]) if state["after"] else None
             best = state.get("best")
+            ahead = state.get("rollouts_ahead")
+            if ahead is not None:
+                coming = problems_of_step(self.problems, step + 1, self.config.training)
+                self.step.preparation.restore(coming, ahead)
         self.best = self.world.on_main(lambda: restore_best(self.output, best))
         # Without a checkpoint the first validation is repeated, so its rows go as well.
         kept = step if newest else -1

@@ -41,7 +41,9 @@ def step_metrics(
         "gradient_norm": result.gradient_norm,
         "learning_rate": learning_rate,
         "micro_batch_tokens": result.micro_batch_tokens,
+        "rollout/lag": result.lag,
         **{f"time/{phase}": round(value, 4) for phase, value in seconds.items()},
+        **{f"beside/{phase}": round(s, 4) for phase, s in result.seconds_beside.items()},
         "tokens_per_second": sum(lengths) / sum(seconds.values()),
     }
     # Accuracy is the student's own; supervised text is somebody else's.

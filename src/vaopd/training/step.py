@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vaopd.config import RunConfig, TrainingConfig
 from vaopd.errors import TrainingError
-from vaopd.models.loading import PromptEncoder, VisionLanguageModel
+from vaopd.models.loading import VisionLanguageModel
 from vaopd.models.packing import (
     MicroBatch,
     micro_batches,
@@ -27,14 +27,12 @@ from vaopd.models.prompts import EncodedPrompt
 from vaopd.models.sharding import whole
 from vaopd.objective.divergence import weighted_cross_entropy, weighted_reverse_kl
 from vaopd.problems.problem import Problem
-from vaopd.rollouts.sampler import Rollout, Sampler, SamplingSettings
+from vaopd.rollouts.sampler import Rollout, Sampler
 from vaopd.teacher.teacher import Teacher, TeacherScores
-from vaopd.training.ahead import Encoded, PromptsAhead
 from vaopd.training.offload import ActivationOffload
-from vaopd.training.references import reference_rollouts
-from vaopd.training.shares import Shares
+from vaopd.training.preparing import Preparation, Prepared
 from vaopd.training.stopwatch import Stopwatch
-from vaopd.training.weighing import Weights, seed_of, weigh
+from vaopd.training.weighing import Weights, seed_of
 
 AUTO_TOKENS = 65_536
 """First budget of ``training.micro_batch_tokens=auto`` on a GPU: four times the default."""
@@ -56,7 +54,14 @@ class StepResult:
     weights: Weights
     rollouts: list[Rollout]
     scores: TeacherScores | None
+    lag: int = 0
+    """Updates between the weights that sampled and those that learned."""
+
     seconds: dict[str, float] = field(default_factory=dict)
+    """By phase; together they are the step's."""
+
+    seconds_beside: dict[str, float] = field(default_factory=dict)
+    """By phase, of what was done for this step while the one before was learned."""
 
 
 class Step:
@@ -74,123 +79,49 @@ class Step:
         self.config = config
         self.student = student
         self.teacher = teacher
-        self.sampler = sampler
         self.optimizer = optimizer
         self.world = world or World()
-        self.encoder = PromptEncoder(student, config.data, config.view)
-        self.prompts = PromptsAhead(self._encode)
+        self.preparation = Preparation(config, student, teacher, sampler, self.world)
         self.micro_batch_tokens = first_budget(config.training, student.device)
 
-    def run(self, problems: Sequence[Problem], step: int) -> StepResult:
+    def run(
+        self, problems: Sequence[Problem], step: int, coming: Sequence[Problem] = ()
+    ) -> StepResult:
         """Sample, score, weigh and update once; every process returns the same.
 
-        Each samples for its turn of the problems. Then whole sibling groups go to whoever has
-        least, now that their lengths are known, for scoring and training.
+        Args:
+            problems: Of this step.
+            step: Its number, from 1.
+            coming: Problems of the next step, on which work begins beside that on these.
 
         Raises:
             TrainingError: The loss or its gradient is not finite; the weights are untouched.
         """
-        watch, world, method = Stopwatch(self.student.device), self.world, self.config.method
-        turn = world.turn(range(len(problems)))
-        views = world.agree(lambda: self.prompts.take(world.turn(problems)))
-        watch.lap("data")
-        sampled = world.separately(
-            lambda: self._rollouts([problems[i] for i in turn], views[0], step)
-        )
-        groups = world.in_order(sampled)
-        sizes = world.in_order([len(prompt) for prompt in views[0]])
-        watch.lap("sample")
-        shares = Shares.of(groups, sizes, world)
-        if shares.problems != turn:
-            views = world.agree(lambda: self._encode([problems[i] for i in shares.problems]))
-            watch.lap("data")
-        responses = [
-            [torch.tensor(r.response_ids, dtype=torch.long) for r in group] for group in groups
-        ]
-        own = [responses[i] for i in shares.problems]
-        scores = None
-        if self.teacher is not None and not method.is_supervised:
-            scores = shares.all_scores(world.separately(lambda: self._score(views, own)))
-        weights = world.agree(lambda: self._weigh(groups, responses, scores, step))
-        watch.lap("score")
-        loss, divergence = world.separately(
-            lambda: self._accumulate_in_memory(step, views[0], own, shares, scores, weights)
-        )
+        watch, world, preparation = Stopwatch(self.student.device), self.world, self.preparation
+        if coming:
+            preparation.encode_ahead(coming)
+        ready = preparation.take(problems, step, watch)
+        if coming and self.config.training.rollout_lag:
+            preparation.begin(coming, step + 1, watch)
+        loss, divergence = world.separately(lambda: self._accumulate_in_memory(step, ready))
         loss = world.sum(loss)
         gradient_norm = self._update(loss, problems)
-        divergence = shares.everybodys(divergence)
+        divergence = ready.shares.everybodys(divergence)
         watch.lap("train")
         return StepResult(
             loss=loss,
             token_divergence=divergence,
             gradient_norm=gradient_norm,
             micro_batch_tokens=self.micro_batch_tokens,
-            weights=weights,
-            rollouts=[rollout for group in groups for rollout in group],
-            scores=scores,
+            weights=ready.weights,
+            rollouts=[rollout for group in ready.groups for rollout in group],
+            scores=ready.scores,
+            lag=ready.lag,
             seconds=watch.seconds,
+            seconds_beside=ready.seconds_beside,
         )
 
-    def prepare(self, problems: Sequence[Problem]) -> None:
-        """Begin to encode the prompts of the next step beside the work of this one."""
-        self.prompts.begin(self.world.turn(problems))
-
-    def _encode(self, problems: Sequence[Problem]) -> Encoded:
-        if not self.config.method.needs_advantage:
-            return [self.encoder.original(problem) for problem in problems], None
-        pairs = [self.encoder.both(problem) for problem in problems]
-        return [original for original, _ in pairs], [degraded for _, degraded in pairs]
-
-    def _score(
-        self,
-        views: tuple[list[EncodedPrompt], list[EncodedPrompt] | None],
-        responses: list[list[Tensor]],
-    ) -> TeacherScores:
-        assert self.teacher is not None, "only asked for where there is a teacher"
-        with_divergence = self.config.method.advantage == "view_divergence"
-        return self.teacher.score(*views, responses, with_divergence=with_divergence)
-
-    def _weigh(
-        self,
-        groups: list[list[Rollout]],
-        responses: list[list[Tensor]],
-        scores: TeacherScores | None,
-        step: int,
-    ) -> Weights:
-        """Weigh the rollouts of all processes: less work than to exchange what comes of it."""
-        names = [f"{r.problem_id}\x00{r.sibling}" for group in groups for r in group]
-        seed = f"{self.config.training.seed}\x00{step}"
-        keys = [f"{seed}\x00{name}" for name in names]
-        return weigh(self.config.method, responses, scores, tie_keys=keys)
-
-    def _rollouts(
-        self, problems: Sequence[Problem], prompts: list[EncodedPrompt], step: int
-    ) -> list[list[Rollout]]:
-        # For off_policy_kd the sampler is the teacher's: sequence-level distillation.
-        if self.config.method.name == "sft":
-            return [reference_rollouts(problem, self.student) for problem in problems]
-        options = self.config.sampling
-        settings = SamplingSettings(
-            num_rollouts=options.num_rollouts,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            max_new_tokens=options.max_new_tokens,
-            seed=self.config.training.seed,
-            stream=f"train {step}",
-            # The teacher that off_policy_kd samples from never changes.
-            weights_version=0 if self.config.method.name == "off_policy_kd" else step - 1,
-        )
-        return self.sampler.sample(prompts, settings)
-
-    def _accumulate_in_memory(
-        self,
-        step: int,
-        prompts: list[EncodedPrompt],
-        responses: list[list[Tensor]],
-        shares: Shares,
-        scores: TeacherScores | None,
-        weights: Weights,
-    ) -> tuple[float, list[Tensor]]:
+    def _accumulate_in_memory(self, step: int, ready: Prepared) -> tuple[float, list[Tensor]]:
         """Return what ``_accumulate`` does, with forwards small enough for the memory there is.
 
         A step that ran out of memory is begun again: its gradients so far are dropped, and its
@@ -201,9 +132,9 @@ class Step:
                 # A resumed run, and a second try, draw what an uninterrupted one does.
                 torch.manual_seed(seed_of(f"dropout\x00{self.config.training.seed}\x00{step}"))
             try:
-                return self._accumulate(prompts, responses, shares, scores, weights)
+                return self._accumulate(ready)
             except torch.OutOfMemoryError:
-                if not self._can_shrink(prompts, responses):
+                if not self._can_shrink(ready.prompts, ready.responses):
                     raise
             # Behind the handler, whose traceback holds the tensors of the failed forward.
             self.micro_batch_tokens //= 2
@@ -221,44 +152,37 @@ class Step:
         )
         return self.micro_batch_tokens > longest
 
-    def _accumulate(
-        self,
-        prompts: list[EncodedPrompt],
-        responses: list[list[Tensor]],
-        shares: Shares,
-        scores: TeacherScores | None,
-        weights: Weights,
-    ) -> tuple[float, list[Tensor]]:
+    def _accumulate(self, ready: Prepared) -> tuple[float, list[Tensor]]:
         """Add up the gradient of this share of the loss; return it and each token's divergence.
 
         Rollouts of the share have numbers of their own here; ``shares.rollouts`` has those of
         the step.
         """
-        training = self.config.training
+        training, shares, responses = self.config.training, ready.shares, ready.responses
         lengths = [len(response) for group in responses for response in group]
         divergence = [torch.zeros(0)] * len(lengths)
         total = 0.0
         self.student.model.train()
         batches = micro_batches(
             self.student,
-            prompts,
+            ready.prompts,
             responses,
             budget_tokens=self.micro_batch_tokens,
             share_prefix=training.share_prefix,
             split_siblings=training.micro_batch_tokens == "auto",
         )
-        with self.student.whole_head(), self._teacher_head(scores):
+        with self.student.whole_head(), self._teacher_head(ready.scores):
             for micro in batches:
                 numbers = [shares.rollouts[i] for i in micro.rollouts]
                 parts = [
-                    weights.token[n, : lengths[i]]
+                    ready.weights.token[n, : lengths[i]]
                     for n, i in zip(numbers, micro.rollouts, strict=True)
                 ]
                 # Eq. 6 is averaged over problems, each counting the same whatever its length and
                 # whichever process has it.
                 token_weight = _cat(parts) / shares.num_problems
                 with self._saving():
-                    loss, values = self._loss(micro, numbers, scores, token_weight)
+                    loss, values = self._loss(micro, numbers, ready.scores, token_weight)
                 loss.backward()
                 total += loss.item()
                 for number, part in split_by_rollout(values.cpu(), micro, lengths):
