@@ -89,7 +89,7 @@ def test_every_configuration_is_read_and_images_are_the_bytes_of_the_repository(
     assert [one.id for one in found.items] == [
         "validation_Art_1", "validation_Art_2", "validation_Math_1",
     ]  # fmt: skip
-    assert found.source == "MMMU/MMMU"
+    assert found.source == f"MMMU/MMMU@{MMMU.revision}"
     assert found.items[1].problem("mmmu").images == (png(20), png(21))
     assert found.items[2].problem("mmmu").images == (png(30),)
     assert found.items[0].reference["category"] == "Art"
