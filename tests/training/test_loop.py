@@ -106,7 +106,7 @@ def test_every_step_has_a_row_of_metrics(finished: Finished):
         assert {
             "loss", "kl/mean", "va/mean", "va/high_share", "va/high_zero_share", "gradient_norm",
             "response/length", "response/truncated_share", "tokens_per_second", "accuracy",
-            "weights/rollout_max", "weights/rollout_min",
+            "weights/rollout_max", "weights/rollout_min", "weights/effective_share",
             "time/data", "time/sample", "time/score", "time/train",
         } <= row.keys()  # fmt: skip
         assert 0 <= row["va/high_share"] <= 1

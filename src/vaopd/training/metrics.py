@@ -14,7 +14,7 @@ from vaopd.models.loading import PromptEncoder, VisionLanguageModel
 from vaopd.pictures import save_picture
 from vaopd.problems.problem import Problem
 from vaopd.training.step import StepResult
-from vaopd.training.weighing import advantage_summary
+from vaopd.training.weighing import advantage_summary, effective_share
 
 
 def step_metrics(
@@ -35,6 +35,7 @@ def step_metrics(
         "loss": result.loss,
         "nll/mean" if is_supervised else "kl/mean": divergence.mean().item(),
         **advantage_summary(result.weights),
+        "weights/effective_share": effective_share(result.weights),
         "response/length": fmean(lengths),
         "response/tokens": sum(lengths),
         "response/truncated_share": fmean(r.finish_reason == "length" for r in result.rollouts),

@@ -160,8 +160,14 @@ def advantage_summary(weights: Weights) -> dict[str, float]:
     }
 
 
-def _cat(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts) if parts else torch.zeros(0)
+def effective_share(weights: Weights) -> float:
+    """Return how many equally weighted tokens would tell as much, as a share of all tokens.
+
+    Kish's effective sample size (sum w)^2 / sum w^2 over the number of tokens: 1 where all weigh
+    the same. The variance of a step's gradient grows as this falls.
+    """
+    token = weights.token[weights.mask].double()
+    return (token.sum() ** 2 / (token**2).sum() / len(token)).item()
 
 
 def _pad(parts: Sequence[Tensor], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
