@@ -5,6 +5,7 @@ import io
 import shutil
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ from vaopd.records import read_rows
 from vaopd.rollouts.sampler import SamplingSettings
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.teacher.local import LocalTeacher
+from vaopd.teacher.teacher import TeacherScores
 from vaopd.training import loop
 from vaopd.training.loop import Run, train
 from vaopd.training.preparing import Preparation
+from vaopd.training.shares import Shares
 from vaopd.training.step import Step
+from vaopd.training.stopwatch import Stopwatch
 from vaopd.training.student import make_optimizer
 
 VLLM = "sampling.engine=vllm"
@@ -208,6 +212,32 @@ def test_an_error_beside_training_is_raised_when_its_step_comes(
 def test_a_lag_that_wins_nothing_is_a_sentence(make_config: Callable, overrides: tuple[str, ...]):
     with pytest.raises(ConfigError, match=r"training\.rollout_lag is 1, but nothing"):
         make_config(LAG, *overrides)
+
+
+def test_what_follows_a_preparation_beside_is_told_on_the_main_channel(
+    student: VisionLanguageModel,
+    teacher: LocalTeacher,
+    make_config: Callable,
+    problems: list[Problem],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    channels = []
+    all_scores = Shares.all_scores
+
+    def watched(self: Shares, own: TeacherScores) -> TeacherScores:
+        channels.append(self.world)
+        return all_scores(self, own)
+
+    monkeypatch.setattr(World, "beside", lambda world: replace(world))
+    monkeypatch.setattr(Shares, "all_scores", watched)
+    config = make_config(VLLM, SERVER, LAG)
+    sampler = SnapshotSampler(student)
+    preparation = Preparation(config, student, teacher, sampler, World())
+    watch = Stopwatch(torch.device("cpu"))
+    preparation.begin(problems, 2, watch)
+    ready = preparation.take(problems, 2, watch)
+    assert [world is preparation.beside for world in channels] == [True]
+    assert ready.shares.world is preparation.world is not preparation.beside
 
 
 def test_a_world_of_one_needs_no_channel_of_its_own():

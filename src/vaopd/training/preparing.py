@@ -102,6 +102,8 @@ class Preparation:
         self.sampled = self.prepared = self.beside_watch = None
         if prepared is not None:
             ready = prepared.result()
+            # The thread goes on with another step, so what follows is not told on its channel.
+            ready = replace(ready, shares=replace(ready.shares, world=self.world))
             watch.lap("wait")
         elif sampled is not None:
             rollouts = sampled.result()
