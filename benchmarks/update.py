@@ -25,6 +25,7 @@ from vaopd.objective.advantage import visual_advantage
 from vaopd.objective.weights import rollout_weights, token_weights
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.teacher.local import LocalTeacher
+from vaopd.training.preparing import Prepared
 from vaopd.training.shares import Shares
 from vaopd.training.step import Step
 from vaopd.training.weighing import weigh
@@ -74,7 +75,16 @@ def update(step: Step, subjects: Subjects, part: slice) -> dict[str, Any]:
     scored = time.perf_counter()
     # One process has all rollouts of the step, numbered through.
     shares = Shares(step.world, [list(range(len(prompts)))], [len(group) for group in responses])
-    loss, _ = step._accumulate(prompts, responses, shares, scores, weights)
+    ready = Prepared(
+        groups=[],
+        shares=shares,
+        prompts=prompts,
+        responses=responses,
+        scores=scores,
+        weights=weights,
+        lag=0,
+    )
+    loss, _ = step._accumulate(ready)
     step.optimizer.zero_grad(set_to_none=True)
     synchronize(device)
     seconds = {"score": scored - started, "train": time.perf_counter() - scored}
