@@ -24,10 +24,10 @@ def quiet() -> Console:
 def signal_in_step_2(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
     run = Step.run
 
-    def signalled(self: Step, problems: list, step: int):
+    def signalled(self: Step, problems: list, step: int, coming: list):
         if step == 2:
             os.kill(os.getpid(), number)
-        return run(self, problems, step)
+        return run(self, problems, step, coming)
 
     monkeypatch.setattr(Step, "run", signalled)
 
