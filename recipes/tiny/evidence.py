@@ -5,11 +5,14 @@
 reads the logged rollouts of a run. For each kind of token it tells the share of tokens, KL and
 loss weight, the mean visual advantage, and the share that fell into the high group. A number that
 the response reads from the image is misread from the first digit that differs from what is printed.
+Then it tells Kish's effective share of tokens, the mean over logged steps, and what it would be
+with the weights of plain OPD on the same rollouts.
 """
 
 import sys
 from collections import defaultdict
 from pathlib import Path
+from statistics import fmean
 
 from readings import READING
 
@@ -56,7 +59,24 @@ def table(run: Path) -> dict[str, list[float]]:
     return dict(sums)
 
 
+def effective_shares(run: Path) -> tuple[float, float]:
+    """Return the effective share of tokens with the run's weights and with those of OPD."""
+
+    def share(weights: list[float]) -> float:
+        return sum(weights) ** 2 / sum(weight**2 for weight in weights) / len(weights)
+
+    own, plain = [], []
+    for path in sorted((run / "rollouts").glob("step_*.jsonl")):
+        rows = [row["token_weight"] for row in read_rows(path)]
+        own.append(share([weight for row in rows for weight in row]))
+        # Every response counts the same, and in it every token.
+        plain.append(share([1 / len(row) for row in rows for _ in row]))
+    return fmean(own), fmean(plain)
+
+
 print(f"{'':8}" + "".join(f"{name:>15}" for name in COLUMNS))
 for kind, (tokens, divergence, weight, advantage, high) in sorted(table(Path(sys.argv[1])).items()):
     cells = f"{tokens:15.1%}{divergence:15.1%}{weight:15.1%}{advantage:15.3f}{high:15.1%}"
     print(f"{kind:8}{cells}")
+own, plain = effective_shares(Path(sys.argv[1]))
+print(f"effective share of tokens {own:.1%}, with the weights of OPD {plain:.1%}")

@@ -3,20 +3,17 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vaopd.errors import PeerError, VaopdError
+from vaopd.errors import PeerError, VaopdError, told_once
 from vaopd.evaluation import command
 from vaopd.teacher.command import serve_teacher
 
 if TYPE_CHECKING:
     from vaopd.config import RunConfig
-
-T = TypeVar("T")
 
 app = typer.Typer(
     help="On-policy distillation of vision-language models by visual advantage.",
@@ -56,7 +53,7 @@ def train(
     """Train a student by a recipe."""
     from vaopd.config import load_config
 
-    config = _told_once(lambda: load_config(recipe, overrides or []))
+    config = told_once(lambda: load_config(recipe, overrides or []))
     if dry_run:
         typer.echo(config.to_yaml(), nl=False)
         return
@@ -312,16 +309,6 @@ def doctor(  # noqa: PLR0913  # a parameter for each option of the command
 app.command()(command.evaluate)
 app.command()(command.compare)
 app.command()(serve_teacher)
-
-
-def _told_once(check: Callable[[], T]) -> T:
-    """Return what a check gives; of the processes of a launcher only one tells its failure."""
-    try:
-        return check()
-    except VaopdError as error:
-        if os.environ.get("LOCAL_RANK", "0") != "0":
-            raise PeerError(str(error), error.exit_code) from None
-        raise
 
 
 def _quiet_weights() -> None:

@@ -1,5 +1,11 @@
 """Errors a user can act on: each message holds the value, the rule and the remedy."""
 
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
 
 class VaopdError(Exception):
     """Root of all errors that the command line prints as one sentence; exit code 1."""
@@ -47,3 +53,17 @@ class PeerError(VaopdError, RuntimeError):
 
 class EngineError(VaopdError, RuntimeError):
     """A serving engine or judge cannot be reached, refuses the request, or answers nonsense."""
+
+
+def told_once(check: Callable[[], T]) -> T:
+    """Return what a check gives that fails alike in all processes of a launcher.
+
+    Raises:
+        VaopdError: The check's own in the first process of each machine, ``PeerError`` in others.
+    """
+    try:
+        return check()
+    except VaopdError as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            raise PeerError(str(error), error.exit_code) from None
+        raise

@@ -1,4 +1,4 @@
-"""What every process that torchrun starts does for test_parallel.py.
+"""What every process that torchrun starts does for test_parallel.py, which imports what it shares.
 
 One start for all runs: importing torch takes longer than the runs.
 """
@@ -22,8 +22,9 @@ from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.training import checkpoint, loop
 from vaopd.training.step import Step
 
-RANK = int(os.environ["RANK"])
+RANK = int(os.environ.get("RANK", "0"))
 KINDS = ("ddp", "fsdp2")
+ALONE = ("training.problems_per_step=1", "training.max_steps=2", "data.validation=null")
 ADAPTERS = (
     "student.lora.rank=4",
     "training.max_steps=2",
@@ -51,8 +52,7 @@ def compare(folder: Path) -> None:
     for kind in KINDS:
         parallel = f"training.parallel={kind}"
         run(config_of(folder, parallel), folder / kind)
-        single = ("training.problems_per_step=1", "training.max_steps=2", "data.validation=null")
-        run(config_of(folder, parallel, *single), folder / f"{kind}-alone")
+        run(config_of(folder, parallel, *ALONE), folder / f"{kind}-alone")
         run(config_of(folder, parallel, *ADAPTERS), folder / f"{kind}-adapters")
         fail_to_encode(config_of(folder, parallel), folder / f"{kind}-failed")
     prepare_beside(config_of(folder, "training.parallel=ddp", *LAG), folder / "ddp-lag")

@@ -1,6 +1,5 @@
 """One process, two replicas and two halves of a sharded model learn the same."""
 
-import io
 import json
 import os
 import shutil
@@ -12,15 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
+from parallel_runs import ADAPTERS, ALONE, KINDS, LAG, config_of, prepare_beside, run
 from safetensors.torch import load_file
 
-from vaopd.config import load_config
 from vaopd.errors import RunFolderError
 from vaopd.records import read_rows
-from vaopd.training import loop
 from vaopd.training.checkpoint import newest_checkpoint
-from vaopd.training.loop import train
 
 RECIPE = """
 student: {model: "tiny:student"}
@@ -44,22 +40,7 @@ training:
 """
 """Three problems over two processes. Each problem travels alone, so the layouts round alike."""
 
-ADAPTERS = (
-    "student.lora.rank=4",
-    "training.max_steps=2",
-    "training.save_every=1",
-    "data.validation=null",
-)
-"""As in parallel_runs.py."""
-
-LAG = (
-    "training.rollout_lag=1",
-    "teacher.addresses=['http://127.0.0.1:1']",
-    "data.validation=null",
-)
-
 SCRIPT = Path(__file__).with_name("parallel_runs.py")
-KINDS = ("ddp", "fsdp2")
 
 pytestmark = pytest.mark.slow
 
@@ -82,26 +63,15 @@ def start(command: list[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-def quiet() -> Console:
-    return Console(file=io.StringIO())
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Hold the runs of one process and of two: ``one``, ``ddp``, ``fsdp2``, ``ddp-fsdp2``, ..."""
     folder = tmp_path_factory.mktemp("parallel")
     (folder / "recipe.yaml").write_text(RECIPE)
-    train(load_config(folder / "recipe.yaml"), folder / "one", console=quiet())
-    single = ("training.problems_per_step=1", "training.max_steps=2", "data.validation=null")
-    train(load_config(folder / "recipe.yaml", single), folder / "one-alone", console=quiet())
-    train(load_config(folder / "recipe.yaml", ADAPTERS), folder / "one-adapters", console=quiet())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            loop,
-            "connect_teacher",
-            lambda config, student, device: loop.load_teacher(config, device, None),
-        )
-        train(load_config(folder / "recipe.yaml", LAG), folder / "one-lag", console=quiet())
+    run(config_of(folder), folder / "one")
+    run(config_of(folder, *ALONE), folder / "one-alone")
+    run(config_of(folder, *ADAPTERS), folder / "one-adapters")
+    prepare_beside(config_of(folder, *LAG), folder / "one-lag")
     done = torchrun(SCRIPT, "compare", folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
@@ -176,8 +146,7 @@ def test_adapters_learn_what_they_learn_in_one_process(folder: Path, kind: str):
     for name in ("final/model.safetensors", "final/adapter/adapter_model.safetensors"):
         assert_same_weights(found / name, expected / name)
     shutil.rmtree(found / "checkpoints/step_000002")
-    config = load_config(folder / "recipe.yaml", ADAPTERS)
-    train(config, found, resume=True, console=quiet())
+    run(config_of(folder, *ADAPTERS), found, resume=True)
     name = "final/adapter/adapter_model.safetensors"
     assert_same_weights(found / name, expected / name)
 
@@ -203,7 +172,7 @@ def test_any_kind_goes_on_from_the_checkpoint_of_any(folder: Path, writer: str, 
 def test_one_process_goes_on_from_the_checkpoint_of_two(folder: Path, writer: str):
     output = folder / f"{writer}-one"
     copy_up_to_step_3(folder / writer, output)
-    train(load_config(folder / "recipe.yaml"), output, resume=True, console=quiet())
+    run(config_of(folder), output, resume=True)
     assert_goes_on(output, folder)
 
 
@@ -240,7 +209,7 @@ def test_a_lost_shard_is_noticed(folder: Path):
     copy_up_to_step_3(folder / "fsdp2", output)
     next((output / "checkpoints/step_000003/trainer_state").glob("shard-00002*")).unlink()
     with pytest.raises(RunFolderError, match=r"step_000003 cannot be read \(shard-00002.* missing"):
-        train(load_config(folder / "recipe.yaml"), output, resume=True, console=quiet())
+        run(config_of(folder), output, resume=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -43,7 +43,8 @@ def test_the_same_question_and_image_under_another_id_is_found():
 
 
 def test_an_image_with_another_question_or_a_question_with_another_image_is_no_overlap():
-    manifest(TRAIN, [problem("x", prompt="<image>Why?"), problem("y", image=b"three")])
+    written = manifest(TRAIN, [problem("x", prompt="<image>Why?"), problem("y", image=b"three")])
+    assert len(written["validation"]) == 2
 
 
 def test_an_overlap_can_be_meant():

@@ -243,4 +243,3 @@ def test_what_follows_a_preparation_beside_is_told_on_the_main_channel(
 def test_a_world_of_one_needs_no_channel_of_its_own():
     world = World()
     assert world.beside() is world
-    assert torch.device("cpu") == world.device

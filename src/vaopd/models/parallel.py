@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from vaopd.errors import ConfigError, PeerError, TrainingError, VaopdError
+from vaopd.errors import ConfigError, PeerError, TrainingError, VaopdError, told_once
 from vaopd.models.devices import pick_device
 
 T = TypeVar("T")
@@ -195,7 +195,7 @@ def processes(parallel: Literal["none", "ddp", "fsdp2"], device: str) -> Iterato
             than processes.
         TrainingError: Another process is gone.
     """
-    place = _checked_device(parallel, device)
+    place = told_once(lambda: _checked_device(parallel, device))
     if parallel == "none":
         yield World(device=place)
         return
@@ -231,14 +231,8 @@ def processes(parallel: Literal["none", "ddp", "fsdp2"], device: str) -> Iterato
 
 
 def _checked_device(parallel: str, device: str) -> torch.device:
-    try:
-        check_launch(parallel)
-        return pick_device(device) if parallel == "none" else _own_device(device)
-    except ConfigError as error:
-        # The same in every process of a machine: one of them says it.
-        if os.environ.get("LOCAL_RANK", "0") != "0":
-            raise PeerError(str(error), error.exit_code) from None
-        raise
+    check_launch(parallel)
+    return pick_device(device) if parallel == "none" else _own_device(device)
 
 
 def check_launch(parallel: str) -> None:

@@ -79,10 +79,9 @@ class Preparation:
         self.world = world
         self.encoder = PromptEncoder(student, config.data, config.view)
         self.prompts = PromptsAhead(self._encode)
-        self.is_ahead = config.training.rollout_lag > 0
         self.samples_beside = config.sampling.engine == "vllm"
         self.scores_beside = bool(config.teacher.addresses)
-        self.beside = world.beside() if self.is_ahead else world
+        self.beside = world.beside() if config.training.rollout_lag else world
         self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="step ahead")
         self.sampled: Future[Sampled] | None = None
         self.prepared: Future[Prepared] | None = None
