@@ -82,14 +82,23 @@ class Batch:
         length = self.prompt + siblings * self.response
         groups = self.problems * math.ceil(self.siblings / siblings)
         rows = max(1, min(groups, budget // length))
-        load = Load(rows=rows, length=length, images=rows, patches=self.patches)
+        responses = (self.response,) * siblings
+        load = Load(
+            rows=rows,
+            prompt=self.prompt,
+            responses=responses,
+            images=rows,
+            patches=self.patches,
+        )
         return load, rows * siblings
 
     def prefill(self, budget: int) -> tuple[Load, int]:
         """Return the largest prefill of the sampler, and the rows that are decoded together."""
         whole = self.siblings * (self.prompt + self.response)
         prompts = max(1, min(self.problems, budget // whole))
-        load = Load(rows=prompts, length=self.prompt, images=prompts, patches=self.patches)
+        load = Load(
+            rows=prompts, prompt=self.prompt, responses=(), images=prompts, patches=self.patches
+        )
         return load, prompts * self.siblings
 
 

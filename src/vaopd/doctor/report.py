@@ -46,7 +46,7 @@ def show_machine(console: Console) -> None:
     table.add_row(f"cpu, {cores} cores", _gib(total), _gib(free), place, "float32")
     console.print(table)
     console.print(
-        f"attention: sdpa with 4-D masks; siblings share a row for {', '.join(MODEL_TYPES)}, other "
+        f"attention: sdpa; siblings share a row for {', '.join(MODEL_TYPES)}, other "
         "families take one row a forward",
         highlight=False,
     )

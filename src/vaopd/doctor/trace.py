@@ -7,6 +7,7 @@ what their code says. Deep models are traced at two depths and extended as a str
 
 import contextlib
 import copy
+import functools
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from vaopd.config import StudentConfig
 from vaopd.models.adapters import choose_trainable, recompute_activations
+from vaopd.models.attention import PackedRows, pack_row, packed_attention
 
 ATTENTION = "vaopd_fused_shapes"
 TRACED_LAYERS = (2, 3)
@@ -77,12 +79,20 @@ class Load:
     """One forward: padded rows, and the image patches in them."""
 
     rows: int
-    length: int
-    """Tokens of a row."""
+    prompt: int
+    """Tokens of a prompt, visual tokens included."""
+
+    responses: tuple[int, ...]
+    """Tokens of the siblings behind it."""
 
     images: int
     patches: int
     """Of one image, before the merging into visual tokens."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row."""
+        return self.prompt + sum(self.responses)
 
 
 class Traced:
@@ -96,7 +106,8 @@ class Traced:
         compute_dtype: torch.dtype,
         student: StudentConfig | None = None,
     ) -> None:
-        AttentionInterface.register(ATTENTION, _fused_attention)
+        packed = functools.partial(packed_attention, kernel=_fused_attention)
+        AttentionInterface.register(ATTENTION, packed)
         self.mode = FakeTensorMode()
         self.compute_dtype = compute_dtype
         self.is_autocast = dtype != compute_dtype
@@ -165,9 +176,9 @@ class Traced:
                 inputs = inputs + visual.sum().to(inputs.dtype) * 0
             return decoder(
                 inputs_embeds=inputs,
-                attention_mask=torch.ones(load.rows, 1, load.length, load.length).bool(),
                 position_ids=self._positions(load),
                 use_cache=False,
+                **_sight(load),
             ).last_hidden_state
 
     def _positions(self, load: Load) -> Tensor:
@@ -192,6 +203,14 @@ class Traced:
         for block in tower.blocks:
             hidden = block(hidden, cu_seqlens=ends, position_embeddings=(angles, angles))
         return tower.merger(hidden)
+
+
+def _sight(load: Load) -> dict[str, Any]:
+    """Return what says which tokens see which: a layout where rows are packed, else a mask."""
+    if len(load.responses) > 1:
+        row = pack_row(load.prompt, load.responses, load.length)
+        return {"packed_rows": PackedRows((row,) * load.rows)}
+    return {"attention_mask": torch.ones(load.rows, 1, load.length, load.length).bool()}
 
 
 def _make_fake(model: nn.Module) -> None:
@@ -260,7 +279,8 @@ def _fused_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:  # the sdpa path of transformers repeats keys and values when there is a mask
+    # The sdpa path of transformers repeats keys and values when there is a mask.
+    if groups > 1 and attention_mask is not None:
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     bias = None
     if attention_mask is not None:  # booleans become addends of the query's precision

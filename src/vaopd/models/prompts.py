@@ -4,6 +4,7 @@ P prompt tokens (image placeholders included), T response tokens, B batch rows, 
 length, N response tokens of a whole batch, H hidden width.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxtyping import Int
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from vaopd.errors import AlignmentError
+from vaopd.models.attention import PackedRows
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -58,7 +60,7 @@ class Batch:
     of a response, else the token before it.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: Mapping[str, Tensor | PackedRows]
     rows: Int[Tensor, " N"]
     positions: Int[Tensor, " N"]
     targets: Int[Tensor, " N"]

@@ -1,6 +1,6 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL: placeholders, M-RoPE positions, shared prefixes.
 
-Siblings are packed as ``[prompt + image | r1 | .. | rK]`` in one row. A 4-D mask lets every
+Siblings are packed as ``[prompt + image | r1 | .. | rK]`` in one row. The attention lets every
 response see the prompt and itself, and the rotary positions restart behind the prompt for every
 response, so each sibling gets what it would get in a row of its own. Position ids are always
 passed: these models keep a mutable ``rope_deltas`` from their last call otherwise.
@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from vaopd.errors import AlignmentError, ProblemError
+from vaopd.models.attention import PackedRow, PackedRows, pack_row, use_packed_attention
 from vaopd.models.families import chat_messages
 from vaopd.models.prompts import Batch, EncodedPrompt, Group
 from vaopd.problems.problem import Problem
@@ -30,8 +31,7 @@ class QwenVLFamily:
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any) -> None:
         self.base = model.model
-        # Other kernels take no 4-D boolean mask, or none with holes.
-        self.can_pack = model.config.get_text_config()._attn_implementation == "sdpa"
+        self.can_pack = use_packed_attention(model)
         self.image_settings = {key: getattr(image_processor, key) for key in IMAGE_SETTINGS}
         self.tokenizer = tokenizer
         self.image_processor = image_processor
@@ -92,28 +92,28 @@ class QwenVLFamily:
         length = max(len(group) for group in groups)
         ids = torch.full((len(groups), length), self.pad_token_id)
         positions = torch.zeros(3, len(groups), length, dtype=torch.long)
-        # Segment 0 is the prompt, k the k-th response, -1 padding.
-        segments = torch.full((len(groups), length), -1)
+        mask = torch.zeros(len(groups), length, dtype=torch.bool)
         rows, columns, targets = [], [], []
         for row, group in enumerate(groups):
             prompt = group.prompt
             end = len(prompt)
             ids[row, :end] = prompt.input_ids
             positions[:, row, :end] = _positions(prompt)
-            segments[row, :end] = 0
-            for sibling, response in enumerate(group.responses, start=1):
+            for response in group.responses:
                 start, end = end, end + len(response)
                 ids[row, start:end] = response
                 positions[:, row, start:end] = prompt.next_position + torch.arange(end - start)
-                segments[row, start:end] = sibling
                 predictors = torch.arange(start - 1, end - 1)
                 predictors[:1] = len(prompt) - 1
                 rows.append(torch.full((end - start,), row))
                 columns.append(predictors)
                 targets.append(response)
-        siblings = max(len(group.responses) for group in groups)
-        mask = segments >= 0 if siblings <= 1 else _shared_prefix_mask(segments)
-        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+            mask[row, :end] = True
+        inputs: dict[str, Tensor | PackedRows] = {"input_ids": ids, "position_ids": positions}
+        if max(len(group.responses) for group in groups) > 1:
+            inputs["packed_rows"] = PackedRows(tuple(_layout(group, length) for group in groups))
+        else:
+            inputs["attention_mask"] = mask
         return Batch(
             inputs | self._images([group.prompt for group in groups], ids),
             _cat(rows),
@@ -168,17 +168,8 @@ def _positions(prompt: EncodedPrompt) -> Int[Tensor, "3 P"]:
     return prompt.position_ids
 
 
-def _shared_prefix_mask(segments: Int[Tensor, "B L"]) -> Bool[Tensor, "B 1 L L"]:
-    """Return True where a query may look: backwards, at the prompt or its own segment.
-
-    Padding looks at the prompt and at padding before it, because a row of the softmax without any
-    allowed key would be NaN.
-    """
-    length = segments.shape[1]
-    own = segments[:, :, None] == segments[:, None, :]
-    prompt = (segments == 0)[:, None, :]
-    backwards = torch.ones(length, length, dtype=torch.bool).tril()
-    return ((own | prompt) & backwards)[:, None]
+def _layout(group: Group, columns: int) -> PackedRow:
+    return pack_row(len(group.prompt), [len(response) for response in group.responses], columns)
 
 
 def _cat(parts: list[Tensor]) -> Tensor:

@@ -1,0 +1,146 @@
+"""Attention of packed rows, without the pairs of query and key that nobody may see.
+
+One mask over a row ``[prompt | r1 | .. | rK]`` would compute (P + K R)^2 pairs, of which
+P^2 / 2 + K (P R + R^2 / 2) count. So the prompt attends apart, by a causal kernel without a mask,
+and the siblings in spans about as long as the prompt: no copy of the prompt's keys for each
+sibling, and none of the pairs between siblings of two spans.
+
+B rows, L columns, P tokens of a prompt, S of a span, A query heads, D head width.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+PACKED = "vaopd_packed"
+"""Name of the attention in transformers' registry: ``sdpa`` for all but packed rows."""
+
+Kernel = Callable[..., tuple[Tensor, None]]
+
+
+@dataclass(frozen=True, eq=False)
+class PackedRow:
+    """The parts of one row: its prompt, spans of siblings, and padding behind them."""
+
+    prompt: int
+    spans: tuple[Bool[Tensor, "1 1 _ _"], ...]
+    """Which of the prompt's keys and its own the S queries of a span see: (1, 1, S, P+S)."""
+
+    padding: int
+
+    @property
+    def sizes(self) -> list[int]:
+        """Columns of the prompt, of each span, and of the padding."""
+        return [self.prompt, *(mask.shape[2] for mask in self.spans), self.padding]
+
+
+@dataclass(frozen=True, eq=False)
+class PackedRows:
+    """The rows of a batch, moved between devices as the tensors beside them are."""
+
+    rows: tuple[PackedRow, ...]
+
+    def to(self, device: torch.device) -> "PackedRows":
+        """Return the same rows with their masks on another device."""
+        return PackedRows(
+            tuple(
+                replace(row, spans=tuple(span.to(device) for span in row.spans))
+                for row in self.rows
+            )
+        )
+
+
+def pack_row(prompt: int, responses: Sequence[int], columns: int) -> PackedRow:
+    """Return the layout of a row from the lengths of its prompt and of its siblings.
+
+    Args:
+        prompt: Tokens of the prompt.
+        responses: Tokens of each sibling, in the order of the row.
+        columns: Of the padded row.
+    """
+    spans = tuple(_span_mask(prompt, lengths) for lengths in _spans(prompt, responses))
+    return PackedRow(prompt, spans, columns - prompt - sum(responses))
+
+
+def _spans(prompt: int, responses: Sequence[int]) -> Iterator[list[int]]:
+    """Yield runs of siblings that are together about as long as the prompt.
+
+    Shorter ones would copy the prompt's keys more often than there are new keys, longer ones
+    compute more pairs between siblings than with the prompt.
+    """
+    span: list[int] = []
+    for length in filter(None, responses):
+        if span and sum(span) + length > prompt:
+            yield span
+            span = []
+        span.append(length)
+    if span:
+        yield span
+
+
+def _span_mask(prompt: int, lengths: Sequence[int]) -> Bool[Tensor, "1 1 S _"]:
+    own = torch.block_diag(*(torch.ones(n, n, dtype=torch.bool).tril() for n in lengths))
+    return torch.cat([torch.ones(len(own), prompt, dtype=torch.bool), own], 1)[None, None]
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Float[Tensor, "B A L D"],
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packed_rows: PackedRows | None = None,
+    kernel: Kernel = sdpa_attention_forward,
+    **options: Any,
+) -> tuple[Float[Tensor, "B L A D"], None]:
+    """Return what each token gathers from the tokens that it may see.
+
+    Args:
+        module: The attention layer, for its heads.
+        query: B A L D.
+        key: B by key-value heads by L by D, as ``value``.
+        value: See ``key``.
+        attention_mask: Used where nothing is packed.
+        packed_rows: The layout; none for prefills, decoding and rows of one response.
+        kernel: Attends within one part, with transformers' own signature.
+        options: Scale and dropout, see ``transformers``.
+    """
+    if packed_rows is None:
+        return kernel(module, query, key, value, attention_mask, **options)
+    # Rows are parted by `unbind` and `split`, whose gradients are joined without zeros to add to.
+    rows = zip(query.unbind(), key.unbind(), value.unbind(), packed_rows.rows, strict=True)
+    attend = functools.partial(kernel, module, **options)
+    return torch.cat([_attend_row(attend, *row) for row in rows]), None
+
+
+def _attend_row(
+    attend: Kernel, query: Tensor, key: Tensor, value: Tensor, row: PackedRow
+) -> Float[Tensor, "1 L A D"]:
+    queries, keys, values = (t[None].split(row.sizes, dim=2) for t in (query, key, value))
+    parts = [attend(queries[0], keys[0], values[0], None)[0]]
+    for number, mask in enumerate(row.spans, start=1):
+        seen = (torch.cat([t[0], t[number]], dim=2) for t in (keys, values))
+        parts.append(attend(queries[number], *seen, mask)[0])
+    padding = parts[0].new_zeros(1, row.padding, *parts[0].shape[2:])
+    return torch.cat([*parts, padding], dim=1)
+
+
+def use_packed_attention(model: Any) -> bool:
+    """Let a model's language part attend by ``packed_attention``; return whether it does.
+
+    Only where it attends by ``sdpa``, which does everything that is not packed.
+    """
+    config = model.config.get_text_config()
+    if config._attn_implementation == "sdpa":
+        AttentionInterface.register(PACKED, packed_attention)
+        AttentionMaskInterface.register(PACKED, sdpa_mask)
+        config._attn_implementation = PACKED
+    return config._attn_implementation == PACKED
