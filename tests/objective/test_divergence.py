@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vaopd.errors import AlignmentError, ConfigError
-from vaopd.objective import divergence
+from vaopd.objective import chunks, divergence
 from vaopd.objective.advantage import visual_advantage
 from vaopd.objective.divergence import (
     sampled_logprobs,
@@ -378,7 +378,7 @@ def test_a_bfloat16_head_is_never_widened_whole(monkeypatch):
 
 
 def test_the_default_chunk_fits_its_budget(monkeypatch):
-    # Three float32 buffers of 300 ids are 3,600 bytes a token: 36,000 bytes hold ten tokens.
+    # Two float32 buffers of 300 ids and an eighth are 2,550 bytes a token: 25,500 hold ten tokens.
     seen = []
     whole = divergence._write_logits
 
@@ -387,14 +387,22 @@ def test_the_default_chunk_fits_its_budget(monkeypatch):
         return whole(hidden, head, buffer)
 
     monkeypatch.setattr(divergence, "_write_logits", spy)
-    monkeypatch.setattr(divergence, "CHUNK_BYTES", 36_000)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 25_500)
     weighted_reverse_kl(*make(num_tokens=35, rows=(300, 300)))
     assert set(seen) == {(10, 300)}
     assert len(seen) == 2 * 4
 
 
+def test_an_accelerator_takes_four_times_the_tokens_of_a_cpu():
+    tokens = [
+        chunks.fitting_tokens(151_936, torch.device(d), torch.float32) for d in ("cpu", "cuda")
+    ]
+    # 128 and 512 MiB over 2 1/8 rows of 607,744 bytes.
+    assert tokens == [103, 415]
+
+
 def test_a_vocabulary_beyond_the_budget_goes_token_by_token(monkeypatch):
-    monkeypatch.setattr(divergence, "CHUNK_BYTES", 8)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 8)
     loss, _ = weighted_reverse_kl(*make(rows=(19, 19)))
     expected, _ = plain_kl(*double(make(rows=(19, 19))))
     assert_near(loss.detach(), expected.detach(), 1e-5)

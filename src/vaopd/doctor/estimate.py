@@ -14,7 +14,7 @@ from vaopd.config import RunConfig, TrainingConfig
 from vaopd.doctor.architecture import Sizes, measure, read_config, weight_bytes
 from vaopd.doctor.trace import Load, Traced, by_depth
 from vaopd.models.devices import pick_dtype
-from vaopd.objective.divergence import CHUNK_BYTES
+from vaopd.objective.chunks import SCRATCH_SHARE, fitting_tokens
 from vaopd.training.step import first_budget
 
 PHASES = ("sample", "score", "train", "update")
@@ -277,13 +277,14 @@ class _Plan:
 
     def _loss_bytes(self, tokens: int) -> int:
         """Return what the walk over the head holds: chunks, and gradients of hidden and head."""
-        fitting = CHUNK_BYTES // (3 * self.student.vocabulary * 4)
-        chunk = 3 * 4 * self.student.vocabulary * max(1, min(tokens, fitting))
+        vocabulary = self.student.vocabulary
+        chunk = min(tokens, fitting_tokens(vocabulary, self.device, torch.float32))
+        logits = 4 * vocabulary * (2 * chunk + math.ceil(chunk / SCRATCH_SHARE))
         hidden = 4 * tokens * self.student.width
         if self.teacher is not None:  # the micro-batch's own copy
             hidden += 4 * tokens * self.teacher.width
         head = 4 * self.student.head if _head_learns(self.config) else 0
-        return chunk + hidden + head
+        return logits + hidden + head
 
     def _forward(self, sizes: Sizes, load: Load, *, own: bool) -> int:
         dtype = pick_dtype(self.config.teacher.dtype, self.device)

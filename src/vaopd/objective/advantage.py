@@ -123,7 +123,7 @@ def view_divergence(
         pixelated_hidden: The same positions, pixelated view.
         head: Weights of the teacher's language-model head.
         vocab_size: Ids that exist; head rows from here on are padding. None means all rows.
-        chunk_size: Tokens in memory at a time; None fits `vaopd.objective.divergence.CHUNK_BYTES`.
+        chunk_size: Tokens in memory at a time; None fits `vaopd.objective.chunks.CHUNK_BYTES`.
 
     Returns:
         Non-negative, without gradient; exactly 0 where the views are equal.

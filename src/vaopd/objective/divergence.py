@@ -6,7 +6,6 @@ Arithmetic is float32, or float64 where an input is float64, whatever autocast s
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,35 +14,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vaopd.errors import AlignmentError, ConfigError
-
-CHUNK_BYTES = 128 * 2**20
-"""What all chunk-by-vocabulary buffers together may take when no chunk size is given.
-
-About 70 tokens at 151,936 ids: enough for matrix products to run near full speed on a CPU,
-and a tenth of the gradient of the head that has to be held anyway.
-"""
+from vaopd.objective.chunks import Plan, plan_chunks
 
 CAST_BYTES = 8 * 2**20
 """Size of the block of head rows that is held in working precision at a time."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Plan:
-    """How a walk cuts its work."""
-
-    vocabulary: int
-    chunk: int
-    dtype: torch.dtype
-
-    def chunks(self, num_tokens: int) -> Iterator[slice]:
-        """Yield the slices of tokens, in order."""
-        for start in range(0, num_tokens, self.chunk):
-            yield slice(start, min(start + self.chunk, num_tokens))
-
-    def buffer(self, like: Tensor) -> Float[Tensor, "C V"]:
-        """Return room for the logits of one chunk of ``like``, uninitialised."""
-        size = (min(self.chunk, len(like)), self.vocabulary)
-        return torch.empty(size, dtype=self.dtype, device=like.device)
 
 
 Measure = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
@@ -72,7 +46,7 @@ def sampled_logprobs(
         head: Weights of the language-model head.
         ids: The sampled tokens.
         vocab_size: Ids that exist; head rows from here on are padding. None means all rows.
-        chunk_size: Tokens in memory at a time; None fits `CHUNK_BYTES`.
+        chunk_size: Tokens in memory at a time; None fits `chunks.CHUNK_BYTES`.
 
     Returns:
         Float32 (float64 for float64 inputs), without gradient.
@@ -84,7 +58,7 @@ def sampled_logprobs(
     """
     hidden, head = hidden.detach(), head.detach()
     vocabulary = _shared_vocabulary(vocab_size, len(head))
-    plan = _plan(vocabulary, chunk_size, hidden, head, num_buffers=1)
+    plan = plan_chunks(vocabulary, chunk_size, hidden, head, num_buffers=1)
     _check_ids(ids, vocabulary)
     result = torch.empty(len(ids), dtype=plan.dtype, device=hidden.device)
     buffer = plan.buffer(hidden)
@@ -128,7 +102,7 @@ def weighted_reverse_kl(
         token_weights: Weight of each token; a weight of 0 leaves the KL reported only.
         vocab_size: Ids both models share; head rows from here on are left out before the
             normalisation and get zero gradient. None means all rows of equal heads.
-        chunk_size: Tokens in memory at a time; None fits `CHUNK_BYTES`.
+        chunk_size: Tokens in memory at a time; None fits `chunks.CHUNK_BYTES`.
 
     Returns:
         The loss, with gradient, and the KL of each token, without.
@@ -139,7 +113,7 @@ def weighted_reverse_kl(
     """
     vocabulary = _shared_vocabulary(vocab_size, len(student_head), len(teacher_head))
     tensors = (student_hidden, student_head, teacher_hidden, teacher_head)
-    plan = _plan(vocabulary, chunk_size, *tensors, num_buffers=3)
+    plan = plan_chunks(vocabulary, chunk_size, *tensors, num_buffers=2)
     measure = _reverse_kl(teacher_hidden.detach(), teacher_head.detach()[:vocabulary], plan)
     return _walk(student_hidden, student_head, token_weights, measure, plan)
 
@@ -168,7 +142,7 @@ def weighted_cross_entropy(
         token_weights: Weight of each token, a constant.
         vocab_size: Ids that exist; head rows from here on get no probability and no gradient.
         label_smoothing: Share of the target that is spread over all ids, in [0, 1].
-        chunk_size: Tokens in memory at a time; None fits `CHUNK_BYTES`.
+        chunk_size: Tokens in memory at a time; None fits `chunks.CHUNK_BYTES`.
 
     Returns:
         The loss, with gradient, and the NLL of each token, not smoothed, without.
@@ -183,46 +157,63 @@ def weighted_cross_entropy(
             "0 switches it off"
         )
     vocabulary = _shared_vocabulary(vocab_size, len(student_head))
-    plan = _plan(vocabulary, chunk_size, student_hidden, student_head, num_buffers=2)
+    plan = plan_chunks(vocabulary, chunk_size, student_hidden, student_head, num_buffers=1)
     _check_ids(ids, vocabulary)
-    measure = _cross_entropy(ids.long(), label_smoothing, plan.buffer(student_hidden))
+    measure = _cross_entropy(ids.long(), label_smoothing, plan.scratch(student_hidden))
     return _walk(student_hidden, student_head, token_weights, measure, plan)
 
 
-def _reverse_kl(teacher_hidden: Tensor, teacher_head: Tensor, plan: _Plan) -> Measure:
-    """Return the measure of KL(student || teacher); with the logits it uses three buffers."""
-    teacher_buffer, scratch_buffer = plan.buffer(teacher_hidden), plan.buffer(teacher_hidden)
+def _reverse_kl(teacher_hidden: Tensor, teacher_head: Tensor, plan: Plan) -> Measure:
+    """Return the measure of KL(student || teacher)."""
+    buffer, scratch = plan.buffer(teacher_hidden), plan.scratch(teacher_hidden)
 
     def measure(tokens: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
-        scratch = scratch_buffer[: len(logits)]
-        teacher = _write_logits(teacher_hidden[tokens], teacher_head, teacher_buffer)
-        _log_softmax_(teacher, scratch)
-        probabilities = scratch.div_(_log_softmax_(logits, scratch))
-        log_ratio = torch.sub(logits, teacher, out=teacher)
-        kl = torch.mul(probabilities, log_ratio, out=logits).sum(-1)
-        torch.mul(probabilities, log_ratio.sub_(kl[:, None]), out=logits)
+        teacher = _write_logits(teacher_hidden[tokens], teacher_head, buffer)
+        parts = zip(logits.split(len(scratch)), teacher.split(len(scratch)), strict=True)
+        kl = torch.cat([_kl_and_gradient_(*part, scratch) for part in parts])
         return kl, kl
 
     return measure
 
 
-def _cross_entropy(ids: Tensor, smoothing: float, scratch_buffer: Tensor) -> Measure:
-    """Return the measure of cross-entropy; with the logits it uses two buffers."""
+def _kl_and_gradient_(student: Tensor, teacher: Tensor, scratch: Tensor) -> Float[Tensor, " c"]:
+    """Return the KL of a few tokens; their student logits become its gradient."""
+    scratch = scratch[: len(student)]
+    _log_softmax_(teacher, scratch)
+    probabilities = scratch.div_(_log_softmax_(student, scratch))
+    log_ratio = torch.sub(student, teacher, out=teacher)
+    kl = torch.mul(probabilities, log_ratio, out=student).sum(-1)
+    torch.mul(probabilities, log_ratio.sub_(kl[:, None]), out=student)
+    return kl
+
+
+def _cross_entropy(ids: Tensor, smoothing: float, scratch: Tensor) -> Measure:
+    """Return the measure of cross-entropy."""
 
     def measure(tokens: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
-        scratch, labels = scratch_buffer[: len(logits)], ids[tokens, None]
-        total = _log_softmax_(logits, scratch)
-        nll = -logits.gather(-1, labels).squeeze(-1)
-        loss = (1 - smoothing) * nll - smoothing * logits.mean(-1)
-        torch.div(scratch, total, out=logits).sub_(smoothing / logits.shape[-1])
-        logits.scatter_add_(-1, labels, torch.full_like(logits[:, :1], smoothing - 1))
-        return loss, nll
+        parts = zip(logits.split(len(scratch)), ids[tokens].split(len(scratch)), strict=True)
+        pairs = [_nll_and_gradient_(*part, smoothing, scratch) for part in parts]
+        losses, nlls = zip(*pairs, strict=True)
+        return torch.cat(losses), torch.cat(nlls)
 
     return measure
 
 
+def _nll_and_gradient_(
+    logits: Tensor, ids: Tensor, smoothing: float, scratch: Tensor
+) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+    """Return smoothed and plain NLL of a few tokens; their logits become the loss's gradient."""
+    scratch, labels = scratch[: len(logits)], ids[:, None]
+    total = _log_softmax_(logits, scratch)
+    nll = -logits.gather(-1, labels).squeeze(-1)
+    loss = (1 - smoothing) * nll - smoothing * logits.mean(-1)
+    torch.div(scratch, total, out=logits).sub_(smoothing / logits.shape[-1])
+    logits.scatter_add_(-1, labels, torch.full_like(logits[:, :1], smoothing - 1))
+    return loss, nll
+
+
 def _walk(
-    hidden: Tensor, head: Tensor, weights: Tensor, measure: Measure, plan: _Plan
+    hidden: Tensor, head: Tensor, weights: Tensor, measure: Measure, plan: Plan
 ) -> tuple[Tensor, Tensor]:
     """Return the weighted loss with its graph, and the reported number of each token."""
     if not torch.is_grad_enabled():
@@ -238,7 +229,7 @@ class _ChunkWalk(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, weights: Tensor, measure: Measure, plan: _Plan
+        ctx: Any, hidden: Tensor, head: Tensor, weights: Tensor, measure: Measure, plan: Plan
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.dtypes = (hidden.dtype, head.dtype)
@@ -367,19 +358,6 @@ def _narrowed_(wide: Tensor, dtype: torch.dtype) -> Tensor:
         rows = slice(start, start + step)
         narrow[rows] = wide[rows].to(dtype)
     return narrow
-
-
-def _plan(vocabulary: int, chunk_size: int | None, *tensors: Tensor, num_buffers: int) -> _Plan:
-    """Return how to cut the work so that the buffers fit `CHUNK_BYTES`, or as asked."""
-    if chunk_size is not None and chunk_size < 1:
-        raise ConfigError(
-            f"chunk_size is {chunk_size}, expected at least 1 token; leave it out to fit "
-            f"{CHUNK_BYTES // 2**20} MiB of buffers"
-        )
-    is_double = any(tensor.dtype == torch.float64 for tensor in tensors)
-    dtype = torch.float64 if is_double else torch.float32
-    fitting = CHUNK_BYTES // (num_buffers * vocabulary * dtype.itemsize)
-    return _Plan(vocabulary=vocabulary, chunk=chunk_size or max(1, fitting), dtype=dtype)
 
 
 def _shared_vocabulary(vocab_size: int | None, *head_rows: int) -> int:
