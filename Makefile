@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 export MALLOC_MMAP_THRESHOLD_ := 2000000000
 export MALLOC_TRIM_THRESHOLD_ := 8000000000
 
-.PHONY: demo test test-vllm check bench tiny clean
+.PHONY: demo test test-vllm vllm check bench tiny clean
 
 demo: $(VENV)/run
 	$(BIN)/vaopd train recipes/quickstart.yaml --output runs/quickstart --overwrite
@@ -25,6 +25,9 @@ test: $(VENV)/dev
 # A real vLLM on a CPU. Threads that are bound to cores wait for each other where cores are shared.
 test-vllm: $(VENV)/dev $(if $(VAOPD_VLLM_PYTHON),,$(VLLM)/ready)
 	VAOPD_VLLM_PYTHON=$(or $(VAOPD_VLLM_PYTHON),$(CURDIR)/$(VLLM)/bin/python) $(BIN)/pytest tests/vllm
+
+# Only the environment of test-vllm.
+vllm: $(VLLM)/ready
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check .

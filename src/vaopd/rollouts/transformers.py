@@ -247,21 +247,23 @@ def draw_tokens(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    probabilities, ids = _likely_first((logits.double() / temperature).softmax(-1), top_p)
-    cumulative = probabilities.cumsum(-1)
+    probabilities, ids = _candidates((logits.double() / temperature).softmax(-1), top_p)
+    values = _descending(probabilities)
+    cumulative = values.cumsum(-1)
     # An id is in the nucleus when the mass before it is below top_p. The mass of all possible ids
     # may round to less than 1, and impossible ones must stay outside all the same.
-    inside = ((cumulative - probabilities) < top_p) & (probabilities > 0)
+    inside = ((cumulative - values) < top_p) & (values > 0)
     last = inside.sum(-1, keepdim=True) - 1
     mass = cumulative.gather(-1, last)
     chosen = torch.searchsorted(cumulative, uniforms.double()[:, None] * mass, right=True)
-    return ids.gather(-1, torch.minimum(chosen, last))[:, 0]
+    column = _at_rank(probabilities, values, torch.minimum(chosen, last))
+    return column if ids is None else ids.gather(-1, column[:, None])[:, 0]
 
 
-def _likely_first(
+def _candidates(
     probabilities: Float[Tensor, "B V"], top_p: float
-) -> tuple[Float[Tensor, "B M"], Int[Tensor, "B M"]]:
-    """Return the probabilities that may be in the nucleus, the largest first, and their ids.
+) -> tuple[Float[Tensor, "B M"], Int[Tensor, "B M"] | None]:
+    """Return the probabilities that may be in the nucleus, and their ids; none for all ids.
 
     All ids below ``(1 - top_p) / V`` have less than ``1 - top_p`` together, so the nucleus is full
     before the first of them. A trained model puts nearly all ids there, and sorting a large
@@ -271,10 +273,28 @@ def _likely_first(
     # Half of it: far more than sums of float64 may be off.
     possible = probabilities >= 0.5 * (1 - top_p) / size
     count = int(possible.sum(-1).max())
-    ids = None
-    if count < size // 2:
-        ids = probabilities.topk(count, dim=-1, sorted=False).indices.sort(dim=-1).values
-        probabilities = probabilities.gather(-1, ids)
-    # Stable, because half-precision logits are often equal and rows must not depend on the batch.
-    probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    return probabilities, order if ids is None else ids.gather(-1, order)
+    if count >= size // 2:
+        return probabilities, None
+    ids = probabilities.topk(count, dim=-1, sorted=False).indices.sort(dim=-1).values
+    return probabilities.gather(-1, ids), ids
+
+
+def _descending(values: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
+    """Return each row's values, the largest first."""
+    if values.device.type != "cpu":
+        return values.sort(dim=-1, descending=True).values
+    # On a CPU torch moves the indices too, value by value; numpy sorts by vector instructions.
+    return torch.from_numpy(np.sort(values.detach().numpy())).flip(-1)
+
+
+def _at_rank(
+    probabilities: Float[Tensor, "B M"], values: Float[Tensor, "B M"], rank: Int[Tensor, "B 1"]
+) -> Int[Tensor, " B"]:
+    """Return the column of each row that a stable descending sort would put at a rank.
+
+    Half-precision logits are often equal, and rows must not depend on the batch.
+    """
+    value = values.gather(-1, rank)
+    before = (values > value).sum(-1, keepdim=True)
+    is_equal = probabilities == value
+    return (is_equal & (is_equal.cumsum(-1) == rank - before + 1)).int().argmax(-1)
