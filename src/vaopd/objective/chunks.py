@@ -13,11 +13,11 @@ from torch import Tensor
 
 from vaopd.errors import ConfigError
 
-CHUNK_BYTES = 128 * 2**20
+CHUNK_BYTES = 192 * 2**20
 """What all chunk-by-vocabulary buffers together may take when no chunk size is given.
 
-About 100 tokens at 151,936 ids: each chunk reads the heads and adds to the whole gradient of the
-student's, so fewer are faster, and this is a tenth of that gradient, which has to be held anyway.
+About 150 tokens at 151,936 ids: each chunk reads the heads and adds to the whole gradient of the
+student's, so fewer are faster, and this is a sixth of that gradient, which has to be held anyway.
 """
 
 ACCELERATOR_CHUNK_BYTES = 512 * 2**20
