@@ -36,6 +36,8 @@ def arms(phase: str) -> dict[str, Any]:
     return import_module(f"benchmarks.{phase}").ARMS
 
 
+# Only where `make bench` installed TRL, whose own configuration uses what transformers renamed.
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 def test_all_arms_of_the_update_do_the_same_work():
     losses = {arm: measure_arm("update", arm, "cpu", "tiny") for arm in arms("update")}
     assert len(losses) == 5
