@@ -21,11 +21,15 @@ student's, so fewer are faster, and this is a sixth of that gradient, which has 
 """
 
 ACCELERATOR_CHUNK_BYTES = 512 * 2**20
-"""The same where products are so much faster that more tokens must share the reading of a head."""
+"""The same where products are so much faster that more tokens must share the reading of a head.
+
+Counted and not measured: in bfloat16 at 500 TFLOP/s and 4.8 TB/s, 84 tokens compute as long as the
+gradient of a head of 151,936 x 2,048 is read and written.
+"""
 
 SCRATCH_SHARE = 8
-"""Rows of a chunk for each row of scratch. What is done token by token needs no more, and stays in
-the cache of a processor."""
+"""Rows of a chunk for each row of scratch. What is done token by token needs no more, and the
+memory it leaves holds more tokens of a chunk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

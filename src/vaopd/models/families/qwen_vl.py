@@ -92,7 +92,6 @@ class QwenVLFamily:
         length = max(len(group) for group in groups)
         ids = torch.full((len(groups), length), self.pad_token_id)
         positions = torch.zeros(3, len(groups), length, dtype=torch.long)
-        mask = torch.zeros(len(groups), length, dtype=torch.bool)
         rows, columns, targets = [], [], []
         for row, group in enumerate(groups):
             prompt = group.prompt
@@ -108,12 +107,12 @@ class QwenVLFamily:
                 rows.append(torch.full((end - start,), row))
                 columns.append(predictors)
                 targets.append(response)
-            mask[row, :end] = True
         inputs: dict[str, Tensor | PackedRows] = {"input_ids": ids, "position_ids": positions}
         if max(len(group.responses) for group in groups) > 1:
             inputs["packed_rows"] = PackedRows(tuple(_layout(group, length) for group in groups))
         else:
-            inputs["attention_mask"] = mask
+            ends = torch.tensor([len(group) for group in groups])
+            inputs["attention_mask"] = torch.arange(length) < ends[:, None]
         return Batch(
             inputs | self._images([group.prompt for group in groups], ids),
             _cat(rows),
