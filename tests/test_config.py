@@ -306,3 +306,22 @@ def test_what_cannot_be_sharded_is_told_before_anything_is_loaded(tmp_path: Path
     with pytest.raises(ConfigError, match=rf"does not go together with {key}"):
         load_config(path, [override, "training.parallel=fsdp2"])
     assert load_config(path, [override, "training.parallel=ddp"]).training.parallel == "ddp"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("rollout_lag=1", "vllm.sleep=true"), "vLLM does nothing while the student trains"),
+        (("rollout_lag=1", "vllm.mode=in_process"), "vLLM does nothing while the student trains"),
+        (("parallel=ddp", "vllm.mode=in_process"), "serves that process alone; use sampling.vllm"),
+        (("vllm.mode=in_process", "vllm.gpus=[1]"), r"sampling\.vllm\.gpus would say where"),
+        (("vllm.gpus=[1]", "vllm.addresses=['http://a:1']"), "for a server that the run starts"),
+    ],
+)
+def test_what_vllm_cannot_do_together_is_refused(overrides: tuple[str, ...], message: str):
+    keys = [("sampling." if o.startswith("vllm") else "training.") + o for o in overrides]
+    with pytest.raises(ConfigError, match=message):
+        config("sampling.engine=vllm", *keys)
+    # Each of them is allowed alone.
+    for key in keys:
+        config("sampling.engine=vllm", key)

@@ -204,12 +204,21 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_one_sampler(self) -> "RunConfig":
-        if self.sampling.engine == "vllm" and self.training.parallel != "none":
+    def _check_vllm(self) -> "RunConfig":
+        vllm, training = self.sampling.vllm, self.training
+        if self.sampling.engine != "vllm":
+            return self
+        if training.rollout_lag and (vllm.sleep or vllm.mode == "in_process"):
             raise ValueError(
-                f"sampling.engine is 'vllm' and training.parallel is {self.training.parallel!r}: a "
-                "vLLM server follows the weights of one process; use sampling.engine=transformers "
-                "or training.parallel=none"
+                "training.rollout_lag is 1, but with sampling.vllm.sleep or "
+                "sampling.vllm.mode=in_process vLLM does nothing while the student trains; set "
+                "training.rollout_lag=0, or leave them at their defaults"
+            )
+        if training.parallel != "none" and vllm.mode == "in_process":
+            raise ValueError(
+                f"sampling.vllm.mode is in_process and training.parallel is {training.parallel!r}: "
+                "a vLLM in the process of a training serves that process alone; use "
+                "sampling.vllm.mode=server, whose servers serve all of them"
             )
         return self
 

@@ -258,7 +258,11 @@ class ViewConfig(Section):
 
 
 class VllmConfig(Section):
-    """The vLLM server of ``sampling.engine=vllm``, which follows the student's weights."""
+    """The vLLM of ``sampling.engine=vllm``, which follows the student's weights."""
+
+    mode: Literal["server", "in_process"] = "server"
+    """``server``: in processes of its own. ``in_process``: in that of a training of one process,
+    whose environment must then hold vLLM."""
 
     python: str | None = None
     """Interpreter of an environment with vLLM; null = VAOPD_VLLM_PYTHON, else this one."""
@@ -266,8 +270,30 @@ class VllmConfig(Section):
     arguments: tuple[str, ...] = ()
     """Further arguments of the server, such as ``[--gpu-memory-utilization, "0.4"]``."""
 
-    address: str | None = None
-    """A server that runs already, such as http://127.0.0.1:8000; null = the run starts its own."""
+    addresses: tuple[str, ...] = ()
+    """Servers that run already, such as http://127.0.0.1:8000; none = the run starts its own."""
+
+    gpus: tuple[int, ...] = ()
+    """GPUs of a server that the run starts, as CUDA_VISIBLE_DEVICES; none = all it can see."""
+
+    sleep: bool = False
+    """Whether vLLM lets its GPU memory go while the student trains."""
+
+    @model_validator(mode="after")
+    def _check_mode(self) -> "VllmConfig":
+        of_servers = {"python": self.python, "addresses": self.addresses, "gpus": self.gpus}
+        given = ", ".join(f"sampling.vllm.{name}" for name, value in of_servers.items() if value)
+        if self.mode == "in_process" and given:
+            raise ValueError(
+                f"sampling.vllm.mode is in_process, but {given} would say where a server is; leave "
+                "it out, or use sampling.vllm.mode=server"
+            )
+        if self.gpus and self.addresses:
+            raise ValueError(
+                "sampling.vllm.gpus are for a server that the run starts, and "
+                "sampling.vllm.addresses names others; leave one of them out"
+            )
+        return self
 
     weights_folder: str | None = None
     """Folder through which weights pass; the server must see it. null = shared memory."""

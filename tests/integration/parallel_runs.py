@@ -9,8 +9,10 @@ import os
 import resource
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from rich.console import Console
 
@@ -37,6 +39,14 @@ LAG = (
     "data.validation=null",
 )
 
+AUTO = ("training.micro_batch_tokens=auto", "training.max_steps=2", "data.validation=null")
+VLLM = (
+    "sampling.engine=vllm",
+    "sampling.max_new_tokens=12",
+    "training.max_steps=3",
+    "data.validation=null",
+)
+
 
 def config_of(folder: Path, *overrides: str) -> RunConfig:
     return load_config(folder / "recipe.yaml", overrides)
@@ -54,8 +64,15 @@ def compare(folder: Path) -> None:
         run(config_of(folder, parallel), folder / kind)
         run(config_of(folder, parallel, *ALONE), folder / f"{kind}-alone")
         run(config_of(folder, parallel, *ADAPTERS), folder / f"{kind}-adapters")
+        vllm = (parallel, *VLLM, f"sampling.vllm.python={folder / 'python-with-vllm'}")
+        run(config_of(folder, *vllm), folder / f"{kind}-vllm")
+        run(config_of(folder, *vllm, "training.rollout_lag=1"), folder / f"{kind}-vllm-lag")
+        killed = (*vllm, 'sampling.vllm.arguments=["--kill-at", "5"]')
+        report(partial(run, config_of(folder, *killed), folder / f"{kind}-killed"),
+               folder / f"{kind}-killed")  # fmt: skip
         fail_to_encode(config_of(folder, parallel), folder / f"{kind}-failed")
     prepare_beside(config_of(folder, "training.parallel=ddp", *LAG), folder / "ddp-lag")
+    run_out_of_memory(config_of(folder, "training.parallel=ddp", *AUTO), folder / "ddp-auto")
     fail_to_save(config_of(folder, "training.parallel=fsdp2"), folder / "fsdp2-full")
     for writer in ("one", *KINDS):
         for reader in KINDS:
@@ -70,6 +87,24 @@ def prepare_beside(config: RunConfig, output: Path) -> None:
     loop.connect_teacher = lambda config, student, device: loop.load_teacher(config, device, None)
     run(config, output)
     loop.connect_teacher = connect
+
+
+def run_out_of_memory(config: RunConfig, output: Path) -> None:
+    """Let the second process run out of memory behind a backward of its first step, twice."""
+    intact, budgets = Step._loss, []
+
+    def loss(self, *arguments):
+        value, parts = intact(self, *arguments)
+        if RANK == 1 and len(budgets) < 2:
+            budgets.append(self.micro_batch_tokens)
+            value.backward()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+        return value, parts
+
+    Step._loss = loss
+    run(config, output)
+    Step._loss = intact
+    output.with_name(f"{output.name}-{RANK}.json").write_text(json.dumps(budgets))
 
 
 def resume(folder: Path, writer: str, reader: str) -> None:

@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from parallel_runs import ADAPTERS, ALONE, KINDS, LAG, config_of, prepare_beside, run
+from fake_vllm import fake_python
+from parallel_runs import (
+    ADAPTERS,
+    ALONE,
+    AUTO,
+    KINDS,
+    LAG,
+    VLLM,
+    config_of,
+    prepare_beside,
+    run,
+)
 from safetensors.torch import load_file
 
 from vaopd.errors import RunFolderError
@@ -72,6 +83,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(config_of(folder, *ALONE), folder / "one-alone")
     run(config_of(folder, *ADAPTERS), folder / "one-adapters")
     prepare_beside(config_of(folder, *LAG), folder / "one-lag")
+    run(config_of(folder, *AUTO), folder / "one-auto")
+    vllm = (*VLLM, f"sampling.vllm.python={fake_python(folder)}")
+    run(config_of(folder, *vllm), folder / "one-vllm")
+    run(config_of(folder, *vllm, "training.rollout_lag=1"), folder / "one-vllm-lag")
     done = torchrun(SCRIPT, "compare", folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
@@ -158,6 +173,55 @@ def test_threads_that_prepare_the_next_step_do_not_get_between_the_others(folder
     assert_same_rows(folder / "ddp-lag/metrics.jsonl", folder / "one-lag/metrics.jsonl")
     name = "final/model.safetensors"
     assert_same_weights(folder / "ddp-lag" / name, folder / "one-lag" / name)
+
+
+@pytest.mark.parametrize("lag", ["", "-lag"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_vllm_server_samples_for_both_processes_from_the_weights_of_each_step(
+    folder: Path, kind: str, lag: str
+):
+    found, expected = folder / f"{kind}-vllm{lag}", folder / f"one-vllm{lag}"
+    assert_same_rows(found / "metrics.jsonl", expected / "metrics.jsonl")
+    name = "final/model.safetensors"
+    assert_same_weights(found / name, expected / name)
+    versions = [
+        {row["weights_version"] for row in read_rows(found / f"rollouts/step_00000{n}.jsonl")}
+        for n in (1, 2, 3)
+    ]
+    assert versions == ([{0}, {0}, {1}] if lag else [{0}, {1}, {2}])
+    ours, theirs = pushed(found / "vllm.log"), pushed(expected / "vllm.log")
+    assert len(ours) == len(theirs) == (1 if lag else 2)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(other, rel=1e-6)
+    assert len({row["lm_head.weight"] for row in ours}) == len(ours)
+
+
+def pushed(log: Path) -> list[dict[str, float]]:
+    """Return the sums of all weights that a server read, for each time it did."""
+    lines = [line for line in log.read_text().splitlines() if line.startswith("weights ")]
+    return [json.loads(line.removeprefix("weights ")) for line in lines]
+
+
+def test_a_server_sees_no_launcher_of_the_processes_that_share_it(folder: Path):
+    text = (folder / "ddp-vllm/vllm.log").read_text()
+    assert text.count("fake vLLM") == 1
+    assert "launcher: []" in text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_server_ends_both_processes_with_its_log(folder: Path, kind: str):
+    output = folder / f"{kind}-killed"
+    first, second = outcomes(output)
+    assert first[0] == "EngineError" and f"exit code -9; see {output / 'vllm.log'}" in first[1]
+    assert second[0] in ("EngineError", "PeerError")
+    assert [row["step"] for row in read_rows(output / "metrics.jsonl")] == [1]
+
+
+def test_a_process_that_runs_out_of_memory_begins_again_and_the_update_is_the_same(folder: Path):
+    assert outcomes(folder / "ddp-auto") == [[], [16384, 8192]]
+    assert_same_weights(
+        folder / "ddp-auto/final/model.safetensors", folder / "one-auto/final/model.safetensors"
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ answers the look for vLLM and starts this server instead.
 import base64
 import io
 import json
+import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -46,6 +48,7 @@ class FakeVllm:
     url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
     weights: list[dict[str, tuple[int, ...]]] = field(default_factory=list)
+    say: Callable[[str], None] = lambda line: None
 
     def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         if path == "/inference/v1/generate":
@@ -58,7 +61,10 @@ class FakeVllm:
             choices = [choice(k, options["seed"] + k, self.version) for k in range(options["n"])]
             return {"prompt_token_ids": ids, "choices": choices}
         if path == "/collective_rpc":
-            self.weights.append(shapes(Path(body["kwargs"]["weights_path"])))
+            tensors = read(Path(body["kwargs"]["weights_path"]))
+            self.weights.append({name: tuple(value.shape) for name, value in tensors.items()})
+            sums = {name: value.double().abs().sum().item() for name, value in tensors.items()}
+            self.say(f"weights {json.dumps(sums)}")
         if path == "/update_weight_version":
             self.version = body["new_version"]
         if path == "/v1/chat/completions":
@@ -67,17 +73,11 @@ class FakeVllm:
         return {"success": True}
 
 
-def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+def read(folder: Path) -> dict[str, Any]:
     """Return the tensors of a model folder."""
-    from safetensors import safe_open
+    from safetensors.torch import load_file
 
-    found = {}
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, "pt") as tensors:
-            found |= {
-                name: tuple(tensors.get_slice(name).get_shape()) for name in list(tensors.keys())
-            }
-    return found
+    return {k: v for path in folder.glob("*.safetensors") for k, v in load_file(path).items()}
 
 
 def handler(state: FakeVllm) -> type[BaseHTTPRequestHandler]:
@@ -92,7 +92,7 @@ def handler(state: FakeVllm) -> type[BaseHTTPRequestHandler]:
             body = json.loads(self.rfile.read(length) or b"{}") or {}
             path = self.path.partition("?")[0]
             with state.lock:
-                state.requests.append((path, body))
+                state.requests.append((self.path, body))
                 answer = state.answer(path, body)
             self.reply(state.change(path, answer))
 
@@ -137,9 +137,6 @@ def fake_python(folder: Path, serve: str = "") -> Path:
 
 def kill_at(count: int) -> Callable[[str, dict[str, Any]], dict[str, Any]]:
     """Return a change that ends the process instead of its n-th completion."""
-    import os
-    import signal
-
     asked = 0
 
     def change(path: str, answer: dict[str, Any]) -> dict[str, Any]:
@@ -154,9 +151,11 @@ def kill_at(count: int) -> Callable[[str, dict[str, Any]], dict[str, Any]]:
 
 def main(arguments: list[str]) -> None:
     port = int(arguments[arguments.index("--port") + 1])
-    state = FakeVllm()
+    state = FakeVllm(say=lambda line: print(line, flush=True))
     if "--kill-at" in arguments:
         state.change = kill_at(int(arguments[arguments.index("--kill-at") + 1]))
+    print("gpus:", os.environ.get("CUDA_VISIBLE_DEVICES"))
+    print("launcher:", [name for name in os.environ if "RANK" in name or "MASTER" in name])
     print("fake vLLM", *arguments, flush=True)
     ThreadingHTTPServer(("127.0.0.1", port), handler(state)).serve_forever()
 

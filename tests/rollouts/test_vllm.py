@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from fake_vllm import END, IMAGE, FakeVllm, fake_python, fake_vllm
 from vaopd.config_sections import DataConfig, ViewConfig, VllmConfig
 from vaopd.errors import AlignmentError, ConfigError, EngineError
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
+from vaopd.models.parallel import World
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.rollouts.sampler import SamplingSettings
@@ -46,7 +48,7 @@ def server() -> Iterator[FakeVllm]:
 
 def sampler_of(model: VisionLanguageModel, url: str, folder: Path) -> VllmSampler:
     return VllmSampler(
-        model, VllmConfig(address=url, weights_folder=str(folder)), log=folder / "vllm.log"
+        model, VllmConfig(addresses=(url,), weights_folder=str(folder)), log=folder / "vllm.log"
     )
 
 
@@ -120,6 +122,77 @@ def test_weights_are_sent_once_for_each_version_with_a_head_of_their_own(
     reload = order.index("/collective_rpc")
     assert {"/reset_prefix_cache", "/reset_encoder_cache"} <= set(order[:reload])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_servers_share_the_problems_of_a_step_and_all_get_the_weights(model, prompts, tmp_path):
+    with fake_vllm() as first, fake_vllm() as second:
+        one = sampler_of(model, first.url, tmp_path)
+        expected = one.sample(prompts, SETTINGS)
+        one.close()
+        first.requests.clear()
+        options = VllmConfig(addresses=(first.url, second.url), weights_folder=str(tmp_path))
+        for rank in (0, 1):
+            # Without another process there is nobody to tell, so each is asked as if alone.
+            sampler = VllmSampler(model, options, log=tmp_path / "log")
+            sampler.engine.world = dataclasses.replace(sampler.world, rank=rank, size=2)
+            sampler.world = World(device=model.device)
+            sampler.take_weights(0)
+            found = sampler.sample(prompts[rank::2], SETTINGS)
+            assert [[r.response_ids for r in group] for group in found] == [
+                [r.response_ids for r in group] for group in expected[rank::2]
+            ]
+            sampler.close()
+        # Problems 0 and 2 of the first process, then problem 1 of the second.
+        assert len(asked(first, "/inference/v1/generate")) == 2
+        assert len(asked(second, "/inference/v1/generate")) == 1
+        assert second.weights == first.weights[1:]
+        assert len(second.weights) == 2
+
+
+def test_a_server_sleeps_between_phases_and_wakes_to_new_weights(model, prompts, server, tmp_path):
+    options = VllmConfig(addresses=(server.url,), weights_folder=str(tmp_path), sleep=True)
+    sampler = VllmSampler(model, options, log=tmp_path / "log")
+    sampler.rest()
+    assert server.requests == []
+    for version in (0, 1):
+        sampler.sample(prompts[:1], dataclasses.replace(SETTINGS, weights_version=version))
+        sampler.rest()
+    # Level 2 keeps no weights, so even the same ones are given again.
+    sampler.sample(prompts[:1], dataclasses.replace(SETTINGS, weights_version=1))
+    sampler.close()
+    order = [path for path, _ in server.requests]
+    phase = ["/collective_rpc", "/update_weight_version", "/inference/v1/generate"]
+    caches = ["/reset_prefix_cache", "/reset_encoder_cache"]
+    woken = ["/wake_up?tags=weights", *caches, phase[0], "/wake_up?tags=kv_cache", *phase[1:]]
+    sleep = ["/sleep?level=2"]
+    # A server that another run left asleep is woken as well.
+    assert order == [*woken, *sleep, *woken, *sleep, *woken]
+
+
+def test_a_sampler_that_keeps_its_memory_never_sends_a_server_to_sleep(
+    model, prompts, server, tmp_path
+):
+    sampler = sampler_of(model, server.url, tmp_path)
+    sampler.sample(prompts[:1], SETTINGS)
+    sampler.rest()
+    sampler.sample(prompts[:1], SETTINGS)
+    sampler.close()
+    assert len(server.weights) == 1
+    assert not [path for path, _ in server.requests if "sleep" in path]
+
+
+def test_a_started_server_gets_its_gpus(model, prompts, tmp_path):
+    options = VllmConfig(python=str(fake_python(tmp_path)), gpus=(2, 3))
+    sampler = VllmSampler(model, options, log=tmp_path / "log")
+    sampler.sample(prompts[:1], SETTINGS)
+    sampler.close()
+    assert "gpus: 2,3\n" in (tmp_path / "log").read_text()
+
+
+def test_in_process_without_vllm_is_refused_before_work(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ConfigError, match="in_process, but vLLM cannot be imported"):
+        VllmSampler(model, VllmConfig(mode="in_process"), log=tmp_path / "log")
 
 
 @pytest.mark.parametrize(

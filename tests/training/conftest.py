@@ -84,6 +84,9 @@ class FixedSampler:
     def take_weights(self, version: int) -> None:
         """Nothing: no weights are asked."""
 
+    def rest(self) -> None:
+        """Nothing: it holds nothing."""
+
     def sample(
         self, prompts: Sequence[EncodedPrompt], settings: SamplingSettings
     ) -> list[list[Rollout]]:

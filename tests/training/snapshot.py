@@ -22,6 +22,9 @@ class SnapshotSampler:
             self.sampler = TransformersSampler(copy.deepcopy(self.model))
             self.version = version
 
+    def rest(self) -> None:
+        """Nothing: the copy stays."""
+
     def sample(
         self, prompts: Sequence[EncodedPrompt], settings: SamplingSettings
     ) -> list[list[Rollout]]:

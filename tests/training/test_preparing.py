@@ -87,6 +87,8 @@ def test_rollouts_come_from_the_weights_of_one_update_before(
     class Old:
         def take_weights(self, version: int) -> None: ...
 
+        def rest(self) -> None: ...
+
         def sample(self, prompts: Sequence[EncodedPrompt], settings: SamplingSettings):
             versions.append(copy.deepcopy(learner))
             return TransformersSampler(versions[max(0, len(versions) - 2)]).sample(

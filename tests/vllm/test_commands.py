@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from vaopd.records import read_rows
+from vaopd.rollouts.vllm_server import PYTHON_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 900
@@ -77,6 +78,60 @@ def test_the_demo_goes_on_after_its_server_was_killed(tmp_path: Path):
         rollouts = read_rows(output / "rollouts" / f"step_{step:06d}.jsonl")
         assert {row["weights_version"] for row in rollouts} == {step - 1}
     assert (output / "final" / "model.safetensors").is_file()
+
+
+def test_one_server_samples_for_two_processes_that_share_a_sharded_student(tmp_path: Path):
+    output = tmp_path / "run"
+    process = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "-m", "vaopd", "train", ROOT / "recipes" / "quickstart.yaml", "sampling.engine=vllm",
+         "training.parallel=fsdp2", "training.device=cpu", "training.max_steps=3",
+         "training.problems_per_step=5", "training.log_rollouts_every=1", "data.validation=null",
+         "--output", output],
+        capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert all(0 < row["kl/mean"] < 2 for row in read_rows(output / "metrics.jsonl"))
+    for step in (1, 2, 3):
+        rollouts = read_rows(output / "rollouts" / f"step_{step:06d}.jsonl")
+        assert len(rollouts) == 10
+        assert {row["weights_version"] for row in rollouts} == {step - 1}
+
+
+def in_vllms_environment(*command: object) -> subprocess.CompletedProcess[str]:
+    variables = os.environ | {"PYTHONPATH": str(ROOT / "src"), "TORCHDYNAMO_DISABLE": "1"}
+    return subprocess.run(
+        [os.environ[PYTHON_VARIABLE], *map(str, command)],
+        env=variables, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,
+    )  # fmt: skip
+
+
+def test_vllm_in_process_follows_the_weights_as_they_are(tmp_path: Path):
+    done = in_vllms_environment(Path(__file__).with_name("in_process.py"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["versions"] == [0, 1]
+    assert found["greedy_as_transformers"] == [8, 8]
+    assert max(found["largest_difference"]) < 1e-3
+    # The old weights would not have done.
+    assert found["distance_of_the_weights"] > 0.1
+    assert found["slept"] is True
+    assert found["random_state_kept"] is True
+
+
+def test_the_demo_trains_with_vllm_in_its_process(tmp_path: Path):
+    output = tmp_path / "run"
+    done = in_vllms_environment(
+        "-m", "vaopd", "train", ROOT / "recipes" / "quickstart.yaml", "sampling.engine=vllm",
+        "sampling.vllm.mode=in_process", "sampling.vllm.sleep=true", "training.max_steps=4",
+        "training.problems_per_step=8", "training.log_rollouts_every=1",
+        "data.validation=drawn:validation?count=8&seed=7", "--output", output,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert all(0 < row["kl/mean"] < 2 for row in read_rows(output / "metrics.jsonl"))
+    for step in range(1, 5):
+        rollouts = read_rows(output / "rollouts" / f"step_{step:06d}.jsonl")
+        assert {row["weights_version"] for row in rollouts} == {step - 1}
 
 
 def test_an_evaluation_goes_on_and_answers_like_the_transformers_engine(tmp_path: Path):

@@ -76,8 +76,8 @@ def largest_difference(
     differences = []
     for prompt in prompts:
         request = sampler._request(prompt, SETTINGS)
-        request["sampling_params"]["logprobs"] = 0
-        choices = sampler._post("inference/v1/generate", request)["choices"]
+        request.parameters["logprobs"] = 0
+        choices = sampler.engine.generate([request])[0]["choices"]
         ours = our_logprobs(model, [prompt], [[torch.tensor(c["token_ids"]) for c in choices]])
         for number, choice in enumerate(choices):
             theirs = torch.tensor([entry["logprob"] for entry in choice["logprobs"]["content"]])
@@ -116,9 +116,9 @@ def test_the_openai_engine_gets_k_samples_of_a_benchmark(
     sampler: VllmSampler, prompts, run: Run, tmp_path: Path
 ):
     sampler.sample(prompts[:1], SETTINGS)
-    assert sampler.server is not None
+    server = sampler.engine.server  # pyright: ignore
     code, out, err = run(
-        "evaluate", "student", "--engine", "openai", "--base-url", f"{sampler.server.address}/v1",
+        "evaluate", "student", "--engine", "openai", "--base-url", f"{server.address}/v1",
         "--benchmark", "drawn", "--limit", 5, "--samples", 4, "--max-new-tokens", 112,
         "--min-pixels", 1024, "--output", tmp_path / "out",
     )  # fmt: skip
@@ -151,16 +151,33 @@ def test_after_an_update_the_samples_come_from_the_new_weights(sampler, model, p
 
 def test_weights_of_somebody_else_are_an_error(sampler, prompts):
     sampler.sample(prompts[:1], SETTINGS)
-    sampler._post("update_weight_version", {"new_version": "another run:0"})
+    sampler.engine._post_all("update_weight_version", {"new_version": "another run:0"})
+    (answer,) = sampler.engine.generate([sampler._request(prompts[0], SETTINGS)])
     with pytest.raises(EngineError, match="sampled from weights another run:0 and not from"):
-        sampler._siblings(prompts[0], SETTINGS, sampler.loaded)
+        sampler._siblings(prompts[0], answer, SETTINGS)
     # Its own weights again, for the next test.
     sampler.sample(prompts[:1], dataclasses.replace(SETTINGS, weights_version=2))
 
 
+def test_a_server_that_slept_samples_from_the_weights_it_wakes_to(sampler, model, prompts):
+    sampler.take_weights(2)
+    (client,) = sampler.engine.clients
+    sampler.options = sampler.options.model_copy(update={"sleep": True})
+    sampler.rest()
+    # A CPU has no memory to let go, but the server takes no requests until all of it is awake.
+    assert client.get("is_sleeping").json() == {"is_sleeping": True}
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.01)
+    sampler.take_weights(3)
+    assert client.get("is_sleeping").json() == {"is_sleeping": False}
+    assert largest_difference(sampler, model, prompts) < 1e-3
+    sampler.options = sampler.options.model_copy(update={"sleep": False})
+
+
 def test_a_killed_server_is_an_error_with_its_log(sampler, prompts):
     sampler.sample(prompts[:1], SETTINGS)
-    assert sampler.server is not None
-    os.kill(sampler.server.process.pid, signal.SIGKILL)
-    with pytest.raises(EngineError, match=f"exit code -9; see {sampler.log}"):
+    os.kill(sampler.engine.server.process.pid, signal.SIGKILL)
+    with pytest.raises(EngineError, match=f"exit code -9; see {sampler.engine.log}"):
         sampler.sample(prompts, SETTINGS)

@@ -51,7 +51,7 @@ class Sampler(Protocol):
     def take_weights(self, version: int) -> None:
         """Keep the student as it is now, ``version`` updates old, for samples of that version.
 
-        For samplers that work beside training; ``sample`` does it where it was not done.
+        A collective. A sampler that keeps no copy does nothing.
         """
         ...
 
@@ -59,6 +59,10 @@ class Sampler(Protocol):
         self, prompts: Sequence[EncodedPrompt], settings: SamplingSettings
     ) -> list[list[Rollout]]:
         """Return ``num_rollouts`` responses for each prompt, in the order of the prompts."""
+        ...
+
+    def rest(self) -> None:
+        """Free what only sampling needs, until weights are taken again; a collective."""
         ...
 
 

@@ -106,6 +106,9 @@ class TransformersSampler:
     def take_weights(self, version: int) -> None:
         """Nothing: the model itself is sampled from, so it cannot be done beside training."""
 
+    def rest(self) -> None:
+        """Nothing: caches are gone with each call."""
+
     def sample(
         self,
         prompts: Sequence[EncodedPrompt],

@@ -41,6 +41,28 @@ os.execv(sys.executable, arguments)
 """
 
 
+SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+"""Gigabytes for keys and values where vLLM runs on a CPU: it would take half the memory."""
+
+EAGER = {"TORCHDYNAMO_DISABLE": "1"}
+"""Eager still compiles a few functions for the first request, which takes half a minute."""
+
+OF_A_LAUNCHER = {
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
+}
+"""How torchrun tells a process who it is, which a server that the process starts is not."""
+
+
+def engine_arguments(*, on_gpu: bool) -> list[str]:
+    """Return vLLM's arguments that hold wherever it runs.
+
+    Without a GPU graphs are not compiled, which takes longer than it saves.
+    """
+    eager = [] if on_gpu else ["--enforce-eager"]
+    return ["--max-model-len", "auto", "--enable-prefix-caching", *eager]
+
+
 def find_python(given: str | None, option: str) -> str:
     """Return an interpreter that has vLLM: the given one, ``VAOPD_VLLM_PYTHON``, else this one.
 
@@ -87,7 +109,7 @@ class VllmServer:
             python: From ``find_python``.
             log: File that the server's output is added to.
             arguments: Further arguments of vLLM; of two equal ones the last holds.
-            on_gpu: Without a GPU graphs are not compiled, which takes longer than it saves.
+            on_gpu: See ``engine_arguments``.
             environment: Further environment variables.
             say: Shows a line of progress.
 
@@ -98,10 +120,8 @@ class VllmServer:
         port = _free_port()
         self.address = f"http://127.0.0.1:{port}"
         command = [python, "-P", "-c", LAUNCH, "--model", str(model), "--host", "127.0.0.1"]
-        command += ["--port", str(port), "--max-model-len", "auto", "--enable-prefix-caching"]
-        command += [] if on_gpu else ["--enforce-eager"]
-        # Eager still compiles a few functions for the first request, which takes half a minute.
-        eager = {} if on_gpu else {"TORCHDYNAMO_DISABLE": "1"}
+        command += ["--port", str(port), *engine_arguments(on_gpu=on_gpu)]
+        eager = {} if on_gpu else EAGER
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             # A session of its own: Ctrl-C is ours, and the whole group can be ended.
@@ -172,6 +192,10 @@ def _free_port() -> int:
 
 def _environment(further: dict[str, str]) -> dict[str, str]:
     # Packages of this environment must not come before those of the server's own.
-    kept = {name: text for name, text in os.environ.items() if name not in ("PYTHONPATH",)}
-    # Gigabytes for keys and values where vLLM runs on a CPU; it would take half the memory.
-    return {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **kept, **further}
+    foreign = {"PYTHONPATH", *OF_A_LAUNCHER}
+    kept = {
+        name: text
+        for name, text in os.environ.items()
+        if name not in foreign and not name.startswith("TORCHELASTIC_")
+    }
+    return {**SETTINGS, **kept, **further}

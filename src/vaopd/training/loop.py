@@ -224,9 +224,8 @@ class Run:
         options = self.config.sampling
         if options.engine == "transformers":
             return TransformersSampler(model, batch_tokens=options.batch_tokens)
-        sampler = VllmSampler(
-            model, options.vllm, log=self.output / "vllm.log", say=self.display.say
-        )
+        log, say = self.output / "vllm.log", self.display.say
+        sampler = VllmSampler(model, options.vllm, log=log, world=self.world, say=say)
         self.resources.callback(sampler.close)
         return sampler
 

@@ -122,8 +122,8 @@ class Preparation:
         # Of no device: the thread must not wait for what the step before computes.
         self.beside_watch = beside = Stopwatch(torch.device("cpu"))
         if self.samples_beside:
-            # The server takes the weights before they change.
-            self.world.separately(lambda: self.sampler.take_weights(step - 2))
+            # vLLM takes the weights before they change.
+            self.sampler.take_weights(self._weights_version(step, 1))
             watch.lap("sample")
             self.sampled = self.executor.submit(
                 self._sample, problems, step, 1, self.beside, beside
@@ -164,7 +164,11 @@ class Preparation:
         views = self._views(problems, world)
         watch.lap("data")
         own = world.turn(problems)
+        if self.config.method.name != "sft":
+            # Beside training they were taken before: nothing is told twice.
+            self.sampler.take_weights(self._weights_version(step, lag))
         groups = world.in_order(world.separately(lambda: self._rollouts(own, views[0], step, lag)))
+        self.sampler.rest()
         sizes = world.in_order([len(prompt) for prompt in views[0]])
         watch.lap("sample")
         return Sampled(groups=groups, views=views, prompt_tokens=sizes, lag=lag)
@@ -224,10 +228,14 @@ class Preparation:
             max_new_tokens=options.max_new_tokens,
             seed=self.config.training.seed,
             stream=f"train {step}",
-            # The teacher that off_policy_kd samples from never changes.
-            weights_version=0 if self.config.method.name == "off_policy_kd" else step - 1 - lag,
+            weights_version=self._weights_version(step, lag),
         )
         return self.sampler.sample(prompts, settings)
+
+    def _weights_version(self, step: int, lag: int) -> int:
+        """Return the number of updates behind the weights that a step is sampled from."""
+        # The teacher that off_policy_kd samples from never changes.
+        return 0 if self.config.method.name == "off_policy_kd" else step - 1 - lag
 
     def _teacher_scores(self, views: Encoded, responses: list[list[Tensor]]) -> TeacherScores:
         assert self.teacher is not None, "only asked for where there is a teacher"

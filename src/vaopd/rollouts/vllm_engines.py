@@ -1,0 +1,250 @@
+"""Where vLLM runs: what the sampler needs of it, and servers that are asked over HTTP."""
+
+import contextlib
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx2
+from PIL.Image import Image
+
+from vaopd.config_sections import VllmConfig
+from vaopd.errors import EngineError
+from vaopd.models.parallel import World
+from vaopd.pictures import data_url
+from vaopd.rollouts.vllm_server import VllmServer, find_python
+from vaopd.rollouts.vllm_weights import Snapshot
+
+SHARED_MEMORY = Path("/dev/shm")
+SECONDS_TO_DIE = 5.0
+"""A killed server closes its connections before it is gone."""
+
+MAX_REQUESTS = 64
+"""Problems that a process has with a server at a time; the server forms its own batches."""
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A prompt, and how its siblings are to be sampled."""
+
+    token_ids: list[int]
+    """With one placeholder an image."""
+
+    images: tuple[Image, ...]
+    parameters: dict[str, Any]
+    """Of vLLM's ``SamplingParams``."""
+
+
+class Engine(Protocol):
+    """A vLLM that samples from the weights it was given last."""
+
+    def give(self, weights: Snapshot, version: str) -> tuple[str, ...]:
+        """Give it new weights, in the main process; return where it is, for all processes.
+
+        Raises:
+            EngineError: It does not start, does not answer, or refuses.
+        """
+        ...
+
+    def connect(self, places: Sequence[str]) -> None:
+        """Be ready to ask it there."""
+        ...
+
+    def generate(self, requests: Sequence[Request]) -> list[dict[str, Any]]:
+        """Return vLLM's answers, in order and as its ``/inference/v1/generate`` words them.
+
+        Raises:
+            EngineError: It ended, or refused a request.
+        """
+        ...
+
+    def sleep(self) -> None:
+        """Let its memory go until it is given weights; in the main process."""
+        ...
+
+    def close(self) -> None:
+        """End what was started here."""
+        ...
+
+
+def own_arguments(options: VllmConfig, dtype: str, *, on_gpu: bool) -> list[str]:
+    """Return vLLM's arguments that this run decides; of two equal ones the last holds."""
+    # vLLM refuses to be able to sleep where there is no GPU.
+    sleep = ["--enable-sleep-mode"] if options.sleep and on_gpu else []
+    return ["--dtype", dtype, "--generation-config", "vllm", *sleep, *options.arguments]
+
+
+class Servers:
+    """Servers that run already, or one that the main process starts, asked in turn.
+
+    Weights go through one model folder in shared memory, which vLLM's ``reload_weights`` reads.
+    """
+
+    def __init__(
+        self,
+        options: VllmConfig,
+        world: World,
+        *,
+        dtype: str,
+        log: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        """Look for an interpreter with vLLM where a server is to be started.
+
+        Args:
+            options: As ``sampling.vllm``.
+            world: Who asks; the main process alone starts a server and gives it weights.
+            dtype: Name of the precision that a server computes in.
+            log: File of its output.
+            say: Shows a line of progress.
+
+        Raises:
+            ConfigError: vLLM is not installed there.
+        """
+        self.options = options
+        self.world = world
+        self.dtype = dtype
+        self.log = log
+        self.say = say
+        is_started_here = world.is_main and not options.addresses
+        self.python = find_python(options.python, "sampling.vllm.python") if is_started_here else ""
+        self.resources = contextlib.ExitStack()
+        self.server: VllmServer | None = None
+        self.clients: list[httpx2.Client] = []
+
+    def give(self, weights: Snapshot, version: str) -> tuple[str, ...]:
+        """Start the server with these weights, or let every server read them; see ``Engine``."""
+        if not self.options.addresses and self.server is None:
+            self._start(weights)
+        else:
+            self.connect(self.options.addresses)
+            self._reload(weights)
+        self._post_all("update_weight_version", {"new_version": version})
+        return tuple(str(client.base_url) for client in self.clients)
+
+    def connect(self, places: Sequence[str]) -> None:
+        """Hold a client for each address; see ``Engine``."""
+        if self.clients:
+            return
+        for place in places:
+            # Without a limit in time: how long K responses take is the recipe's to say.
+            limits = httpx2.Limits(max_connections=MAX_REQUESTS)
+            client = httpx2.Client(base_url=place, timeout=None, limits=limits)
+            self.clients.append(self.resources.enter_context(client))
+
+    def generate(self, requests: Sequence[Request]) -> list[dict[str, Any]]:
+        """Spread requests over the servers; see ``Engine``."""
+        # By the number of a problem in the step, so that processes load all servers alike.
+        numbers = range(self.world.rank, self.world.rank + len(requests) * self.world.size,
+                        self.world.size)  # fmt: skip
+        clients = [self.clients[number % len(self.clients)] for number in numbers]
+        pool = ThreadPoolExecutor(MAX_REQUESTS * len(self.clients))
+        try:
+            return list(pool.map(self._generate, clients, requests))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def sleep(self) -> None:
+        """Send all to sleep; see ``Engine``. Level 2 keeps no weights: new ones come first."""
+        self._post_all("sleep?level=2")
+
+    def close(self) -> None:
+        """Stop a server that was started here."""
+        self.resources.close()
+        self.clients, self.server = [], None
+
+    def _start(self, weights: Snapshot) -> None:
+        options = self.options
+        on_gpu = weights.model.device.type == "cuda"
+        environment = {"VLLM_SERVER_DEV_MODE": "1"}  # for new weights
+        if options.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, options.gpus))
+        # vLLM goes on to read configuration and tokenizer there.
+        folder = Path(self.resources.enter_context(self._shared_folder()))
+        weights.write(folder)
+        self.server = VllmServer(
+            folder,
+            python=self.python,
+            log=self.log,
+            # Its own files decide the other arguments; sampling settings come with each request.
+            arguments=["--enable-scale-out", *own_arguments(options, self.dtype, on_gpu=on_gpu)],
+            on_gpu=on_gpu,
+            environment=environment,
+            say=self.say,
+        )
+        self.resources.callback(self.server.close)
+        for path in folder.glob("*.safetensors"):
+            path.unlink()
+        self.connect([self.server.address])
+
+    def _reload(self, weights: Snapshot) -> None:
+        with self._shared_folder() as name:
+            weights.write(Path(name))
+            if self.options.sleep:
+                # One that is awake, as at the beginning of a run, takes no notice.
+                self._post_all("wake_up?tags=weights")
+            # Both hold what the old weights computed. The scheduler's list of encoded images has
+            # to go with the images, or the next request looks for one that is not there.
+            for client, answer in zip(
+                self.clients, self._post_all("reset_prefix_cache"), strict=True
+            ):
+                if not answer["success"]:
+                    raise EngineError(
+                        f"the vLLM server {self._place(client)} is answering somebody else, so its "
+                        "weights cannot be changed; give each run a server of its own"
+                    )
+            self._post_all("reset_encoder_cache")
+            call = {"method": "reload_weights", "kwargs": {"weights_path": name}}
+            self._post_all("collective_rpc", call)
+            if self.options.sleep:
+                self._post_all("wake_up?tags=kv_cache")
+
+    def _shared_folder(self) -> tempfile.TemporaryDirectory[str]:
+        place = self.options.weights_folder
+        if place is None and SHARED_MEMORY.is_dir():
+            place = str(SHARED_MEMORY)
+        return tempfile.TemporaryDirectory(prefix="vaopd-weights-", dir=place)
+
+    def _generate(self, client: httpx2.Client, request: Request) -> dict[str, Any]:
+        parts = [{"type": "image_url", "url": data_url(image)} for image in request.images]
+        body = {
+            "token_ids": request.token_ids,
+            "content_parts": parts,
+            "return_token_ids": True,
+            "sampling_params": request.parameters,
+        }
+        return self._post(client, "inference/v1/generate", body)
+
+    def _post_all(self, path: str, body: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Ask every server at the same time: reading weights takes each as long."""
+        with ThreadPoolExecutor(len(self.clients)) as pool:
+            return list(pool.map(lambda client: self._post(client, path, body), self.clients))
+
+    def _post(
+        self, client: httpx2.Client, path: str, body: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        try:
+            response = client.post(path, json=body)
+        except httpx2.TransportError as error:
+            if self.server is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.server.process.wait(SECONDS_TO_DIE)
+                self.server.check()
+            raise EngineError(
+                f"the vLLM server {self._place(client)} does not answer ({type(error).__name__}); "
+                "--resume goes on from the newest checkpoint"
+            ) from None
+        if response.status_code != 200:
+            text = " ".join(response.text.split())[:300]
+            raise EngineError(
+                f"the vLLM server {self._place(client)} refuses {path} with status "
+                f"{response.status_code} ({text}); docs/scaling.md says how to start one"
+            )
+        return response.json() if response.content else {}
+
+    def _place(self, client: httpx2.Client) -> str:
+        return str(client.base_url) if self.options.addresses else f"(log {self.log})"
