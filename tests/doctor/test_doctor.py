@@ -10,6 +10,7 @@ from vaopd.doctor.architecture import measure as sizes_of
 from vaopd.doctor.architecture import read_config
 from vaopd.doctor.estimate import PHASES, Estimate, Lengths, estimate, remedies
 from vaopd.doctor.trace import LiveBytes, by_depth
+from vaopd.errors import ConfigError
 
 CONFIGS = Path(__file__).parent / "configs"
 CUDA = torch.device("cuda")  # a name only: estimates touch no device
@@ -166,6 +167,60 @@ def test_remedies_go_together_with_what_the_recipe_has(given: str):
         setting, *more = remedy.split(" over more devices")
         # More devices help a recipe that is spread already.
         assert real_config(given, setting) != config or more, setting
+
+
+VLLM = "sampling.engine=vllm"
+
+
+def on_a_gpu(*overrides: str, capacity: int | None = 1000 * 2**20) -> Estimate:
+    return estimate(real_config(VLLM, *overrides), CUDA, capacity=capacity)
+
+
+def test_a_vllm_on_the_same_gpu_takes_its_share_unless_it_sleeps():
+    share = 'sampling.vllm.arguments=[--gpu-memory-utilization, "0.4"]'
+    awake, asleep = on_a_gpu(share), on_a_gpu(share, "sampling.vllm.sleep=true")
+    assert awake.parts["vLLM"] == dict.fromkeys(PHASES, 400 * 2**20)
+    assert asleep.parts["vLLM"] == {"sample": 400 * 2**20}
+    assert on_a_gpu().parts["vLLM"]["train"] == 900 * 2**20
+    assert (
+        on_a_gpu("sampling.vllm.arguments=[--gpu_memory_utilization=0.25]").parts["vLLM"]["score"]
+        == 250 * 2**20
+    )
+    assert any("vLLM takes 40%" in note for note in awake.notes)
+
+
+@pytest.mark.parametrize(
+    "elsewhere", ["sampling.vllm.gpus=[1]", "sampling.vllm.addresses=['http://a:1']"]
+)
+def test_a_vllm_on_other_gpus_takes_nothing_of_this_one(elsewhere: str):
+    found = on_a_gpu(elsewhere)
+    assert "vLLM" not in found.parts
+    assert "vLLM runs on other devices, which are not counted" in found.notes
+
+
+def test_sampling_elsewhere_needs_no_cache_here_but_the_weights_that_are_handed_over():
+    ours = estimate(real_config("student.dtype=bfloat16"), CUDA)
+    theirs = on_a_gpu("sampling.vllm.gpus=[1]", "student.dtype=bfloat16")
+    assert "key-value cache" in ours.parts and "key-value cache" not in theirs.parts
+    student = sizes_of(read_config("tiny:student"), real_config().student)
+    assert theirs.parts["weights for vLLM"] == {"sample": 2 * student.total}
+    # Nothing is rounded, so nothing is copied.
+    assert "weights for vLLM" not in on_a_gpu("student.dtype=float32").parts
+
+
+def test_a_share_that_is_no_number_is_one_sentence():
+    with pytest.raises(ConfigError, match="--gpu-memory-utilization 'half', which is no number"):
+        on_a_gpu("sampling.vllm.arguments=[--gpu-memory-utilization=half]")
+
+
+def test_remedies_for_a_shared_gpu_are_those_of_vllm():
+    config = real_config(VLLM)
+    found = on_a_gpu()
+    named = remedies(config, found, found.total("update") - 1)
+    assert "sampling.vllm.sleep=true" in named
+    assert not any(remedy.startswith("sampling.batch_tokens") for remedy in named)
+    asleep = real_config(VLLM, "sampling.vllm.sleep=true")
+    assert "sampling.vllm.sleep=true" not in remedies(asleep, found, 0)
 
 
 # --- the command ------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ traced (see `trace`). What the allocator rounds up or cannot use is not in it.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from vaopd.config import RunConfig, TrainingConfig
 from vaopd.doctor.architecture import Sizes, measure, read_config, weight_bytes
 from vaopd.doctor.trace import Load, Traced, by_depth
+from vaopd.errors import ConfigError
 from vaopd.models.devices import pick_dtype
 from vaopd.objective.chunks import SCRATCH_SHARE, fitting_tokens
 from vaopd.training.step import first_budget
@@ -103,9 +105,21 @@ class Batch:
 
 
 def estimate(
-    config: RunConfig, device: torch.device, *, processes: int = 1, lengths: Lengths | None = None
+    config: RunConfig,
+    device: torch.device,
+    *,
+    processes: int = 1,
+    lengths: Lengths | None = None,
+    capacity: int | None = None,
 ) -> Estimate:
     """Return the expected peaks of a recipe.
+
+    Args:
+        config: The recipe.
+        device: The kind of device.
+        processes: Among which the recipe is shared, one for each device.
+        lengths: What the data are assumed to be.
+        capacity: Bytes of a device, of which a vLLM takes its share; not counted without.
 
     Raises:
         ModelError: A configuration cannot be read.
@@ -123,7 +137,9 @@ def estimate(
         result.notes.append(f"the vision tower of {own.model} is not counted, only its weights")
     plan = _Plan(config, device, processes, student, teacher, batch)
     plan.weights(result)
-    if config.method.name != "sft":
+    if config.sampling.engine == "vllm" and config.method.name != "sft":
+        plan.hand_over(result, capacity)
+    elif config.method.name != "sft":
         plan.sample(result)
     if teacher is not None and not config.method.is_supervised:
         plan.score(result, teacher)
@@ -188,6 +204,8 @@ class _Plan:
             layers = 2 * student.largest_layer * self.compute_dtype.itemsize
             result.add("gathered weights", layers + 4 * student.head, "train")
             whole = student.total * self.compute_dtype.itemsize + 4 * student.head
+            if self.config.sampling.engine == "vllm":  # goes to main memory piece by piece
+                whole = 4 * max(student.largest_layer, student.head)
             result.add("gathered weights", whole, "sample")
             if self.teacher is not None:
                 dtype = pick_dtype(self.config.teacher.dtype, self.device)
@@ -208,11 +226,35 @@ class _Plan:
         else:
             result.add("teacher weights", held)
 
+    @property
+    def sampled_from(self) -> Sizes:
+        """The student, or the teacher of off_policy_kd."""
+        if self.config.method.name == "off_policy_kd" and self.teacher is not None:
+            return self.teacher
+        return self.student
+
+    def hand_over(self, result: Estimate, capacity: int | None) -> None:
+        """Add the weights that vLLM is given, and vLLM where it shares the device."""
+        vllm, source = self.config.sampling.vllm, self.sampled_from
+        is_copied = self.compute_dtype != self.master_dtype or self.config.student.has_adapters
+        if is_copied and not self.is_sharded:
+            result.add("weights for vLLM", source.total * self.compute_dtype.itemsize, "sample")
+        if vllm.gpus or vllm.addresses:
+            result.notes.append("vLLM runs on other devices, which are not counted")
+        elif self.device.type != "cuda" or capacity is None:
+            result.notes.append("vLLM shares this device and is not counted")
+        else:
+            share = memory_share(vllm.arguments)
+            phases = ("sample",) if vllm.sleep else PHASES
+            result.add("vLLM", int(share * capacity), *phases)
+            result.notes.append(
+                f"vLLM takes {share:.0%} of this device, weights, keys and values "
+                "(--gpu-memory-utilization in sampling.vllm.arguments)"
+            )
+
     def sample(self, result: Estimate) -> None:
         """Add the key-value cache, and the larger of the prefill and the drawing."""
-        source = self.student
-        if self.config.method.name == "off_policy_kd" and self.teacher is not None:
-            source = self.teacher
+        source = self.sampled_from
         load, rows = self.batch.prefill(self.config.sampling.batch_tokens)
         width = source.key_value_heads * source.head_width * self.compute_dtype.itemsize
         a_layer = 2 * rows * (self.batch.prompt + self.batch.response) * width
@@ -303,6 +345,25 @@ class _Plan:
         return by_depth(sizes.config, traced) + pixels
 
 
+def memory_share(arguments: Sequence[str]) -> float:
+    """Return the share of a GPU that vLLM takes: what its arguments say, else its own 0.9.
+
+    Raises:
+        ConfigError: The arguments say no share.
+    """
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    name = "--gpu-memory-utilization"
+    given = [words[i + 1] for i, word in enumerate(words[:-1]) if word.replace("_", "-") == name]
+    share = given[-1] if given else "0.9"
+    try:
+        return float(share)
+    except ValueError:
+        raise ConfigError(
+            f"sampling.vllm.arguments has {name} {share!r}, which is no number; give a share such "
+            "as 0.4"
+        ) from None
+
+
 def _head_learns(config: RunConfig) -> bool:
     return not config.student.has_adapters
 
@@ -331,8 +392,8 @@ def remedies(config: RunConfig, result: Estimate, capacity: int) -> list[str]:
             found.append("student.activation_offload=true")
         if not config.teacher.park_hidden:
             found.append("teacher.park_hidden=true")
-    if "sample" in over:
-        found.append(f"sampling.batch_tokens={config.sampling.batch_tokens // 2}")
+    if over:
+        found += _sampling_remedies(config, result, over)
     if "score" in over:
         found.append(f"teacher.batch_tokens={config.teacher.batch_tokens // 2}")
     if over and not own.has_adapters and not is_spread:
@@ -340,6 +401,17 @@ def remedies(config: RunConfig, result: Estimate, capacity: int) -> list[str]:
     if over and not own.has_adapters:
         found.append("training.parallel=fsdp2 over more devices")
     return found
+
+
+def _sampling_remedies(config: RunConfig, result: Estimate, over: set[str]) -> list[str]:
+    sampling = config.sampling
+    if sampling.engine == "transformers":
+        return [f"sampling.batch_tokens={sampling.batch_tokens // 2}"] if "sample" in over else []
+    if "vLLM" not in result.parts:
+        return []
+    lower = 'sampling.vllm.arguments=[--gpu-memory-utilization, "0.4"]'
+    can_sleep = not sampling.vllm.sleep and not config.training.rollout_lag
+    return ["sampling.vllm.sleep=true", lower] if can_sleep else [lower]
 
 
 def _budget(training: TrainingConfig) -> int:

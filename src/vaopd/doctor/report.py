@@ -68,7 +68,8 @@ def show_estimate(
     lengths: Lengths,
 ) -> None:
     """Print a recipe's expected peaks for each device, and what to change if they do not fit."""
-    result = estimate(config, device, processes=processes, lengths=lengths)
+    capacity = capacity or capacity_of(device)
+    result = estimate(config, device, processes=processes, lengths=lengths, capacity=capacity)
     where = f"each of {processes} devices" if processes > 1 else "one device"
     console.print(
         f"expected memory of {where} ({device.type}, training.parallel={config.training.parallel})",
@@ -85,7 +86,6 @@ def show_estimate(
     table.add_section()
     table.add_row("total", *(_number(result.total(phase), unit) for phase in PHASES))
     console.print(table)
-    capacity = capacity or capacity_of(device)
     for note in result.notes:
         console.print(f"note: {note}", highlight=False)
     peak = f"peak {_gib(result.peak)} of {_gib(capacity)}"
