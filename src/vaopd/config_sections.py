@@ -270,7 +270,7 @@ class VllmConfig(Section):
     arguments: tuple[str, ...] = ()
     """Further arguments of the server, such as ``[--gpu-memory-utilization, "0.4"]``."""
 
-    addresses: tuple[str, ...] = ()
+    addresses: tuple[Address, ...] = ()
     """Servers that run already, such as http://127.0.0.1:8000; none = the run starts its own."""
 
     gpus: tuple[int, ...] = ()

@@ -200,12 +200,14 @@ def test_a_vllm_on_other_gpus_takes_nothing_of_this_one(elsewhere: str):
 
 def test_sampling_elsewhere_needs_no_cache_here_but_the_weights_that_are_handed_over():
     ours = estimate(real_config("student.dtype=bfloat16"), CUDA)
-    theirs = on_a_gpu("sampling.vllm.gpus=[1]", "student.dtype=bfloat16")
+    mode = "sampling.vllm.mode=in_process"
+    theirs = on_a_gpu(mode, "student.dtype=bfloat16")
     assert "key-value cache" in ours.parts and "key-value cache" not in theirs.parts
     student = sizes_of(read_config("tiny:student"), real_config().student)
     assert theirs.parts["weights for vLLM"] == {"sample": 2 * student.total}
-    # Nothing is rounded, so nothing is copied.
-    assert "weights for vLLM" not in on_a_gpu("student.dtype=float32").parts
+    # Nothing is rounded, so nothing is copied; a server's weights leave the device one by one.
+    assert "weights for vLLM" not in on_a_gpu(mode, "student.dtype=float32").parts
+    assert "weights for vLLM" not in on_a_gpu("student.dtype=bfloat16").parts
 
 
 def test_a_share_that_is_no_number_is_one_sentence():

@@ -18,9 +18,10 @@ from rich.console import Console
 
 from vaopd import cli
 from vaopd.config import RunConfig, load_config
-from vaopd.errors import ProblemError
+from vaopd.errors import AlignmentError, ProblemError
 from vaopd.models.loading import PromptEncoder
 from vaopd.rollouts.transformers import TransformersSampler
+from vaopd.rollouts.vllm import VllmSampler
 from vaopd.training import checkpoint, loop
 from vaopd.training.step import Step
 
@@ -65,11 +66,15 @@ def compare(folder: Path) -> None:
         run(config_of(folder, parallel, *ALONE), folder / f"{kind}-alone")
         run(config_of(folder, parallel, *ADAPTERS), folder / f"{kind}-adapters")
         vllm = (parallel, *VLLM, f"sampling.vllm.python={folder / 'python-with-vllm'}")
-        run(config_of(folder, *vllm), folder / f"{kind}-vllm")
+        run(config_of(folder, *vllm, "sampling.vllm.sleep=true"), folder / f"{kind}-vllm")
         run(config_of(folder, *vllm, "training.rollout_lag=1"), folder / f"{kind}-vllm-lag")
         killed = (*vllm, 'sampling.vllm.arguments=["--kill-at", "5"]')
         report(partial(run, config_of(folder, *killed), folder / f"{kind}-killed"),
                folder / f"{kind}-killed")  # fmt: skip
+        fail_to_sample(config_of(folder, *vllm), folder / f"{kind}-unsampled")
+        nowhere = (*vllm, "training.rollout_lag=1", "sampling.vllm.python=/nowhere")
+        report(partial(run, config_of(folder, *nowhere), folder / f"{kind}-nowhere"),
+               folder / f"{kind}-nowhere")  # fmt: skip
         fail_to_encode(config_of(folder, parallel), folder / f"{kind}-failed")
     prepare_beside(config_of(folder, "training.parallel=ddp", *LAG), folder / "ddp-lag")
     run_out_of_memory(config_of(folder, "training.parallel=ddp", *AUTO), folder / "ddp-auto")
@@ -135,6 +140,20 @@ def fail_to_encode(config: RunConfig, output: Path) -> None:
     PromptEncoder.both, Step.run = both, run_step
     report(lambda: run(config, output), output)
     PromptEncoder.both, Step.run = intact, steps
+
+
+def fail_to_sample(config: RunConfig, output: Path) -> None:
+    """Let the second process alone meet a wrong answer of vLLM in the second step."""
+    intact = VllmSampler.sample
+
+    def sample(self, prompts, settings):
+        if RANK == 1 and settings.weights_version == 1:
+            raise AlignmentError("expanded otherwise on purpose")
+        return intact(self, prompts, settings)
+
+    VllmSampler.sample = sample
+    report(lambda: run(config, output), output)
+    VllmSampler.sample = intact
 
 
 def fail_to_save(config: RunConfig, output: Path) -> None:

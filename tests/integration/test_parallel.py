@@ -190,7 +190,7 @@ def test_one_vllm_server_samples_for_both_processes_from_the_weights_of_each_ste
     ]
     assert versions == ([{0}, {0}, {1}] if lag else [{0}, {1}, {2}])
     ours, theirs = pushed(found / "vllm.log"), pushed(expected / "vllm.log")
-    assert len(ours) == len(theirs) == (1 if lag else 2)
+    assert len(ours) == len(theirs) == (2 if lag else 3)
     for one, other in zip(ours, theirs, strict=True):
         assert one == pytest.approx(other, rel=1e-6)
     assert len({row["lm_head.weight"] for row in ours}) == len(ours)
@@ -209,11 +209,32 @@ def test_a_server_sees_no_launcher_of_the_processes_that_share_it(folder: Path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_server_sleeps_behind_the_samples_of_both_processes(folder: Path, kind: str):
+    lines = (folder / f"{kind}-vllm/vllm.log").read_text().splitlines()
+    happened = [line.split()[0] for line in lines if line.startswith(("weights", "asleep"))]
+    assert happened == ["weights", "asleep"] * 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrong_answer_to_one_process_is_the_error_of_both(folder: Path, kind: str):
+    first, second = outcomes(folder / f"{kind}-unsampled")
+    assert first == ["PeerError", "process 1 failed: expanded otherwise on purpose"]
+    assert second == ["AlignmentError", "expanded otherwise on purpose"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_vllm_that_only_the_first_process_misses_ends_both(folder: Path, kind: str):
+    first, second = outcomes(folder / f"{kind}-nowhere")
+    assert first[0] == "ConfigError" and "/nowhere" in first[1]
+    assert second[0] == "PeerError" and second[1].endswith(first[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_server_ends_both_processes_with_its_log(folder: Path, kind: str):
     output = folder / f"{kind}-killed"
     first, second = outcomes(output)
     assert first[0] == "EngineError" and f"exit code -9; see {output / 'vllm.log'}" in first[1]
-    assert second[0] in ("EngineError", "PeerError")
+    assert second[0] == "PeerError" and "exit code -9" in second[1]
     assert [row["step"] for row in read_rows(output / "metrics.jsonl")] == [1]
 
 

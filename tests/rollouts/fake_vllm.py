@@ -61,10 +61,9 @@ class FakeVllm:
             choices = [choice(k, options["seed"] + k, self.version) for k in range(options["n"])]
             return {"prompt_token_ids": ids, "choices": choices}
         if path == "/collective_rpc":
-            tensors = read(Path(body["kwargs"]["weights_path"]))
-            self.weights.append({name: tuple(value.shape) for name, value in tensors.items()})
-            sums = {name: value.double().abs().sum().item() for name, value in tensors.items()}
-            self.say(f"weights {json.dumps(sums)}")
+            self.read(Path(body["kwargs"]["weights_path"]))
+        if path == "/sleep":
+            self.say("asleep")
         if path == "/update_weight_version":
             self.version = body["new_version"]
         if path == "/v1/chat/completions":
@@ -72,8 +71,15 @@ class FakeVllm:
             return {"choices": [{"message": message, "finish_reason": "stop"}], "usage": {}}
         return {"success": True}
 
+    def read(self, folder: Path) -> None:
+        """Take note of the weights in a model folder."""
+        tensors = tensors_of(folder)
+        self.weights.append({name: tuple(value.shape) for name, value in tensors.items()})
+        sums = {name: value.double().abs().sum().item() for name, value in tensors.items()}
+        self.say(f"weights {json.dumps(sums)}")
 
-def read(folder: Path) -> dict[str, Any]:
+
+def tensors_of(folder: Path) -> dict[str, Any]:
     """Return the tensors of a model folder."""
     from safetensors.torch import load_file
 
@@ -157,6 +163,9 @@ def main(arguments: list[str]) -> None:
     print("gpus:", os.environ.get("CUDA_VISIBLE_DEVICES"))
     print("launcher:", [name for name in os.environ if "RANK" in name or "MASTER" in name])
     print("fake vLLM", *arguments, flush=True)
+    folder = Path(arguments[arguments.index("--model") + 1])
+    if folder.is_dir():
+        state.read(folder)
     ThreadingHTTPServer(("127.0.0.1", port), handler(state)).serve_forever()
 
 

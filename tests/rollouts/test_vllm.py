@@ -2,7 +2,11 @@
 
 import copy
 import dataclasses
+import json
+import resource
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +21,9 @@ from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
 from vaopd.models.parallel import World
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
-from vaopd.rollouts.sampler import SamplingSettings
+from vaopd.rollouts.sampler import Rollout, SamplingSettings
 from vaopd.rollouts.vllm import VllmSampler, request_seed
+from vaopd.rollouts.vllm_in_process import InProcess
 
 SETTINGS = SamplingSettings(
     num_rollouts=3, temperature=0.7, top_p=0.9, max_new_tokens=12, seed=3, stream="train 1"
@@ -27,10 +32,26 @@ SETTINGS = SamplingSettings(
 
 @pytest.fixture(scope="module")
 def model() -> VisionLanguageModel:
+    """Return a student whose head is not tied, as servers on a CPU must have it."""
+    model = tied_model()
+    head = model.model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    model.model.config.tie_word_embeddings = False
+    return model
+
+
+def tied_model() -> VisionLanguageModel:
     cpu = torch.device("cpu")
     return load_model(
         "tiny:new-student", device=cpu, dtype=torch.float32, compute_dtype=torch.float32
     )
+
+
+def draw(
+    sampler: VllmSampler, prompts: list[EncodedPrompt], settings: SamplingSettings
+) -> list[list[Rollout]]:
+    sampler.take_weights(settings.weights_version)
+    return sampler.sample(prompts, settings)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +82,7 @@ def test_rollouts_come_in_order_with_the_version_that_sampled_them(
 ):
     sampler = sampler_of(model, server.url, tmp_path)
     settings = dataclasses.replace(SETTINGS, weights_version=5)
-    groups = sampler.sample(prompts, settings)
+    groups = draw(sampler, prompts, settings)
     sampler.close()
     assert [[(r.problem_id, r.sibling) for r in group] for group in groups] == [
         [(prompt.problem_id, k) for k in range(3)] for prompt in prompts
@@ -78,7 +99,7 @@ def test_a_request_holds_one_placeholder_the_image_and_all_settings(
     model, prompts, server, tmp_path
 ):
     sampler = sampler_of(model, server.url, tmp_path)
-    sampler.sample(prompts[:1], SETTINGS)
+    draw(sampler, prompts[:1], SETTINGS)
     sampler.close()
     (body,) = asked(server, "/inference/v1/generate")
     ids = prompts[0].input_ids.tolist()
@@ -108,16 +129,14 @@ def test_seeds_differ_by_seed_stream_and_problem_and_are_the_same_again():
     assert min(abs(a - b) for i, a in enumerate(seeds) for b in seeds[:i]) > 1000
 
 
-def test_weights_are_sent_once_for_each_version_with_a_head_of_their_own(
-    model, prompts, server, tmp_path
-):
+def test_weights_are_sent_once_for_each_version(model, prompts, server, tmp_path):
     sampler = sampler_of(model, server.url, tmp_path)
     for version in (0, 0, 1):
-        sampler.sample(prompts[:1], dataclasses.replace(SETTINGS, weights_version=version))
+        draw(sampler, prompts[:1], dataclasses.replace(SETTINGS, weights_version=version))
     sampler.close()
     assert len(server.weights) == 2
     assert server.weights[0]["lm_head.weight"] == tuple(model.head.shape)
-    assert len(server.weights[0]) == len(list(model.model.parameters())) + 1
+    assert len(server.weights[0]) == len(list(model.model.parameters()))
     order = [path for path, _ in server.requests]
     reload = order.index("/collective_rpc")
     assert {"/reset_prefix_cache", "/reset_encoder_cache"} <= set(order[:reload])
@@ -127,7 +146,7 @@ def test_weights_are_sent_once_for_each_version_with_a_head_of_their_own(
 def test_servers_share_the_problems_of_a_step_and_all_get_the_weights(model, prompts, tmp_path):
     with fake_vllm() as first, fake_vllm() as second:
         one = sampler_of(model, first.url, tmp_path)
-        expected = one.sample(prompts, SETTINGS)
+        expected = draw(one, prompts, SETTINGS)
         one.close()
         first.requests.clear()
         options = VllmConfig(addresses=(first.url, second.url), weights_folder=str(tmp_path))
@@ -136,8 +155,7 @@ def test_servers_share_the_problems_of_a_step_and_all_get_the_weights(model, pro
             sampler = VllmSampler(model, options, log=tmp_path / "log")
             sampler.engine.world = dataclasses.replace(sampler.world, rank=rank, size=2)
             sampler.world = World(device=model.device)
-            sampler.take_weights(0)
-            found = sampler.sample(prompts[rank::2], SETTINGS)
+            found = draw(sampler, prompts[rank::2], SETTINGS)
             assert [[r.response_ids for r in group] for group in found] == [
                 [r.response_ids for r in group] for group in expected[rank::2]
             ]
@@ -155,10 +173,10 @@ def test_a_server_sleeps_between_phases_and_wakes_to_new_weights(model, prompts,
     sampler.rest()
     assert server.requests == []
     for version in (0, 1):
-        sampler.sample(prompts[:1], dataclasses.replace(SETTINGS, weights_version=version))
+        draw(sampler, prompts[:1], dataclasses.replace(SETTINGS, weights_version=version))
         sampler.rest()
     # Level 2 keeps no weights, so even the same ones are given again.
-    sampler.sample(prompts[:1], dataclasses.replace(SETTINGS, weights_version=1))
+    draw(sampler, prompts[:1], dataclasses.replace(SETTINGS, weights_version=1))
     sampler.close()
     order = [path for path, _ in server.requests]
     phase = ["/collective_rpc", "/update_weight_version", "/inference/v1/generate"]
@@ -173,9 +191,9 @@ def test_a_sampler_that_keeps_its_memory_never_sends_a_server_to_sleep(
     model, prompts, server, tmp_path
 ):
     sampler = sampler_of(model, server.url, tmp_path)
-    sampler.sample(prompts[:1], SETTINGS)
+    draw(sampler, prompts[:1], SETTINGS)
     sampler.rest()
-    sampler.sample(prompts[:1], SETTINGS)
+    draw(sampler, prompts[:1], SETTINGS)
     sampler.close()
     assert len(server.weights) == 1
     assert not [path for path, _ in server.requests if "sleep" in path]
@@ -184,7 +202,7 @@ def test_a_sampler_that_keeps_its_memory_never_sends_a_server_to_sleep(
 def test_a_started_server_gets_its_gpus(model, prompts, tmp_path):
     options = VllmConfig(python=str(fake_python(tmp_path)), gpus=(2, 3))
     sampler = VllmSampler(model, options, log=tmp_path / "log")
-    sampler.sample(prompts[:1], SETTINGS)
+    draw(sampler, prompts[:1], SETTINGS)
     sampler.close()
     assert "gpus: 2,3\n" in (tmp_path / "log").read_text()
 
@@ -221,7 +239,7 @@ def test_a_response_that_breaks_the_contract_is_an_error(model, prompts, tmp_pat
     with fake_vllm(change=answer) as server:
         sampler = sampler_of(model, server.url, tmp_path)
         with pytest.raises(EngineError, match=message):
-            sampler.sample(prompts, SETTINGS)
+            draw(sampler, prompts, SETTINGS)
 
 
 def test_another_placeholder_expansion_is_an_alignment_error(model, prompts, tmp_path):
@@ -233,7 +251,7 @@ def test_another_placeholder_expansion_is_an_alignment_error(model, prompts, tmp
     with fake_vllm(change=answer) as server:
         sampler = sampler_of(model, server.url, tmp_path)
         with pytest.raises(AlignmentError, match=r"makes \d+ prompt tokens where we make \d+"):
-            sampler.sample(prompts, SETTINGS)
+            draw(sampler, prompts, SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -250,14 +268,93 @@ def test_a_server_that_refuses_is_one_error_and_leaves_no_weights(
     with fake_vllm(change=lambda where, body: dict(answer) if where == path else body) as server:
         sampler = sampler_of(model, server.url, tmp_path)
         with pytest.raises(EngineError, match=message):
-            sampler.sample(prompts, SETTINGS)
+            draw(sampler, prompts, SETTINGS)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_address_without_a_server_is_an_error_that_speaks_of_resuming(model, prompts, tmp_path):
-    sampler = sampler_of(model, "http://127.0.0.1:9", tmp_path)
-    with pytest.raises(EngineError, match=r"127\.0\.0\.1:9 does not answer .*--resume goes on"):
-        sampler.sample(prompts, SETTINGS)
+def test_an_address_without_a_server_is_found_before_work(model, tmp_path):
+    with pytest.raises(EngineError, match=r"127\.0\.0\.1:9 does not answer .*start it before"):
+        sampler_of(model, "http://127.0.0.1:9", tmp_path)
+
+
+def test_a_server_that_went_away_is_an_error_that_speaks_of_resuming(model, prompts, tmp_path):
+    with fake_vllm() as server:
+        sampler = sampler_of(model, server.url, tmp_path)
+    with pytest.raises(EngineError, match=r"does not answer \(ConnectError\); --resume goes on"):
+        draw(sampler, prompts, SETTINGS)
+
+
+def test_a_refusal_does_not_wait_for_responses_that_are_under_way(model, prompts, tmp_path):
+    refused, release = threading.Event(), threading.Event()
+    asked_first = prompts[0].input_ids.tolist()[-40:]
+
+    def answer(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        if path != "/inference/v1/generate":
+            return body
+        if body["prompt_token_ids"][-40:] == asked_first:
+            assert release.wait(60)
+            return body
+        refused.set()
+        return {"status": 400}
+
+    with fake_vllm(change=answer) as server:
+        sampler = sampler_of(model, server.url, tmp_path)
+        with pytest.raises(EngineError, match="status 400"):
+            draw(sampler, prompts, SETTINGS)
+        assert refused.is_set() and not release.is_set()
+        release.set()
+
+
+def test_a_tied_head_on_a_cpu_needs_a_server_of_the_run(server, tmp_path):
+    with pytest.raises(ConfigError, match="packs a tied head once"):
+        sampler_of(tied_model(), server.url, tmp_path)
+
+
+def test_a_started_server_is_given_a_tied_head_of_its_own(prompts, tmp_path):
+    model = tied_model()
+    log = tmp_path / "vllm.log"
+    sampler = VllmSampler(model, VllmConfig(python=str(fake_python(tmp_path))), log=log)
+    draw(sampler, prompts[:1], SETTINGS)
+    with torch.no_grad():
+        model.head.mul_(2)
+    draw(sampler, prompts[:1], dataclasses.replace(SETTINGS, weights_version=1))
+    sampler.close()
+    lines = [line for line in log.read_text().splitlines() if line.startswith("weights ")]
+    first, second = [json.loads(line.removeprefix("weights ")) for line in lines]
+    assert second["lm_head.weight"] == pytest.approx(2 * first["lm_head.weight"])
+    assert len(first) == len(list(model.model.parameters())) + 1
+
+
+def test_full_shared_memory_is_one_sentence_with_what_is_needed(model, prompts, server, tmp_path):
+    sampler = sampler_of(model, server.url, tmp_path)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(EngineError, match=r"make space for 0\.0 GiB, or name another place"):
+            draw(sampler, prompts[:1], SETTINGS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("addresses", [(), ("http://localhost:8000", "http://node-1:8000")])
+def test_processes_on_several_machines_need_servers_that_all_reach(
+    model, tmp_path, monkeypatch, addresses
+):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    world = World(device=model.device, rank=9, size=16)
+    options = VllmConfig(addresses=addresses)
+    with pytest.raises(ConfigError, match="for 16 processes on several machines"):
+        VllmSampler(model, options, log=tmp_path / "log", world=world)
+    options = VllmConfig(addresses=("http://node-1:8000",))
+    VllmSampler(model, options, log=tmp_path / "log", world=world)
+
+
+def test_only_the_first_gpu_can_be_shared_in_process(model, tmp_path):
+    with pytest.raises(ConfigError, match="set CUDA_VISIBLE_DEVICES=1 and training"):
+        InProcess(VllmConfig(mode="in_process"), dtype="bfloat16", device=torch.device("cuda:1"))
 
 
 def test_a_started_server_that_is_killed_names_its_log(model, prompts, tmp_path):
@@ -268,9 +365,9 @@ def test_a_started_server_that_is_killed_names_its_log(model, prompts, tmp_path)
     )
     log = tmp_path / "vllm.log"
     sampler = VllmSampler(model, options, log=log)
-    assert len(sampler.sample(prompts, SETTINGS)) == 3
+    assert len(draw(sampler, prompts, SETTINGS)) == 3
     with pytest.raises(EngineError, match=rf"exit code -9; see {log}"):
-        sampler.sample(prompts, SETTINGS)
+        draw(sampler, prompts, SETTINGS)
     assert {path.name for path in tmp_path.iterdir()} == {"vllm.log", "python-with-vllm"}
 
 

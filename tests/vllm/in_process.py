@@ -59,6 +59,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     for version in (0, 1):
         settings = dataclasses.replace(SETTINGS, weights_version=version)
+        sampler.take_weights(version)
         groups = sampler.sample(prompts, settings)
         if version == 0:
             found["random_state_kept"] = torch.equal(state, torch.get_rng_state())

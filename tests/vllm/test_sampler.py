@@ -17,7 +17,7 @@ from vaopd.models.packing import micro_batches, response_hidden_states, split_by
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.objective.divergence import sampled_logprobs
 from vaopd.problems.drawn import DrawnProblems
-from vaopd.rollouts.sampler import SamplingSettings
+from vaopd.rollouts.sampler import Rollout, SamplingSettings
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.rollouts.vllm import VllmSampler
 
@@ -55,6 +55,13 @@ def sampler(
     sampler.close()
 
 
+def draw(
+    sampler: VllmSampler, prompts: list[EncodedPrompt], settings: SamplingSettings
+) -> list[list[Rollout]]:
+    sampler.take_weights(settings.weights_version)
+    return sampler.sample(prompts, settings)
+
+
 def our_logprobs(
     model: VisionLanguageModel, prompts: list[EncodedPrompt], responses: list[list[torch.Tensor]]
 ) -> dict[int, torch.Tensor]:
@@ -86,36 +93,36 @@ def largest_difference(
 
 
 def test_the_samples_are_problems_solved_and_the_same_ones_again(sampler, model, prompts):
-    groups = sampler.sample(prompts, SETTINGS)
+    groups = draw(sampler, prompts, SETTINGS)
     responses = [r.response_ids for group in groups for r in group]
     assert all(r.weights_version == 0 for group in groups for r in group)
     assert all(r.finish_reason == "stop" for group in groups for r in group)
     texts = [model.tokenizer.decode(list(ids)) for ids in responses]
     assert all(r"\boxed{" in text for text in texts), texts
     assert len(set(responses)) > 8
-    again = [r.response_ids for group in sampler.sample(prompts, SETTINGS) for r in group]
+    again = [r.response_ids for group in draw(sampler, prompts, SETTINGS) for r in group]
     # Not promised to the last bit: rounding may depend on which requests share a batch.
     assert sum(a == b for a, b in zip(responses, again, strict=True)) >= 10
     other = dataclasses.replace(SETTINGS, stream="train 2")
-    assert [r.response_ids for group in sampler.sample(prompts, other) for r in group] != responses
+    assert [r.response_ids for group in draw(sampler, prompts, other) for r in group] != responses
 
 
 def test_greedy_samples_are_those_of_the_transformers_sampler(sampler, model, prompts):
     greedy = dataclasses.replace(SETTINGS, temperature=0.0, num_rollouts=1)
-    theirs = [group[0].response_ids for group in sampler.sample(prompts, greedy)]
+    theirs = [group[0].response_ids for group in draw(sampler, prompts, greedy)]
     ours = [group[0].response_ids for group in TransformersSampler(model).sample(prompts, greedy)]
     assert theirs == ours
 
 
 def test_log_probs_of_sampled_tokens_agree_with_ours(sampler, model, prompts):
-    sampler.sample(prompts[:1], SETTINGS)
+    draw(sampler, prompts[:1], SETTINGS)
     assert largest_difference(sampler, model, prompts) < 1e-3
 
 
 def test_the_openai_engine_gets_k_samples_of_a_benchmark(
     sampler: VllmSampler, prompts, run: Run, tmp_path: Path
 ):
-    sampler.sample(prompts[:1], SETTINGS)
+    draw(sampler, prompts[:1], SETTINGS)
     server = sampler.engine.server  # pyright: ignore
     code, out, err = run(
         "evaluate", "student", "--engine", "openai", "--base-url", f"{server.address}/v1",
@@ -132,7 +139,7 @@ def test_the_openai_engine_gets_k_samples_of_a_benchmark(
 
 
 def test_after_an_update_the_samples_come_from_the_new_weights(sampler, model, prompts):
-    sampler.sample(prompts, SETTINGS)
+    draw(sampler, prompts, SETTINGS)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.model.parameters():
@@ -142,7 +149,7 @@ def test_after_an_update_the_samples_come_from_the_new_weights(sampler, model, p
             model.head[token] *= 30
     # Old images and prefixes are in the server's caches: the new weights must not meet them.
     assert largest_difference(sampler, model, prompts) > 1
-    groups = sampler.sample(prompts, dataclasses.replace(SETTINGS, weights_version=1))
+    groups = draw(sampler, prompts, dataclasses.replace(SETTINGS, weights_version=1))
     assert {r.weights_version for group in groups for r in group} == {1}
     assert largest_difference(sampler, model, prompts) < 1e-3
     allowed = set(range(model.vocab_size)) - set(model.forbidden_ids)
@@ -150,13 +157,13 @@ def test_after_an_update_the_samples_come_from_the_new_weights(sampler, model, p
 
 
 def test_weights_of_somebody_else_are_an_error(sampler, prompts):
-    sampler.sample(prompts[:1], SETTINGS)
+    draw(sampler, prompts[:1], SETTINGS)
     sampler.engine._post_all("update_weight_version", {"new_version": "another run:0"})
     (answer,) = sampler.engine.generate([sampler._request(prompts[0], SETTINGS)])
     with pytest.raises(EngineError, match="sampled from weights another run:0 and not from"):
         sampler._siblings(prompts[0], answer, SETTINGS)
     # Its own weights again, for the next test.
-    sampler.sample(prompts[:1], dataclasses.replace(SETTINGS, weights_version=2))
+    draw(sampler, prompts[:1], dataclasses.replace(SETTINGS, weights_version=2))
 
 
 def test_a_server_that_slept_samples_from_the_weights_it_wakes_to(sampler, model, prompts):
@@ -177,7 +184,7 @@ def test_a_server_that_slept_samples_from_the_weights_it_wakes_to(sampler, model
 
 
 def test_a_killed_server_is_an_error_with_its_log(sampler, prompts):
-    sampler.sample(prompts[:1], SETTINGS)
+    draw(sampler, prompts[:1], SETTINGS)
     os.kill(sampler.engine.server.process.pid, signal.SIGKILL)
     with pytest.raises(EngineError, match=f"exit code -9; see {sampler.engine.log}"):
-        sampler.sample(prompts, SETTINGS)
+        draw(sampler, prompts, SETTINGS)

@@ -237,7 +237,7 @@ class _Plan:
         """Add the weights that vLLM is given, and vLLM where it shares the device."""
         vllm, source = self.config.sampling.vllm, self.sampled_from
         is_copied = self.compute_dtype != self.master_dtype or self.config.student.has_adapters
-        if is_copied and not self.is_sharded:
+        if is_copied and vllm.mode == "in_process":  # a server's go to main memory one by one
             result.add("weights for vLLM", source.total * self.compute_dtype.itemsize, "sample")
         if vllm.gpus or vllm.addresses:
             result.notes.append("vLLM runs on other devices, which are not counted")

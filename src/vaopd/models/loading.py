@@ -173,11 +173,19 @@ class VisionLanguageModel:
         adapters.save_adapters(self.model, folder, trained, self.quantization)
         self._save_processors(folder)
 
-    def weights(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    def weights(
+        self, dtype: torch.dtype = torch.float32, *, in_main_memory: bool = False
+    ) -> dict[str, Tensor]:
         """Return the weights of the plain transformers model: adapters merged, dequantized.
 
         A collective where the model is sharded: then only rank 0 gets them, in main memory.
+
+        Args:
+            dtype: Their precision.
+            in_main_memory: Whether they leave the device one by one.
         """
+        if self.sharding is None and in_main_memory:
+            return adapters.plain_weights(self.model, dtype, lambda t, d: t.to("cpu", d))
         if self.sharding is None:
             return adapters.plain_weights(self.model, dtype)
         return adapters.plain_weights(self.model, dtype, self.sharding.gathered)

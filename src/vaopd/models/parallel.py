@@ -42,6 +42,8 @@ class World:
     """Where sharded parameters are spread; none without processes."""
     channel: dist.ProcessGroup | None = None
     """Over which values are told; none = the one that all processes begin with."""
+    second: dist.ProcessGroup | None = None
+    """Another one, for a thread."""
 
     @property
     def is_main(self) -> bool:
@@ -67,13 +69,11 @@ class World:
         return values
 
     def beside(self) -> "World":
-        """Return the same processes on a channel of their own, for a thread; a collective.
+        """Return the same processes on a channel of their own, for a thread.
 
         What a thread tells must not get between what the main threads tell each other.
         """
-        if self.size == 1:
-            return self
-        return replace(self, channel=dist.new_group(backend="gloo", timeout=PATIENCE))
+        return replace(self, channel=self.second) if self.second else self
 
     def agree(self, work: Callable[[], T]) -> T:
         """Return what the work gives here; where it fails in one process, it fails in all.
@@ -209,8 +209,11 @@ def processes(parallel: Literal["none", "ddp", "fsdp2"], device: str) -> Iterato
         dist.init_process_group(backend, timeout=PATIENCE)
     rank, size = dist.get_rank(), dist.get_world_size()
     mesh = init_device_mesh(place.type, (size,))
+    # Opened by all, before anything can fail in one of them alone.
+    second = dist.new_group(backend="gloo", timeout=PATIENCE) if size > 1 else None
     try:
-        yield World(parallel, rank, size, place, mesh)
+        # Only who is left out of a group gets a number in its place.
+        yield World(parallel, rank, size, place, mesh, second=second)  # pyright: ignore
     except VaopdError:
         raise
     except RuntimeError as error:

@@ -58,7 +58,10 @@ class Sampler(Protocol):
     def sample(
         self, prompts: Sequence[EncodedPrompt], settings: SamplingSettings
     ) -> list[list[Rollout]]:
-        """Return ``num_rollouts`` responses for each prompt, in the order of the prompts."""
+        """Return ``num_rollouts`` responses for each prompt, in the order of the prompts.
+
+        From weights that were taken before.
+        """
         ...
 
     def rest(self) -> None:

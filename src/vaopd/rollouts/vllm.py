@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vaopd.config_sections import VllmConfig
 from vaopd.errors import AlignmentError, ConfigError, EngineError
 from vaopd.models.loading import VisionLanguageModel
@@ -18,7 +20,7 @@ from vaopd.models.parallel import World
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
 from vaopd.rollouts.vllm_engines import Engine, Request, Servers
-from vaopd.rollouts.vllm_weights import snapshot
+from vaopd.rollouts.vllm_weights import needs_own_head, snapshot
 
 NEVER = -1e9
 """Logit bias of an id that is never sampled: its probability is 0 in float32 and float64."""
@@ -45,7 +47,9 @@ class VllmSampler:
         """Check what can be checked; a server starts with the first weights.
 
         Raises:
-            ConfigError: vLLM is not installed there, or the model is of an untested family.
+            ConfigError: vLLM is not installed there, the model is of an untested family, or its
+                weights could not follow.
+            EngineError: A server that is to run already does not answer.
         """
         self.model = model
         self.options = options
@@ -56,12 +60,18 @@ class VllmSampler:
                 f"sampling.engine=vllm knows the Qwen-VL families only, and {model.name!r} is of "
                 "another; use sampling.engine=transformers"
             )
+        if options.addresses and needs_own_head(model):
+            raise ConfigError(
+                f"sampling.vllm.addresses is {list(options.addresses)}, but on a CPU vLLM packs a "
+                "tied head once and would sample from the old one; leave it out, so that the run "
+                "starts a server whose head is not tied"
+            )
         dtype = str(model.compute_dtype).removeprefix("torch.")
         self.engine: Engine
         if options.mode == "in_process":
             from vaopd.rollouts.vllm_in_process import InProcess
 
-            self.engine = InProcess(options, dtype=dtype, on_gpu=model.device.type == "cuda")
+            self.engine = InProcess(options, dtype=dtype, device=model.device)
         else:
             self.engine = Servers(options, self.world, dtype=dtype, log=log, say=say)
         self.never = {
@@ -82,6 +92,9 @@ class VllmSampler:
         if version == self.held:
             return
         try:
+            if self.model.device.type == "cuda":
+                # vLLM may share the GPU, where the allocator holds what training needed.
+                self.world.agree(torch.cuda.empty_cache)
             weights = snapshot(self.model)
             name = f"{self.run}:{version}"
             self.version, places = self.world.on_main(
@@ -98,11 +111,13 @@ class VllmSampler:
     ) -> list[list[Rollout]]:
         """Return ``num_rollouts`` responses for each prompt; see ``Sampler``.
 
+        The weights must have been taken: that is a collective, and this is not.
+
         Raises:
             EngineError: vLLM ended, refused a request, or sampled from other weights.
             AlignmentError: vLLM sees another prompt than we do.
         """
-        self.take_weights(settings.weights_version)
+        assert settings.weights_version == self.held, "take_weights() comes first"
         try:
             answers = self.engine.generate([self._request(p, settings) for p in prompts])
             return [
@@ -110,7 +125,6 @@ class VllmSampler:
                 for prompt, answer in zip(prompts, answers, strict=True)
             ]
         except BaseException:
-            # Requests that are under way end with the server.
             self.close()
             raise
 

@@ -1,10 +1,11 @@
 """Where vLLM runs: what the sampler needs of it, and servers that are asked over HTTP."""
 
 import contextlib
+import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ import httpx2
 from PIL.Image import Image
 
 from vaopd.config_sections import VllmConfig
-from vaopd.errors import EngineError
+from vaopd.errors import ConfigError, EngineError
 from vaopd.models.parallel import World
 from vaopd.pictures import data_url
 from vaopd.rollouts.vllm_server import VllmServer, find_python
@@ -22,6 +23,8 @@ from vaopd.rollouts.vllm_weights import Snapshot
 SHARED_MEMORY = Path("/dev/shm")
 SECONDS_TO_DIE = 5.0
 """A killed server closes its connections before it is gone."""
+
+LOOPBACK = {"127.0.0.1", "localhost", "::1", "0.0.0.0"}
 
 MAX_REQUESTS = 64
 """Problems that a process has with a server at a time; the server forms its own batches."""
@@ -93,7 +96,7 @@ class Servers:
         log: Path,
         say: Callable[[str], None],
     ) -> None:
-        """Look for an interpreter with vLLM where a server is to be started.
+        """Look for an interpreter with vLLM, or whether the servers that are named answer.
 
         Args:
             options: As ``sampling.vllm``.
@@ -103,8 +106,11 @@ class Servers:
             say: Shows a line of progress.
 
         Raises:
-            ConfigError: vLLM is not installed there.
+            ConfigError: vLLM is not installed there, or processes on other machines cannot reach
+                it.
+            EngineError: A server does not answer.
         """
+        _check_reach(options, world)
         self.options = options
         self.world = world
         self.dtype = dtype
@@ -115,6 +121,9 @@ class Servers:
         self.resources = contextlib.ExitStack()
         self.server: VllmServer | None = None
         self.clients: list[httpx2.Client] = []
+        if world.is_main:
+            for address in options.addresses:
+                _check_health(address)
 
     def give(self, weights: Snapshot, version: str) -> tuple[str, ...]:
         """Start the server with these weights, or let every server read them; see ``Engine``."""
@@ -142,11 +151,20 @@ class Servers:
         numbers = range(self.world.rank, self.world.rank + len(requests) * self.world.size,
                         self.world.size)  # fmt: skip
         clients = [self.clients[number % len(self.clients)] for number in numbers]
-        pool = ThreadPoolExecutor(MAX_REQUESTS * len(self.clients))
-        try:
-            return list(pool.map(self._generate, clients, requests))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        with ThreadPoolExecutor(MAX_REQUESTS * len(self.clients)) as pool:
+            answers = [
+                pool.submit(self._generate, client, request)
+                for client, request in zip(clients, requests, strict=True)
+            ]
+            try:
+                for answer in as_completed(answers):
+                    answer.result()
+            except BaseException:
+                # What is under way ends with its connection, which the pool would wait for.
+                self.close()
+                pool.shutdown(cancel_futures=True)
+                raise
+        return [answer.result() for answer in answers]
 
     def sleep(self) -> None:
         """Send all to sleep; see ``Engine``. Level 2 keeps no weights: new ones come first."""
@@ -184,9 +202,8 @@ class Servers:
     def _reload(self, weights: Snapshot) -> None:
         with self._shared_folder() as name:
             weights.write(Path(name))
-            if self.options.sleep:
-                # One that is awake, as at the beginning of a run, takes no notice.
-                self._post_all("wake_up?tags=weights")
+            # One that is awake takes no notice; another run may have left it asleep.
+            self._post_all("wake_up?tags=weights")
             # Both hold what the old weights computed. The scheduler's list of encoded images has
             # to go with the images, or the next request looks for one that is not there.
             for client, answer in zip(
@@ -200,8 +217,7 @@ class Servers:
             self._post_all("reset_encoder_cache")
             call = {"method": "reload_weights", "kwargs": {"weights_path": name}}
             self._post_all("collective_rpc", call)
-            if self.options.sleep:
-                self._post_all("wake_up?tags=kv_cache")
+            self._post_all("wake_up?tags=kv_cache")
 
     def _shared_folder(self) -> tempfile.TemporaryDirectory[str]:
         place = self.options.weights_folder
@@ -248,3 +264,33 @@ class Servers:
 
     def _place(self, client: httpx2.Client) -> str:
         return str(client.base_url) if self.options.addresses else f"(log {self.log})"
+
+
+def _check_health(address: str) -> None:
+    try:
+        status = str(httpx2.get(f"{address.rstrip('/')}/health", timeout=10.0).status_code)
+    except httpx2.TransportError as error:
+        status = type(error).__name__
+    if status != "200":
+        raise EngineError(
+            f"the vLLM server {address} does not answer ({status}); start it before the run, as "
+            "docs/scaling.md says, or leave it out of sampling.vllm.addresses"
+        )
+
+
+def _check_reach(options: VllmConfig, world: World) -> None:
+    """Check that all processes see the same servers.
+
+    Raises:
+        ConfigError: They are on several machines, and a server is known by an address that each
+            machine takes for its own.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    hosts = [httpx2.URL(address).host for address in options.addresses] or ["127.0.0.1"]
+    if here < world.size and any(host in LOOPBACK for host in hosts):
+        raise ConfigError(
+            f"sampling.engine is 'vllm' for {world.size} processes on several machines, but "
+            f"sampling.vllm.addresses is {list(options.addresses)}, which the others cannot reach; "
+            "start servers under addresses that all machines reach, with "
+            "sampling.vllm.weights_folder on a file system that all see"
+        )

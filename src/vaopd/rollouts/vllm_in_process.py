@@ -1,4 +1,4 @@
-"""vLLM in the trainer's own process, on its device: weights pass as tensors, nothing is copied out.
+"""vLLM in the trainer's own process, on its device: weights pass as tensors and not as files.
 
 The environment of the run must hold vLLM, which pins torch and transformers within our bounds.
 """
@@ -23,12 +23,18 @@ from vaopd.rollouts.vllm_weights import Snapshot
 class InProcess:
     """An ``Engine`` without a process of its own."""
 
-    def __init__(self, options: VllmConfig, *, dtype: str, on_gpu: bool) -> None:
+    def __init__(self, options: VllmConfig, *, dtype: str, device: torch.device) -> None:
         """Load vLLM's code, so that a missing one is found before there is work.
 
         Raises:
-            ConfigError: vLLM is not installed here.
+            ConfigError: vLLM is not installed here, or would take another GPU.
         """
+        if device.type == "cuda" and device.index not in (None, 0):
+            raise ConfigError(
+                f"training.device is {device}, but a vLLM in process takes the first GPU that it "
+                f"sees; set CUDA_VISIBLE_DEVICES={device.index} and training.device=cuda"
+            )
+        on_gpu = device.type == "cuda"
         # A process of its own for the engine would get each weight as a message.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         eager = {} if on_gpu else EAGER
@@ -55,8 +61,7 @@ class InProcess:
             else:
                 self._reload(weights)
         except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise EngineError(f"vLLM takes no weights in this process ({reason})") from error
+            raise _failure("takes no weights", error) from error
         assert self.llm is not None
         self.llm.llm_engine.set_weight_version(version)
         return ()
@@ -73,7 +78,10 @@ class InProcess:
             for r in requests
         ]
         parameters = [self.vllm.SamplingParams(**r.parameters) for r in requests]
-        outputs = self.llm.generate(prompts, parameters, use_tqdm=False)
+        try:
+            outputs = self.llm.generate(prompts, parameters, use_tqdm=False)
+        except (RuntimeError, ValueError) as error:
+            raise _failure("does not sample", error) from error
         return [_answer(output) for output in outputs]
 
     def sleep(self) -> None:
@@ -95,22 +103,42 @@ class InProcess:
         engine_args = import_module("vllm.engine.arg_utils").EngineArgs
         parser = import_module("vllm.utils.argparse_utils").FlexibleArgumentParser()
         engine_args.add_cli_args(parser)
+        try:
+            parsed = engine_args.from_cli_args(parser.parse_args(arguments))
+        except SystemExit:
+            raise ConfigError(
+                f"sampling.vllm.arguments is {list(self.options.arguments)}, which vLLM does not "
+                "understand (above); correct it"
+            ) from None
+        if (
+            parsed.tensor_parallel_size * parsed.pipeline_parallel_size * parsed.data_parallel_size
+            > 1
+        ):
+            raise ConfigError(
+                "sampling.vllm.arguments spread vLLM over several GPUs, but one in process has one "
+                "only; leave them out, or use sampling.vllm.mode=server"
+            )
         # vLLM seeds every generator that it can reach.
         with torch.random.fork_rng():
-            parsed = engine_args.from_cli_args(parser.parse_args(arguments))
             self.llm = self.vllm.LLM.from_engine_args(parsed)
         for path in Path(folder).glob("*.safetensors"):
             path.unlink()
 
     def _reload(self, weights: Snapshot) -> None:
-        if self.options.sleep:
-            self.llm.wake_up(tags=["weights"])
+        self.llm.wake_up(tags=["weights"])  # one that is awake takes no notice
         # Both hold what the old weights computed.
         self.llm.reset_prefix_cache()
         self.llm.llm_engine.reset_encoder_cache()
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights.tensors()})
-        if self.options.sleep:
-            self.llm.wake_up(tags=["kv_cache"])
+        self.llm.wake_up(tags=["kv_cache"])
+
+
+def _failure(what: str, error: Exception) -> EngineError:
+    reason = " ".join(str(error).split())[:300]
+    return EngineError(
+        f"the vLLM in this process {what} ({reason}); see sampling.vllm.arguments, such as "
+        "--gpu-memory-utilization and --max-model-len, and go on with --resume"
+    )
 
 
 def _answer(output: Any) -> dict[str, Any]:

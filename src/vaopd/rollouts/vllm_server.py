@@ -1,7 +1,7 @@
 """A vLLM server in an environment of its own: found, started, watched and stopped.
 
-vLLM pins torch and transformers exactly, so it shares no environment with a trainer and is never
-imported here. A folder that it can serve holds ``config.json``, ``generation_config.json``, the
+vLLM pins torch and transformers, so it mostly has an environment of its own, and is not imported
+here. A folder that it can serve holds ``config.json``, ``generation_config.json``, the
 weights, the tokenizer with its chat template and ``preprocessor_config.json``: what
 ``VisionLanguageModel.save`` writes, for the tiny models too. vLLM builds the whole Qwen processor
 from it, with its video half, and needs torchvision in its own environment for that.
@@ -198,4 +198,6 @@ def _environment(further: dict[str, str]) -> dict[str, str]:
         for name, text in os.environ.items()
         if name not in foreign and not name.startswith("TORCHELASTIC_")
     }
+    if "TORCHELASTIC_RUN_ID" in os.environ and kept.get("OMP_NUM_THREADS") == "1":
+        del kept["OMP_NUM_THREADS"]  # torchrun's own, for processes that share the cores
     return {**SETTINGS, **kept, **further}

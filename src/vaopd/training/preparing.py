@@ -165,9 +165,10 @@ class Preparation:
         watch.lap("data")
         own = world.turn(problems)
         if self.config.method.name != "sft":
-            # Beside training they were taken before: nothing is told twice.
+            # Beside training they were taken before, so nothing is told on this thread.
             self.sampler.take_weights(self._weights_version(step, lag))
-        groups = world.in_order(world.separately(lambda: self._rollouts(own, views[0], step, lag)))
+        together = world.agree if self.samples_beside else world.separately
+        groups = world.in_order(together(lambda: self._rollouts(own, views[0], step, lag)))
         self.sampler.rest()
         sizes = world.in_order([len(prompt) for prompt in views[0]])
         watch.lap("sample")
