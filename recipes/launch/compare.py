@@ -4,7 +4,7 @@
 
 DIR holds the runs; ``one_process`` is what the others are compared with. `steps alike` counts the
 first steps whose loss, response lengths and accuracy are its own to a thousandth. p is McNemar's
-exact test for the answers of the last validation.
+exact test for the answers of the last validation. Student VA is in nats.
 """
 
 import math
@@ -61,7 +61,7 @@ def main(folder: Path) -> None:
     """Print a table of all runs in the folder."""
     found = sorted(path.parent for path in folder.glob("*/summary.json"))
     runs = sorted(found, key=lambda run: run.name != BASELINE)
-    table = Table("run", "steps alike", "accuracy", "answers", "p", "student VA (nats)", "seconds")
+    table = Table("run", "steps alike", "accuracy", "answers", "p", "student VA", "seconds")
     for run in runs:
         table.add_row(*row_of(run, folder / BASELINE))
     Console().print(table)
