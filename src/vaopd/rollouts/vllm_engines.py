@@ -1,11 +1,12 @@
 """Where vLLM runs: what the sampler needs of it, and servers that are asked over HTTP."""
 
+import asyncio
 import contextlib
 import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -150,21 +151,11 @@ class Servers:
         # By the number of a problem in the step, so that processes load all servers alike.
         numbers = range(self.world.rank, self.world.rank + len(requests) * self.world.size,
                         self.world.size)  # fmt: skip
-        clients = [self.clients[number % len(self.clients)] for number in numbers]
-        with ThreadPoolExecutor(MAX_REQUESTS * len(self.clients)) as pool:
-            answers = [
-                pool.submit(self._generate, client, request)
-                for client, request in zip(clients, requests, strict=True)
-            ]
-            try:
-                for answer in as_completed(answers):
-                    answer.result()
-            except BaseException:
-                # What is under way ends with its connection, which the pool would wait for.
-                self.close()
-                pool.shutdown(cancel_futures=True)
-                raise
-        return [answer.result() for answer in answers]
+        places = [self.clients[number % len(self.clients)].base_url for number in numbers]
+        try:
+            return asyncio.run(self._answers(places, requests))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
     def sleep(self) -> None:
         """Send all to sleep; see ``Engine``. Level 2 keeps no weights: new ones come first."""
@@ -211,8 +202,8 @@ class Servers:
             ):
                 if not answer["success"]:
                     raise EngineError(
-                        f"the vLLM server {self._place(client)} is answering somebody else, so its "
-                        "weights cannot be changed; give each run a server of its own"
+                        f"the vLLM server {self._place(client.base_url)} is answering somebody "
+                        "else, so its weights cannot be changed; give each run a server of its own"
                     )
             self._post_all("reset_encoder_cache")
             call = {"method": "reload_weights", "kwargs": {"weights_path": name}}
@@ -225,7 +216,27 @@ class Servers:
             place = str(SHARED_MEMORY)
         return tempfile.TemporaryDirectory(prefix="vaopd-weights-", dir=place)
 
-    def _generate(self, client: httpx2.Client, request: Request) -> dict[str, Any]:
+    async def _answers(
+        self, places: Sequence[httpx2.URL], requests: Sequence[Request]
+    ) -> list[dict[str, Any]]:
+        """Ask everything at once; the first failure, or Ctrl-C, drops all that is under way.
+
+        A thread that waits for an answer could not be stopped.
+        """
+        limits = httpx2.Limits(max_connections=MAX_REQUESTS * len(self.clients))
+        async with (
+            httpx2.AsyncClient(timeout=None, limits=limits) as client,
+            asyncio.TaskGroup() as group,
+        ):
+            tasks = [
+                group.create_task(self._answer(client, place, request))
+                for place, request in zip(places, requests, strict=True)
+            ]
+        return [task.result() for task in tasks]
+
+    async def _answer(
+        self, client: httpx2.AsyncClient, place: httpx2.URL, request: Request
+    ) -> dict[str, Any]:
         parts = [{"type": "image_url", "url": data_url(image)} for image in request.images]
         body = {
             "token_ids": request.token_ids,
@@ -233,7 +244,12 @@ class Servers:
             "return_token_ids": True,
             "sampling_params": request.parameters,
         }
-        return self._post(client, "inference/v1/generate", body)
+        path = "inference/v1/generate"
+        try:
+            response = await client.post(place.join(path), json=body)
+        except httpx2.TransportError as error:
+            raise self._lost(place, error) from None
+        return self._checked(place, path, response)
 
     def _post_all(self, path: str, body: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         """Ask every server at the same time: reading weights takes each as long."""
@@ -246,24 +262,30 @@ class Servers:
         try:
             response = client.post(path, json=body)
         except httpx2.TransportError as error:
-            if self.server is not None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.server.process.wait(SECONDS_TO_DIE)
-                self.server.check()
-            raise EngineError(
-                f"the vLLM server {self._place(client)} does not answer ({type(error).__name__}); "
-                "--resume goes on from the newest checkpoint"
-            ) from None
+            raise self._lost(client.base_url, error) from None
+        return self._checked(client.base_url, path, response)
+
+    def _lost(self, place: httpx2.URL, error: Exception) -> EngineError:
+        if self.server is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.server.process.wait(SECONDS_TO_DIE)
+            self.server.check()
+        return EngineError(
+            f"the vLLM server {self._place(place)} does not answer ({type(error).__name__}); "
+            "--resume goes on from the newest checkpoint"
+        )
+
+    def _checked(self, place: httpx2.URL, path: str, response: httpx2.Response) -> dict[str, Any]:
         if response.status_code != 200:
             text = " ".join(response.text.split())[:300]
             raise EngineError(
-                f"the vLLM server {self._place(client)} refuses {path} with status "
+                f"the vLLM server {self._place(place)} refuses {path} with status "
                 f"{response.status_code} ({text}); docs/scaling.md says how to start one"
             )
         return response.json() if response.content else {}
 
-    def _place(self, client: httpx2.Client) -> str:
-        return str(client.base_url) if self.options.addresses else f"(log {self.log})"
+    def _place(self, place: httpx2.URL) -> str:
+        return str(place) if self.options.addresses else f"(log {self.log})"
 
 
 def _check_health(address: str) -> None:
