@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.cache_utils import DynamicLayer
 
+from vaopd.errors import ModelError
 from vaopd.models.loading import VisionLanguageModel, load_model
 from vaopd.models.packing import micro_batches, response_hidden_states, split_by_rollout
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.rollouts import transformers
 from vaopd.rollouts.sampler import Rollout, SamplingSettings, sampling_noise
-from vaopd.rollouts.transformers import TransformersSampler, draw_tokens
+from vaopd.rollouts.transformers import TransformersSampler, cache_argument, draw_tokens
 
 DRAWN = SamplingSettings(
     num_rollouts=3, temperature=0.8, top_p=0.95, max_new_tokens=12, seed=3, stream="step 1"
@@ -113,6 +114,28 @@ def test_greedy_tokens_are_those_of_the_models_own_generation(model, prompts):
             **prompt.image_inputs,
         )
         assert generated[0, len(prompt) :].tolist() == list(group[0].response_ids)
+
+
+def test_the_name_of_the_cache_argument_is_that_of_the_forward():
+    def newer(input_ids, cache=None, **kwargs): ...
+    def older(input_ids, past_key_values=None, **kwargs): ...
+
+    assert (cache_argument(newer), cache_argument(older)) == ("cache", "past_key_values")
+
+
+def test_a_forward_without_a_known_cache_argument_is_refused():
+    def forward(input_ids, memory=None, **kwargs): ...
+
+    with pytest.raises(ModelError, match="'cache' or 'past_key_values'"):
+        cache_argument(forward)
+
+
+def test_a_forward_that_ignores_the_cache_is_an_error_and_not_other_text(model, prompts):
+    # The forward accepts any keyword, so a renamed argument would be lost without an error.
+    sampler = TransformersSampler(model)
+    sampler.cache_argument = "an_argument_that_nothing_reads"
+    with pytest.raises(ModelError, match="holds 0 tokens after a forward"):
+        sampler.sample(prompts, DRAWN)
 
 
 def test_the_first_end_is_kept_and_nothing_behind_it(model, prompts):

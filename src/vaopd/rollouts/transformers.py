@@ -3,15 +3,18 @@
 B decoding rows, V vocabulary.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from vaopd.errors import ModelError
 from vaopd.models.loading import VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.rollouts.sampler import Rollout, SamplingSettings, sampling_noise
@@ -102,6 +105,7 @@ class TransformersSampler:
         allowed[: model.vocab_size] = True
         allowed[model.forbidden_ids] = False
         self.suppressed = (~allowed).to(model.device)
+        self.cache_argument = cache_argument(model.base.forward)
 
     def take_weights(self, version: int) -> None:
         """Nothing: the model itself is sampled from, so it cannot be done beside training."""
@@ -188,8 +192,7 @@ class TransformersSampler:
                 rows, ids, mask, positions = rows[kept], ids[kept], mask[kept], positions[kept]
             mask = torch.nn.functional.pad(mask, (0, 1), value=True)
             inputs = self.model.family.decode_inputs(ids, mask, positions)
-            output = self.model.base(**inputs, past_key_values=cache, use_cache=True)
-            hidden = output.last_hidden_state[:, -1]
+            hidden = self._forward(inputs, cache)
             positions = positions + 1
         return self._collect(prompts, tokens.tolist(), siblings, set(ends.tolist()))
 
@@ -200,8 +203,28 @@ class TransformersSampler:
         limit = inputs["input_ids"].shape[1] + max_new_tokens
         cache = SamplingCache(text_config, self.model.compute_dtype, limit)
         moved = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        output = self.model.base(**moved, past_key_values=cache, use_cache=True)
-        return cache, output.last_hidden_state[:, -1]
+        return cache, self._forward(moved, cache)
+
+    def _forward(self, inputs: dict[str, Tensor], cache: SamplingCache) -> Float[Tensor, "B H"]:
+        """Return the hidden states of the last column; the cache grows by the given tokens.
+
+        A model that does not know the cache's argument ignores it and goes on from one token alone:
+        it samples text without an error. So the growth of the cache is checked every time.
+
+        Raises:
+            ModelError: The cache did not grow by the tokens that were given.
+        """
+        expected = cache.get_seq_length() + inputs["input_ids"].shape[1]
+        given: dict[str, Any] = {**inputs, self.cache_argument: cache}
+        output = self.model.base(**given, use_cache=True)
+        if cache.get_seq_length() != expected:
+            raise ModelError(
+                f"the key-value cache holds {cache.get_seq_length()} tokens after a forward that "
+                f"should make them {expected}: {type(self.model.base).__name__} of transformers "
+                f"{transformers.__version__} did not use its argument {self.cache_argument!r}; "
+                "install the versions of requirements/, or sample with sampling.engine=vllm"
+            )
+        return output.last_hidden_state[:, -1]
 
     def _draw(
         self,
@@ -232,6 +255,25 @@ class TransformersSampler:
                 group.append(Rollout(prompt.problem_id, sibling, ids, reason))
             rollouts.append(group)
         return rollouts
+
+
+def cache_argument(forward: Callable[..., Any]) -> str:
+    """Return the name under which a model's forward takes its key-value cache.
+
+    transformers renamed ``past_key_values`` to ``cache`` in 5.24.
+
+    Raises:
+        ModelError: The forward takes neither name.
+    """
+    parameters = inspect.signature(forward).parameters
+    for name in ("cache", "past_key_values"):
+        if name in parameters:
+            return name
+    raise ModelError(
+        f"{getattr(forward, '__qualname__', forward)} of transformers {transformers.__version__} "
+        "takes no argument 'cache' or 'past_key_values', so it cannot be sampled from; install the "
+        "versions of requirements/, or sample with sampling.engine=vllm"
+    )
 
 
 def draw_tokens(
