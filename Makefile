@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 SCALE ?= small
 DEVICE ?= cpu
 VLLM := .venv-vllm
+NEWEST_VENV := .venv-newest
 # An environment with vLLM that is there already; without one, test-vllm builds its own.
 VAOPD_VLLM_PYTHON ?=
 export HF_HUB_OFFLINE := 1
@@ -14,13 +15,31 @@ export TOKENIZERS_PARALLELISM := false
 export MALLOC_MMAP_THRESHOLD_ := 2000000000
 export MALLOC_TRIM_THRESHOLD_ := 8000000000
 
-.PHONY: demo test test-vllm vllm check bench tiny clean
+# Tests that use one core each run side by side. Work within one stays on one thread.
+TEST := VAOPD_LOCK=requirements/dev.txt OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto \
+  --dist worksteal
+# Of test-newest: what is not to be the newest. A plain torch is the CUDA build, of several GB.
+NEWEST ?= torch==2.13.0
+
+.PHONY: demo test test-fast test-newest test-vllm vllm check bench lock tiny clean
 
 demo: $(VENV)/run
 	$(BIN)/vaopd train recipes/quickstart.yaml --output runs/quickstart --overwrite
 
 test: $(VENV)/dev
-	$(BIN)/pytest
+	$(TEST)
+
+# What a change of the method needs.
+test-fast: $(VENV)/dev
+	$(TEST) -m "not slow" $(FAST)
+
+# The newest versions that pyproject.toml allows, in an environment of their own.
+test-newest:
+	$(PYTHON) -m venv --clear $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/pip install --quiet --upgrade pip
+	$(NEWEST_VENV)/bin/pip install --quiet --editable '.[dev]' $(NEWEST)
+	$(NEWEST_VENV)/bin/pip list
+	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/pytest --numprocesses auto --dist worksteal
 
 # A real vLLM on a CPU. Threads that are bound to cores wait for each other where cores are shared.
 test-vllm: $(VENV)/dev $(if $(VAOPD_VLLM_PYTHON),,$(VLLM)/ready)
@@ -42,32 +61,42 @@ bench: $(VENV)/bench
 tiny: $(VENV)/run
 	recipes/tiny/train_all.sh
 
-$(VENV)/python:
+# Renews the versions that all of the above install.
+lock: $(VENV)/dev
+	requirements/lock.sh $(BIN)/uv
+
+# pip checks the hash of every file. torch has none, see requirements/torch.txt; its own metadata
+# pins the CUDA packages of a CUDA build. To build vaopd itself takes setuptools of the lock.
+define install
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements/$(1).txt
+	$(BIN)/pip install --quiet --requirement requirements/torch.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+endef
+
+$(VENV)/python: requirements/pip.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --require-hashes --requirement $<
 	touch $@
 
-# pip finds the pinned torch wherever this machine keeps its CPU build.
-$(VENV)/run: $(VENV)/python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+$(VENV)/run: $(VENV)/python pyproject.toml requirements/run.txt requirements/torch.txt
+	$(call install,run)
 	touch $@
 
-$(VENV)/dev: $(VENV)/python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+$(VENV)/dev: $(VENV)/python pyproject.toml requirements/dev.txt requirements/torch.txt
+	$(call install,dev)
 	touch $@ $(VENV)/run
 
-$(VENV)/bench: $(VENV)/dev
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
-# Without what it declares: its Triton is a GPU compiler, and the loss that is measured needs none.
-	$(BIN)/pip install --quiet --no-deps liger-kernel==0.8.5
+$(VENV)/bench: $(VENV)/dev requirements/bench.txt
+	$(call install,bench)
 	touch $@
 
-$(VLLM)/ready: tests/vllm/requirements.txt tests/vllm/torchvision_operators.py
+$(VLLM)/ready: requirements/vllm.txt requirements/torch.txt tests/vllm/torchvision_operators.py
 	$(PYTHON) -m venv --clear $(VLLM)
-	$(VLLM)/bin/pip install -qq --no-deps --requirement $<
+	$(VLLM)/bin/pip install --quiet --no-deps --require-hashes --requirement $<
+	$(VLLM)/bin/pip install -qq --no-deps --requirement requirements/torch.txt
 	cp tests/vllm/torchvision_operators.py \
 	  $$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sitecustomize.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) runs
+	rm -rf $(VENV) $(VLLM) $(NEWEST_VENV) runs

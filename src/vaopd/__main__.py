@@ -1,5 +1,21 @@
-"""``python -m vaopd``."""
+"""The process of ``vaopd`` and ``python -m vaopd``."""
 
-from vaopd.cli import main
+import sys
+import warnings
 
-main()
+from vaopd import cli
+
+
+def main() -> None:
+    """Run the command line; warnings of other packages are for their developers and stay quiet.
+
+    ``python -W default -m vaopd``, or PYTHONWARNINGS, shows them.
+    """
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", module=r"vaopd\.")
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
