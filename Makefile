@@ -21,7 +21,7 @@ TEST := VAOPD_LOCK=requirements/dev.txt OMP_NUM_THREADS=1 $(BIN)/pytest --numpro
 # Of test-newest: what is not to be the newest. A plain torch is the CUDA build, of several GB.
 NEWEST ?= torch==2.13.0
 
-.PHONY: demo test test-fast test-newest test-vllm vllm check bench lock tiny clean
+.PHONY: demo test test-fast test-newest test-vllm vllm check bench lock tiny dist clean
 
 demo: $(VENV)/run
 	$(BIN)/vaopd train recipes/quickstart.yaml --output runs/quickstart --overwrite
@@ -99,4 +99,11 @@ $(VLLM)/ready: requirements/vllm.txt requirements/torch.txt tests/vllm/torchvisi
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(NEWEST_VENV) runs
+	rm -rf $(VENV) $(VLLM) $(NEWEST_VENV) runs dist
+
+# The wheel is built from the sdist, so that both are whole; then it is tried without the checkout.
+dist: $(VENV)/run
+	rm -rf dist
+	$(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("dist")' > /dev/null
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/vaopd-*.tar.gz
+	requirements/try_wheel.sh $(PYTHON)

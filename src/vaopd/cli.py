@@ -10,7 +10,9 @@ import typer
 
 from vaopd.errors import PeerError, VaopdError, told_once
 from vaopd.evaluation import command
+from vaopd.recipes.command import RECIPE, recipes
 from vaopd.teacher.command import serve_teacher
+from vaopd.versions import VersionOption
 
 if TYPE_CHECKING:
     from vaopd.config import RunConfig
@@ -19,12 +21,11 @@ app = typer.Typer(
     help="On-policy distillation of vision-language models by visual advantage.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 
 @app.callback()
-def _root() -> None:
+def _root(version: VersionOption = False) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     # It warns at import of a kernel for CPUs that nobody asked for.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -32,7 +33,7 @@ def _root() -> None:
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe; see recipes/.")],
+    recipe: Annotated[str, RECIPE],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="KEY=VALUE, such as training.max_steps=10.")
     ] = None,
@@ -60,7 +61,7 @@ def train(
     from vaopd.training.loop import train as run
 
     _quiet_weights()
-    output = output or Path("runs") / recipe.stem
+    output = output or Path("runs") / Path(recipe).stem
     result = run(config, output, resume=resume, overwrite=overwrite)
     if os.environ.get("RANK", "0") == "0":
         _print_result(result)
@@ -138,7 +139,7 @@ def _score_config(teacher: str, rollouts: Path, overrides: list[str]) -> "RunCon
 
 @app.command()
 def study(  # noqa: PLR0913  # a parameter for each option of the command
-    recipe: Annotated[Path, typer.Argument(help="Study recipe (recipes/study.yaml) or recipe.")],
+    recipe: Annotated[str, RECIPE],
     output: Annotated[Path, typer.Option(help="Folder of the study; finished runs in it stay.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="KEY=VALUE for all runs, training.max_steps=10.")
@@ -255,9 +256,7 @@ def export(
 
 @app.command()
 def doctor(  # noqa: PLR0913  # a parameter for each option of the command
-    recipe: Annotated[
-        Path | None, typer.Argument(help="Estimate the memory of this recipe as well.")
-    ] = None,
+    recipe: Annotated[str | None, RECIPE] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="KEY=VALUE, such as student.lora.rank=16.")
     ] = None,
@@ -309,6 +308,7 @@ def doctor(  # noqa: PLR0913  # a parameter for each option of the command
 app.command()(command.evaluate)
 app.command()(command.compare)
 app.command()(serve_teacher)
+app.command()(recipes)
 
 
 def _quiet_weights() -> None:

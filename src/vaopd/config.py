@@ -27,6 +27,7 @@ from vaopd.config_sections import (
     ViewConfig,
 )
 from vaopd.errors import ConfigError
+from vaopd.recipes.shipped import find_recipe
 
 
 class TrainingConfig(Section):
@@ -247,23 +248,23 @@ class RunConfig(Section):
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
-    """Return the configuration of a recipe file with ``section.key=value`` overrides applied.
+    """Return the configuration of a recipe with ``section.key=value`` overrides applied.
+
+    The recipe is a file or the name of one that ships, such as ``quickstart``.
 
     Raises:
         ConfigError: The file is missing or no YAML mapping, an override is malformed, or values
             break the schema; all broken values are listed together.
     """
-    return parse_config(parse_overrides(overrides, read_recipe(Path(path))))
+    return parse_config(parse_overrides(overrides, read_recipe(find_recipe(path))))
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """Return the nested values of a recipe file, not checked against any schema.
 
     Raises:
-        ConfigError: The file is missing or no YAML mapping.
+        ConfigError: The file is no YAML mapping.
     """
-    if not path.is_file():
-        raise ConfigError(f"recipe {path} does not exist; see the recipes/ folder for examples")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     # Bytes that are no UTF-8 are no YAML either.

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from vaopd.config import RunConfig, Section, explain, parse_config, parse_overrides, read_recipe
 from vaopd.errors import ConfigError
+from vaopd.recipes.shipped import find_recipe
 
 BASE_ARM = "base"
 """The untrained student: read from the first validation of another arm's run."""
@@ -67,7 +68,7 @@ class StudyConfig(Section):
     """A study recipe: a base recipe, tables of arms, seeds."""
 
     recipe: str
-    """Base recipe, relative to this file."""
+    """Base recipe: a path relative to this file, or the name of one that ships."""
 
     tables: Annotated[dict[str, TableConfig], Field(min_length=1)]
     seeds: Seeds
@@ -136,7 +137,7 @@ class Plan:
 
 
 def load_plan(
-    path: Path,
+    recipe: str | Path,
     overrides: Sequence[str] = (),
     *,
     arms: Sequence[str] | None = None,
@@ -153,13 +154,14 @@ def load_plan(
         ConfigError: A file is missing or breaks its schema, an option does not fit the recipe, or
             an arm's values break the schema of runs; names the arm.
     """
+    path = find_recipe(recipe)
     values = read_recipe(path)
     if "tables" not in values:
         study = _plain_study(path, arms, seeds)
         if tables or is_quick:
             raise ConfigError(
                 f"{path} is an ordinary recipe, which has no tables and no quick version; leave "
-                "out --tables and --quick, or give a study recipe such as recipes/study.yaml"
+                "out --tables and --quick, or give a study recipe such as study"
             )
     else:
         study = _parse_study(values, path)
@@ -176,7 +178,7 @@ def load_plan(
         shared += study.quick.overrides
         chosen, used_seeds = study.quick.tables, list(study.quick.seeds)
     chosen, used_seeds = list(tables or chosen), list(seeds or used_seeds)
-    base = path.parent / study.recipe
+    base = find_recipe(study.recipe, beside=path.parent)
     planned = []
     for name in chosen:
         settings = _named(study, name, path)
@@ -208,7 +210,7 @@ def _plain_study(
         arms={arm: () if arm == BASE_ARM else (f"method.name={arm}",) for arm in arms},
         figures=("intervals", "curves"),
     )
-    return StudyConfig(recipe=path.name, tables={"study": table}, seeds=tuple(seeds))
+    return StudyConfig(recipe=str(path.absolute()), tables={"study": table}, seeds=tuple(seeds))
 
 
 def _parse_study(values: dict[str, Any], path: Path) -> StudyConfig:

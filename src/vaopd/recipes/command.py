@@ -1,0 +1,43 @@
+"""``vaopd recipes`` and ``vaopd recipes copy``."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from vaopd.errors import ConfigError
+from vaopd.recipes.shipped import copy_recipe, shipped_recipes, summary
+
+
+def complete_name(incomplete: str) -> list[str]:
+    """Return the names of shipped recipes that begin so; where there is none, shells take files."""
+    return [name for name in shipped_recipes() if name.startswith(incomplete)]
+
+
+RECIPE = typer.Argument(
+    help="YAML file, or a name that vaopd recipes lists.", autocompletion=complete_name
+)
+
+
+def recipes(
+    action: Annotated[
+        Literal["copy"] | None, typer.Argument(help="copy NAME [DEST]; else the list.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="What to copy.", autocompletion=complete_name)
+    ] = None,
+    destination: Annotated[Path, typer.Argument(help="Folder, or a new .yaml file.")] = Path(),
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of a failure.")
+    ] = False,  # read by main()
+) -> None:
+    """List the recipes that ship, or copy one to change it; other commands take their names."""
+    shipped = shipped_recipes()
+    if action is None:
+        width = max(len(each) for each in shipped)
+        for each, path in shipped.items():
+            typer.echo(f"{each:{width}}  {summary(path)}")
+    elif name is None:
+        raise ConfigError("copy needs the name of a recipe; `vaopd recipes` lists those that ship")
+    else:
+        typer.echo(f"copied {name}: {copy_recipe(name, destination)}")
