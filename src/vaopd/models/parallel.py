@@ -130,6 +130,10 @@ class World:
         """Return every ``size``-th item, beginning with the own rank."""
         return list(items)[self.rank :: self.size] if self.size > 1 else list(items)
 
+    def turns(self, count: int) -> list[list[int]]:
+        """Return which of ``count`` items are the ``turn`` of each process, by rank."""
+        return [list(range(count))[rank :: self.size] for rank in range(self.size)]
+
     def in_order(self, results: Sequence[T]) -> list[T]:
         """Return everybody's results of their ``turn`` in the order of all items."""
         if self.size == 1:

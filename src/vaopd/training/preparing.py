@@ -184,7 +184,7 @@ class Preparation:
     ) -> Prepared:
         groups, views = sampled.groups, sampled.views
         shares = Shares.of(groups, sampled.prompt_tokens, world)
-        if shares.problems != world.turn(range(len(problems))):
+        if not shares.are_turns:
             views = world.agree(lambda: self._encode([problems[i] for i in shares.problems]))
             watch.lap("data")
         responses = [
