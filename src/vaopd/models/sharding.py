@@ -36,7 +36,6 @@ class Sharding:
         self.model, self.base, self.mesh, self.filler = model, model.model, mesh, filler
         self.head: Tensor | None = None
         self.has_run = self.is_whole = False
-        self.base.register_forward_pre_hook(self._enter_forward)
         self.base.register_forward_hook(self._note_forward)
         embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
         is_tied = head.weight is embeddings.weight
@@ -49,6 +48,8 @@ class Sharding:
         for module in [*modules, self.base]:
             # The root as well: it would stay whole after a forward without a backward.
             fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        # Before FSDP's own, which gathers weights.
+        self.base.register_forward_pre_hook(self.enter_forward, prepend=True)
         self.modules: list[FSDPModule] = [*modules, self.base]
         for module in self.modules:
             # Each process divides by the number of problems of all, so gradients are summed.
@@ -103,7 +104,8 @@ class Sharding:
         if reset is not None and self.has_run:
             reset()
 
-    def _enter_forward(self, *_: object) -> None:
+    def enter_forward(self, *_: object) -> None:
+        """Check that all processes run a forward, unless each runs as many as it likes."""
         if not self.is_whole:
             check_place()
 
