@@ -1,4 +1,4 @@
-"""Small processes that only talk to each other, for test_collectives.py: no model, no training."""
+"""Processes without a launcher, and what those of test_collectives.py tell each other."""
 
 import multiprocessing
 import os
@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from queue import Empty
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,7 +17,7 @@ from vaopd.models.parallel import World, processes
 from vaopd.models.sharding import Sharding
 
 Work = Callable[[World], Any]
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 300
 
 
 def line_of(mark: str) -> str:
@@ -29,35 +29,11 @@ def line_of(mark: str) -> str:
 
 def in_processes(size: int, *works: Work, parallel: str = "ddp") -> list[list[Any]]:
     """Return what each work gives in each process, by work and rank; an error gives its words."""
-    # Imports torch once and forks, where plain processes would each import it.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vaopd.models.parallel", "vaopd.models.sharding"])
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    told = context.Queue()
-    started = [
-        context.Process(target=_run, args=(rank, size, port, parallel, works, told), daemon=True)
-        for rank in range(size)
-    ]
-    for process in started:
-        process.start()
-    try:
-        results = dict(told.get(timeout=PATIENCE_SECONDS) for _ in started)
-    except Empty:
-        raise AssertionError("some processes wait for each other") from None
-    finally:
-        for process in started:
-            process.join(timeout=10)
-            process.kill()
-    return [[results[rank][number] for rank in range(size)] for number in range(len(works))]
+    outcomes = launched(size, _talk, parallel, works)
+    return [list(by_rank) for by_rank in zip(*outcomes, strict=True)]
 
 
-def _run(
-    rank: int, size: int, port: int, parallel: str, works: tuple[Work, ...], told: Any
-) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), VARIABLE: "1"}
-    torch.set_num_threads(1)
+def _talk(parallel: Literal["ddp", "fsdp2"], works: tuple[Work, ...]) -> list[Any]:
     outcomes = []
     with processes(parallel, "cpu") as world:
         for work in works:
@@ -65,7 +41,41 @@ def _run(
                 outcomes.append(work(world))
             except VaopdError as error:
                 outcomes.append(f"{type(error).__name__}: {error}")
-    told.put((rank, outcomes))
+    return outcomes
+
+
+def launched(size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Return what a work gives in each of as many processes, by rank."""
+    # Imports everything once and forks, where plain processes would each import it.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vaopd.training.loop"])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    told = context.Queue()
+    launch = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        context.Process(target=_run, args=(rank, launch, told, work, arguments), daemon=True)
+        for rank in range(size)
+    ]
+    for process in started:
+        process.start()
+    try:
+        results = dict(told.get(timeout=PATIENCE_SECONDS) for _ in started)
+    except Empty:
+        raise AssertionError("some processes failed or wait for each other") from None
+    finally:
+        for process in started:
+            process.join(timeout=10)
+            process.kill()
+    return [results[rank] for rank in range(size)]
+
+
+def _run(
+    rank: int, launch: dict[str, str], told: Any, work: Callable[..., Any], arguments: tuple
+) -> None:
+    os.environ |= launch | {"RANK": str(rank), "LOCAL_RANK": str(rank), VARIABLE: "1"}
+    torch.set_num_threads(1)
+    told.put((rank, work(*arguments)))
 
 
 def exchanges(world: World) -> list[Any]:
