@@ -1,4 +1,4 @@
-"""What every process that torchrun starts does for test_parallel.py, which imports what it shares.
+"""What every process does for test_parallel.py and test_uneven.py, which import what they share.
 
 One start for all runs: importing torch takes longer than the runs.
 """

@@ -83,13 +83,15 @@ def test_a_thread_is_checked_on_its_own_channel_while_the_main_threads_go_on(
         assert sums == [size * number for number in range(50)]
 
 
-def test_a_value_that_is_not_alike_is_an_error_in_all_that_shows_what_differs(
+def test_a_value_that_is_not_alike_ends_all_and_the_first_says_what_differs(
     found: dict[str, list], size: int
 ):
-    assert found["differ"] == [
-        f"TrainingError: process {size - 1} has other options than process 0 (b: 3 and b: 2); "
-        "start all by the same command with the same files"
-    ] * size  # fmt: skip
+    message = (
+        f"process {size - 1} has other options than process 0 (b: 3 and b: 2); start all by the "
+        "same command with the same files"
+    )
+    peers = [f"PeerError: {message}"] * (size - 1)
+    assert found["differ"] == [f"TrainingError: {message}", *peers]
 
 
 def test_a_forward_of_a_sharded_model_is_checked_too(found: dict[str, list], size: int):

@@ -81,19 +81,19 @@ class World:
         """Return a value that decides what comes next, once all have shown that theirs is alike.
 
         Raises:
-            TrainingError: It is not; in all processes, naming the first line that differs.
+            TrainingError: It is not, with the first line that differs; ``PeerError`` in all
+                processes but the main one.
         """
-        texts = self.gather(value if isinstance(value, str) else repr(value))
-        first = texts[0].splitlines()
-        for rank, text in enumerate(texts):
-            if text != texts[0]:
-                pairs = zip_longest(first, text.splitlines())
+        first, *others = [text.splitlines() for text in self.gather(str(value))]
+        for rank, lines in enumerate(others, start=1):
+            if lines != first:
+                pairs = zip_longest(first, lines, fillvalue="nothing")
                 one, other = next(pair for pair in pairs if pair[0] != pair[1])
-                raise TrainingError(
-                    f"process {rank} has other {what} than process 0 ({str(other).strip():.200} "
-                    f"and {str(one).strip():.200}); start all by the same command with the same "
-                    "files"
+                message = (
+                    f"process {rank} has other {what} than process 0 ({other.strip():.200} and "
+                    f"{one.strip():.200}); start all by the same command with the same files"
                 )
+                raise (TrainingError if self.is_main else PeerError)(message)
         return value
 
     def beside(self) -> "World":
