@@ -28,7 +28,9 @@ def steps_alike(run: Path, baseline: Path) -> int:
         read_rows(run / "metrics.jsonl"), read_rows(baseline / "metrics.jsonl"), strict=True
     )
     for number, (row, other) in enumerate(pairs):
-        if not all(math.isclose(row[n], other[n], rel_tol=TOLERANCE) for n in NUMBERS):
+        # A step that was skipped may have no loss, which is like no other.
+        values = [(row.get(name, math.nan), other.get(name, math.nan)) for name in NUMBERS]
+        if not all(math.isclose(*pair, rel_tol=TOLERANCE) for pair in values):
             return number
     return number + 1
 

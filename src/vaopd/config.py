@@ -64,6 +64,10 @@ class TrainingConfig(Section):
     max_gradient_norm: Positive = 1.0
     """Gradients are scaled down to this norm."""
 
+    max_skipped_steps: PositiveInt = 3
+    """A step whose loss or gradient is not finite is not applied; as many in a row end the run.
+    1 = the first one does."""
+
     micro_batch_tokens: PositiveInt | Literal["auto"] = 16384
     """Padded tokens in one forward and backward; the update does not depend on it. auto begins
     high on a GPU (16384 elsewhere) and halves whenever a step runs out of memory."""
@@ -136,12 +140,13 @@ FREE_ON_RESUME = {
         "keep_checkpoints",
         "keep_every",
         "log_rollouts_every",
+        "max_skipped_steps",
         "device",
         "parallel",
     },
 }
-"""Keys that change memory, speed or records and not what is learned, so a run that ran out of
-memory can go on with others."""
+"""Keys that change memory, speed, records or when a run gives up, and not what is learned, so a run
+that ran out of memory can go on with others."""
 
 
 class RunConfig(Section):

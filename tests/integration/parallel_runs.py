@@ -1,16 +1,19 @@
-"""What every process that torchrun starts does for test_parallel.py, which imports what it shares.
+"""What every process does for test_parallel.py and test_uneven.py, which import what they share.
 
 One start for all runs: importing torch takes longer than the runs.
 """
 
 import io
 import json
+import math
 import os
 import resource
 import shutil
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -48,6 +51,17 @@ VLLM = (
     "data.validation=null",
 )
 
+BRIEF = ("training.save_every=null", "training.max_steps=2")
+UNTESTED = (*BRIEF, "data.validation=null", "sampling.max_new_tokens=8")
+UNEVEN = {
+    # One of three processes and three of five have no problem.
+    "few": (*UNTESTED, "training.problems_per_step=2"),
+    "equal": (*UNTESTED, "training.problems_per_step=5", "sampling.max_new_tokens=1"),
+    "ragged": (*BRIEF, "training.problems_per_step=4", "data.validation=drawn:validation?count=6"),
+    "skipped": (*UNTESTED, "training.problems_per_step=4", "training.max_steps=3"),
+}
+"""Runs of three and five processes."""
+
 
 def config_of(folder: Path, *overrides: str) -> RunConfig:
     return load_config(folder / "recipe.yaml", overrides)
@@ -84,6 +98,43 @@ def compare(folder: Path) -> None:
             if (writer, reader) != ("ddp", "ddp"):  # reads the same files as from one process
                 resume(folder, writer, reader)
     dist.destroy_process_group()
+
+
+def run_uneven(folder: Path, name: str) -> None:
+    """Train by the recipes of UNEVEN in all processes of a group."""
+    dist.init_process_group("gloo")
+    for kind in KINDS:
+        for case, overrides in UNEVEN.items():
+            config = config_of(folder, *overrides, f"training.parallel={kind}")
+            run_case(case, config, folder / f"{case}-{kind}-{name}")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def run_case(case: str, config: RunConfig, output: Path) -> None:
+    """Train with two of six held-out problems unanswered, and one step that is not finite.
+
+    The last process alone finds that it is not.
+    """
+    load, clip = loop.load_problems, torch.nn.utils.clip_grad_norm_
+    is_last = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
+    calls = []
+
+    def load_problems(name: str) -> Any:
+        problems = load(name)
+        if not name.startswith("drawn:validation"):
+            return problems
+        return [
+            replace(p, answer=None if n in (1, 2) else p.answer) for n, p in enumerate(problems)
+        ]
+
+    def clip_gradients(*arguments: Any) -> torch.Tensor:
+        calls.append(norm := clip(*arguments))
+        return norm * math.inf if len(calls) == 2 and case == "skipped" and is_last else norm
+
+    loop.load_problems, torch.nn.utils.clip_grad_norm_ = load_problems, clip_gradients
+    run(config, output)
+    loop.load_problems, torch.nn.utils.clip_grad_norm_ = load, clip
 
 
 def prepare_beside(config: RunConfig, output: Path) -> None:

@@ -26,6 +26,7 @@ from parallel_runs import (
 from safetensors.torch import load_file
 
 from vaopd.errors import RunFolderError
+from vaopd.models.collectives import VARIABLE
 from vaopd.records import read_rows
 from vaopd.training.checkpoint import newest_checkpoint
 
@@ -70,7 +71,7 @@ def start(command: list[str]) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", VARIABLE: "1"},
     )
 
 
@@ -349,7 +350,11 @@ def test_sigterm_of_the_launcher_saves_and_leaves_a_run_that_can_go_on(tmp_path:
     command += ["2", "-m", "vaopd", "train", str(tmp_path / "recipe.yaml"), "--output", str(output)]
     command += ["training.parallel=ddp", "training.max_steps=200", "training.epochs=100"]
     command += ["data.validation=null"]
-    limits = {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(PATIENCE_SECONDS)}
+    limits = {
+        "OMP_NUM_THREADS": "1",
+        VARIABLE: "1",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(PATIENCE_SECONDS),
+    }
     process = subprocess.Popen(
         command, env=os.environ | limits, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -624,25 +624,6 @@ def test_a_teacher_that_sees_other_pixels_fails_before_there_is_a_folder(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_step_that_stops_leaves_a_run_that_can_be_resumed(
-    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    update = Step._update
-    calls = []
-
-    def fail_once(self: Step, loss: float, problems: list) -> float:
-        calls.append(loss)
-        return update(self, float("nan") if len(calls) == 3 else loss, problems)
-
-    monkeypatch.setattr(Step, "_update", fail_once)
-    with pytest.raises(TrainingError, match="start anew"):
-        train(finished.config, tmp_path / "run", console=quiet())
-    assert [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
-    train(finished.config, tmp_path / "run", resume=True, console=quiet())
-    final = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
-    assert final == (finished.folder / "final" / "model.safetensors").read_bytes()
-
-
 def test_the_recorded_recipe_is_plain_yaml(finished: Finished):
     values = yaml.safe_load((finished.folder / "config.yaml").read_text())
     assert values["training"]["betas"] == [0.9, 0.95]

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from vaopd.config_sections import DataConfig, ViewConfig
+from vaopd.models.collectives import VARIABLE
 from vaopd.models.loading import PromptEncoder, load_model
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.records import read_rows
@@ -96,6 +97,7 @@ def test_one_server_samples_for_two_processes_from_the_weights_that_they_share(t
          "training.keep_checkpoints=null", "training.log_rollouts_every=1", "data.validation=null",
          "sampling.num_rollouts=1", "sampling.temperature=0.01", "--output", output],
         capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,
+        env=os.environ | {VARIABLE: "1"},
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     fresh = stale = 0

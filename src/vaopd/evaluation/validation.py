@@ -115,13 +115,11 @@ class Validator:
         problems = [problem for problem in self.problems if problem.answer is not None]
         turn = self.world.turn(problems)
         encoder = PromptEncoder(student, self.config.data, self.config.view)
-        originals = [encoder.original(problem) for problem in turn]
+        originals = self.world.agree(lambda: [encoder.original(problem) for problem in turn])
         seen = self._answers("original", student, problems, originals, progress)
         if not self.config.validation.pixelated:
             return Validation(_result(seen), _rows(student, seen))
-        degraded = [encoder.degraded(problem) for problem in turn]
-        for prompts in zip(originals, degraded, strict=True):
-            check_same_prompt(*prompts)
+        degraded = self.world.agree(lambda: _degraded(encoder, turn, originals))
         blind = self._answers("degraded", student, problems, degraded, progress)
         advantage = None
         if self.teacher is not None:
@@ -173,6 +171,15 @@ class Validator:
 def response_text(model: VisionLanguageModel, rollout: Rollout) -> str:
     """Return a rollout as text without special tokens."""
     return model.tokenizer.decode(list(rollout.response_ids), skip_special_tokens=True)
+
+
+def _degraded(
+    encoder: PromptEncoder, problems: Sequence[Problem], originals: Sequence[EncodedPrompt]
+) -> list[EncodedPrompt]:
+    prompts = [encoder.degraded(problem) for problem in problems]
+    for pair in zip(originals, prompts, strict=True):
+        check_same_prompt(*pair)
+    return prompts
 
 
 def _result(

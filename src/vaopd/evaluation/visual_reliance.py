@@ -21,7 +21,7 @@ from vaopd.objective.advantage import visual_advantage
 from vaopd.objective.weights import high_group
 from vaopd.rollouts.sampler import Rollout
 from vaopd.teacher.local import score_view
-from vaopd.teacher.teacher import Teacher
+from vaopd.teacher.teacher import Teacher, TeacherScores
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -104,22 +104,24 @@ def score_advantage(
         by_problem = [[next(numbered) for _ in group] for group in responses]
         return [row for group in world.in_order(by_problem) for row in group]
 
-    seen, blind = views
-    scores = teacher.score(seen, blind, responses, with_hidden=False)
+    def score() -> tuple[TeacherScores, list[list[Tensor]]]:
+        own = [
+            score_view(
+                student,
+                prompts,
+                responses,
+                budget_tokens=teacher.batch_tokens,
+                share_prefix=teacher.share_prefix,
+            )[1]
+            for prompts in views
+        ]
+        return teacher.score(*views, responses, with_hidden=False), own
+
+    scores, own = world.separately(score)
     assert scores.degraded_logprobs is not None
     of_teacher, mask = _advantage(
         everybodys(scores.original_logprobs), everybodys(scores.degraded_logprobs)
     )
-    own = [
-        score_view(
-            student,
-            prompts,
-            responses,
-            budget_tokens=teacher.batch_tokens,
-            share_prefix=teacher.share_prefix,
-        )[1]
-        for prompts in views
-    ]
     of_student, _ = _advantage(*(everybodys(rows) for rows in own))
     return TokenAdvantage(
         teacher=of_teacher,

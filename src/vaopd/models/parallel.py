@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from itertools import zip_longest
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from vaopd.errors import ConfigError, PeerError, TrainingError, VaopdError, told_once
+from vaopd.models.collectives import check_place
 from vaopd.models.devices import pick_device
 
 T = TypeVar("T")
@@ -32,7 +34,13 @@ LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Connectio
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, seen from one of them."""
+    """The processes of a run, seen from one of them.
+
+    ``gather`` and all that is built on it are collectives: every process must enter the same ones
+    in the same order. So what decides whether one is entered must be known to be alike in all: the
+    recipe, what a collective returned, or what ``same`` has compared. What is one process's own
+    decides inside of the work that is handed to ``agree``, never around it.
+    """
 
     parallel: Literal["none", "ddp", "fsdp2"] = "none"
     rank: int = 0
@@ -64,9 +72,29 @@ class World:
         """Return everybody's value, by rank."""
         if self.size == 1:
             return [value]
+        check_place(self.channel)
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self.channel)
         return values
+
+    def same(self, what: str, value: T) -> T:
+        """Return a value that decides what comes next, once all have shown that theirs is alike.
+
+        Raises:
+            TrainingError: It is not, with the first line that differs; ``PeerError`` in all
+                processes but the main one.
+        """
+        first, *others = [text.splitlines() for text in self.gather(str(value))]
+        for rank, lines in enumerate(others, start=1):
+            if lines != first:
+                pairs = zip_longest(first, lines, fillvalue="nothing")
+                one, other = next(pair for pair in pairs if pair[0] != pair[1])
+                message = (
+                    f"process {rank} has other {what} than process 0 ({other.strip():.200} and "
+                    f"{one.strip():.200}); start all by the same command with the same files"
+                )
+                raise (TrainingError if self.is_main else PeerError)(message)
+        return value
 
     def beside(self) -> "World":
         """Return the same processes on a channel of their own, for a thread.
@@ -113,6 +141,7 @@ class World:
         """Do the work in the main process alone; return its result, or fail, everywhere."""
         result = self.agree(lambda: work() if self.is_main else None)
         if self.size > 1:
+            check_place(self.channel)
             box = [result]
             dist.broadcast_object_list(box, src=0, group=self.channel)
             result = box[0]
@@ -130,6 +159,10 @@ class World:
         """Return every ``size``-th item, beginning with the own rank."""
         return list(items)[self.rank :: self.size] if self.size > 1 else list(items)
 
+    def turns(self, count: int) -> list[list[int]]:
+        """Return which of ``count`` items are the ``turn`` of each process, by rank."""
+        return [list(range(count))[rank :: self.size] for rank in range(self.size)]
+
     def in_order(self, results: Sequence[T]) -> list[T]:
         """Return everybody's results of their ``turn`` in the order of all items."""
         if self.size == 1:
@@ -145,6 +178,7 @@ class World:
         """
         if self.parallel != "ddp" or self.size == 1:
             return
+        check_place()
         trained = [p for p in parameters if p.requires_grad]
         used = torch.tensor([p.grad is not None for p in trained], device=self.device).int()
         dist.all_reduce(used, dist.ReduceOp.MAX)
@@ -163,6 +197,7 @@ class World:
         """Give every replica the weights of the main process."""
         if self.parallel != "ddp" or self.size == 1:
             return
+        check_place()
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
 
@@ -223,6 +258,8 @@ def processes(parallel: Literal["none", "ddp", "fsdp2"], device: str) -> Iterato
                 "go on with --resume"
             ) from error
         raise
+    if size > 1:
+        check_place()
     # After a failure others may still be inside a collective, which ending the group waits for.
     if is_ours:
         # Threads of gloo hold the last values for a moment. To let go of Python's while the

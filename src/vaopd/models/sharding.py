@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
+from vaopd.models.collectives import check_place
 from vaopd.models.prompts import EncodedPrompt
 
 
@@ -34,7 +35,7 @@ class Sharding:
         """
         self.model, self.base, self.mesh, self.filler = model, model.model, mesh, filler
         self.head: Tensor | None = None
-        self.has_run = False
+        self.has_run = self.is_whole = False
         self.base.register_forward_hook(self._note_forward)
         embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
         is_tied = head.weight is embeddings.weight
@@ -47,6 +48,8 @@ class Sharding:
         for module in [*modules, self.base]:
             # The root as well: it would stay whole after a forward without a backward.
             fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        # Before FSDP's own, which gathers weights.
+        self.base.register_forward_pre_hook(self.enter_forward, prepend=True)
         self.modules: list[FSDPModule] = [*modules, self.base]
         for module in self.modules:
             # Each process divides by the number of problems of all, so gradients are summed.
@@ -64,6 +67,7 @@ class Sharding:
 
     def most(self, count: int) -> int:
         """Return the largest of everybody's counts."""
+        check_place()
         counts = torch.tensor(count, device=self.mesh.device_type)
         dist.all_reduce(counts, dist.ReduceOp.MAX)
         return int(counts)
@@ -76,6 +80,7 @@ class Sharding:
     @contextmanager
     def whole_head(self) -> Iterator[None]:
         """Hold the head's whole weight; at the end its gradient is summed and spread, once."""
+        check_place()
         weight = self.model.get_output_embeddings().weight
         whole = weight.full_tensor().detach()
         whole.requires_grad_(weight.requires_grad and torch.is_grad_enabled())
@@ -84,8 +89,9 @@ class Sharding:
             yield
         finally:
             self.head = None
-        if whole.grad is not None:
-            gradient = DTensor.from_local(whole.grad, self.mesh, [Partial()])
+        if whole.requires_grad and self.most(whole.grad is not None):
+            own = torch.zeros_like(whole) if whole.grad is None else whole.grad
+            gradient = DTensor.from_local(own, self.mesh, [Partial()])
             gradient = gradient.redistribute(placements=weight.placements)
             weight.grad = gradient if weight.grad is None else weight.grad + gradient
         if not torch.is_grad_enabled():
@@ -98,19 +104,27 @@ class Sharding:
         if reset is not None and self.has_run:
             reset()
 
+    def enter_forward(self, *_: object) -> None:
+        """Check that all processes run a forward, unless each runs as many as it likes."""
+        if not self.is_whole:
+            check_place()
+
     def _note_forward(self, *_: object) -> None:
         self.has_run = True
 
     @contextmanager
     def whole_model(self) -> Iterator[None]:
         """Hold all weights at compute precision, for forwards that are counted by nobody."""
+        check_place()
         self.base.set_reshard_after_forward(False)
         for module in self.modules:
             module.unshard()
+        self.is_whole = True
         try:
             with torch.no_grad(), self.whole_head():
                 yield
         finally:
+            self.is_whole = False
             for module in self.modules:
                 module.reshard()
             self.base.set_reshard_after_forward(True)

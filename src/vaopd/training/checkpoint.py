@@ -158,7 +158,8 @@ def load_checkpoint(
     for key, value in moments.items():
         name, _, kind = key.rpartition("::")
         optimizer.state[parameters[name]][kind] = value
-    return state
+    # The main process's for all: the step it names decides what is done next.
+    return world.on_main(lambda: state)
 
 
 def _read(

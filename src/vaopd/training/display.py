@@ -46,7 +46,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def start(self, description: str, total: int, completed: int = 0) -> Any:
         """Return the handle of a new bar."""
@@ -70,7 +70,7 @@ class Display:
 
 def step_line(row: dict[str, Any]) -> str:
     """Return the log line of a row of metrics: loss, KL, advantage, accuracy, speed, phases."""
-    parts = [f"loss {row['loss']:.4f}"]
+    parts = [f"loss {row['loss']:.4f}" if "loss" in row else "loss not finite"]
     for key, name in (("kl/mean", "KL"), ("nll/mean", "NLL"), ("va/mean", "VA")):
         if key in row:
             parts.append(f"{name} {row[key]:.4f}")
@@ -78,6 +78,8 @@ def step_line(row: dict[str, Any]) -> str:
         parts.append(f"VA in high {row['va/high_share']:.0%}")
     if "accuracy" in row:
         parts.append(f"accuracy {row['accuracy']:.0%}")
+    if "skipped_in_a_row" in row:
+        parts.append("skipped")
     parts.append(f"{row['tokens_per_second']:.0f} tokens/s")
     phases = [
         f"{phase} {row[f'time/{phase}']:.1f}s"

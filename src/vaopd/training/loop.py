@@ -1,8 +1,9 @@
 """A run from recipe to summary: models, data, steps, validations, checkpoints."""
 
+import json
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,25 +47,12 @@ from vaopd.training.folder import (
 )
 from vaopd.training.metrics import problem_pictures, rollout_rows, step_metrics
 from vaopd.training.references import check_references
+from vaopd.training.result import RunResult, describe, summary
 from vaopd.training.schedule import learning_rate, problems_of_step, total_steps
+from vaopd.training.skipping import Skips, check_may_go_on, describe_skip
 from vaopd.training.step import Step, StepResult
 from vaopd.training.stopping import StopRequest
 from vaopd.training.student import load_student, make_optimizer
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """Where a finished run is and what it reached."""
-
-    output: Path
-    steps: int
-    before: ValidationResult | None
-    after: ValidationResult | None
-    seconds: float
-    best: Best | None = None
-    """The validation that ``checkpoints/best`` holds the model of."""
-    is_stopped: bool = False
-    """Whether it was asked to stop before its last step; ``steps`` are those it took."""
 
 
 def train(
@@ -113,6 +101,7 @@ def _train(
     overwrite: bool,
     console: Console | None,
 ) -> RunResult:
+    world.same("options", f"{config.to_yaml()}{resume=}\n{overwrite=}")
     if resume:
         world.on_main(lambda: check_same_recipe(config, output))
     else:
@@ -120,6 +109,7 @@ def _train(
     shown = (console or Console(stderr=True)) if world.is_main else Console(quiet=True)
     run = world.agree(lambda: Run(config, output, shown, world))
     with run.resources:
+        world.same("problems", json.dumps(run.manifest, indent=1))
         world.share_weights(run.student.model)
         if not resume:
             world.on_main(run.check_problems)
@@ -200,7 +190,7 @@ class Run:
                 return self._result(done)
             self._export()
         result = self._result(done)
-        self.world.on_main(lambda: write_json(self.output / "summary.json", _summary(result)))
+        self.world.on_main(lambda: write_json(self.output / "summary.json", summary(result)))
         return result
 
     def _describe_run(self, done: int) -> None:
@@ -217,6 +207,7 @@ class Run:
             self.after,
             round(self._seconds(), 1),
             best=self.best,
+            skipped_steps=self.step.skips.total,
             is_stopped=done < self.steps,
         )
 
@@ -275,6 +266,10 @@ class Run:
             is_supervised=method.is_supervised,
         )
         append_row(self.output / "metrics.jsonl", row)
+        if skipped := result.skipped_in_a_row:
+            line = describe_skip(step, skipped, result.loss, result.gradient_norm, problems)
+            check_may_go_on(skipped, training.max_skipped_steps, line)
+            self.display.say(line)
         if _is_due(training.log_rollouts_every, step) and method.name != "sft":
             folder = self.output / "rollouts"
             rows = rollout_rows(
@@ -304,11 +299,15 @@ class Run:
             lambda rows: self.display.progress.update(bar, advance=rows * self.world.size),
         )
         self.display.finish(bar)
-        self.world.on_main(lambda: self._record_validation(step, validator, validation))
-        self.display.say(f"validation at step {step}: {_describe(validation.result)}")
-        return validation.result
+        # The main process's numbers for all: whether they are the best decides what is saved.
+        result = self.world.on_main(lambda: self._record_validation(step, validator, validation))
+        self.display.say(f"validation at step {step}: {describe(result)}")
+        return result
 
-    def _record_validation(self, step: int, validator: Validator, validation: Validation) -> None:
+    def _record_validation(
+        self, step: int, validator: Validator, validation: Validation
+    ) -> ValidationResult:
+        """Write what a validation found and return its numbers."""
         # Before the row of numbers: whoever sees that row finds the responses behind it.
         folder = self.output / "validation"
         pictures = problem_pictures(
@@ -320,6 +319,7 @@ class Run:
         rows = [{"step": step, **row, **pictures[row["problem_id"]]} for row in validation.rows]
         write_rows(folder / f"step_{step:06d}.jsonl", rows)
         append_row(self.output / "validation.jsonl", {"step": step, **asdict(validation.result)})
+        return validation.result
 
     def _save(self, step: int) -> None:
         state = {
@@ -329,6 +329,7 @@ class Run:
             "best": asdict(self.best) if self.best else None,
             "seconds": self._seconds(),
             "micro_batch_tokens": self.step.micro_batch_tokens,
+            "skips": asdict(self.step.skips),
             "rollouts_ahead": self.step.preparation.rollouts_ahead(),
         }
         folder = checkpoint_path(self.output, step)
@@ -374,6 +375,7 @@ class Run:
             if self.config.training.micro_batch_tokens == "auto":
                 # What was found to fit: bits depend on the split into forwards.
                 self.step.micro_batch_tokens = state["micro_batch_tokens"]
+            self.step.skips = Skips(**state.get("skips", {}))
             self.before = ValidationResult(**state["before"]) if state["before"] else None
             self.after = ValidationResult(**state["after"]) if state["after"] else None
             best = state.get("best")
@@ -422,25 +424,3 @@ def _rollout_model(
         assert isinstance(teacher, LocalTeacher)
         return teacher.model
     return student
-
-
-def _describe(result: ValidationResult) -> str:
-    text = f"accuracy {result.accuracy:.1%}"
-    if result.accuracy_pixelated is not None:
-        text += f", pixelated {result.accuracy_pixelated:.1%}"
-    if result.student_va is not None:
-        text += f", student VA {result.student_va:.3f} nats (teacher {result.teacher_va:.3f})"
-    return f"{text}, unparsed {result.unparsed:.1%}, truncated {result.truncated:.1%}"
-
-
-def _summary(result: RunResult) -> dict[str, Any]:
-    def numbers(validation: ValidationResult | None) -> dict[str, Any] | None:
-        return None if validation is None else asdict(validation)
-
-    return {
-        "before": numbers(result.before),
-        "after": numbers(result.after),
-        "best": asdict(result.best) if result.best else None,
-        "steps": result.steps,
-        "seconds": result.seconds,
-    }

@@ -1,5 +1,6 @@
 """What a step is remembered by: one row of numbers, and rows of rollouts for the report."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -26,7 +27,10 @@ def step_metrics(
     learning_rate: float,
     is_supervised: bool,
 ) -> dict[str, Any]:
-    """Return one row of ``metrics.jsonl``; docs/metrics.md explains the names and units."""
+    """Return one row of ``metrics.jsonl``; docs/metrics.md explains the names and units.
+
+    Numbers that are not finite, which a skipped step has, are no JSON and are left out.
+    """
     divergence = torch.cat(result.token_divergence)
     lengths = [len(rollout.response_ids) for rollout in result.rollouts]
     seconds = result.seconds
@@ -50,7 +54,9 @@ def step_metrics(
     # Accuracy is the student's own; supervised text is somebody else's.
     if not is_supervised and any(problem.answer is not None for problem in problems):
         row["accuracy"] = fmean(v for v in _verdicts(result, problems, student) if v is not None)
-    return row
+    if result.skipped_in_a_row:
+        row["skipped_in_a_row"] = result.skipped_in_a_row
+    return {key: value for key, value in row.items() if math.isfinite(value)}
 
 
 Pictures = dict[str, dict[str, list[str]]]

@@ -184,7 +184,7 @@ class Preparation:
     ) -> Prepared:
         groups, views = sampled.groups, sampled.views
         shares = Shares.of(groups, sampled.prompt_tokens, world)
-        if shares.problems != world.turn(range(len(problems))):
+        if not shares.are_turns:
             views = world.agree(lambda: self._encode([problems[i] for i in shares.problems]))
             watch.lap("data")
         responses = [
@@ -193,7 +193,8 @@ class Preparation:
         own = [responses[i] for i in shares.problems]
         scores = None
         if self.teacher is not None and not self.config.method.is_supervised:
-            scores = shares.all_scores(world.separately(lambda: self._teacher_scores(views, own)))
+            together = world.agree if self.scores_beside else world.separately
+            scores = shares.all_scores(together(lambda: self._teacher_scores(views, own)))
         weights = world.agree(lambda: self._weights(groups, responses, scores, step))
         watch.lap("score")
         return Prepared(

@@ -42,6 +42,11 @@ class Shares:
         return self.by_rank[self.world.rank]
 
     @property
+    def are_turns(self) -> bool:
+        """Whether every process has the problems of its turn; all give the same answer."""
+        return self.by_rank == self.world.turns(self.num_problems)
+
+    @property
     def rollouts(self) -> list[int]:
         """Rollouts of this process."""
         return self._rollouts(self.world.rank)

@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vaopd.config import RunConfig, TrainingConfig
-from vaopd.errors import TrainingError
 from vaopd.models.loading import VisionLanguageModel
 from vaopd.models.packing import (
     MicroBatch,
@@ -31,6 +30,7 @@ from vaopd.rollouts.sampler import Rollout, Sampler
 from vaopd.teacher.teacher import Teacher, TeacherScores
 from vaopd.training.offload import ActivationOffload
 from vaopd.training.preparing import Preparation, Prepared
+from vaopd.training.skipping import Skips
 from vaopd.training.stopwatch import Stopwatch
 from vaopd.training.weighing import Weights, seed_of
 
@@ -54,6 +54,9 @@ class StepResult:
     weights: Weights
     rollouts: list[Rollout]
     scores: TeacherScores | None
+    skipped_in_a_row: int = 0
+    """Steps up to this one that were not applied, because a loss or a gradient was not finite."""
+
     lag: int = 0
     """Updates between the weights that sampled and those that learned."""
 
@@ -83,19 +86,19 @@ class Step:
         self.world = world or World()
         self.preparation = Preparation(config, student, teacher, sampler, self.world)
         self.micro_batch_tokens = first_budget(config.training, student.device)
+        self.skips = Skips()
 
     def run(
         self, problems: Sequence[Problem], step: int, coming: Sequence[Problem] = ()
     ) -> StepResult:
         """Sample, score, weigh and update once; every process returns the same.
 
+        Where the loss or its gradient is not finite, weights and moments stay as they are.
+
         Args:
             problems: Of this step.
             step: Its number, from 1.
             coming: Problems of the next step, on which work begins beside that on these.
-
-        Raises:
-            TrainingError: The loss or its gradient is not finite; the weights are untouched.
         """
         watch, world, preparation = Stopwatch(self.student.device), self.world, self.preparation
         if coming:
@@ -105,7 +108,7 @@ class Step:
             preparation.begin(coming, step + 1, watch)
         loss, divergence = world.separately(lambda: self._accumulate_in_memory(step, ready))
         loss = world.sum(loss)
-        gradient_norm = self._update(loss, problems)
+        gradient_norm = self._update(loss)
         divergence = ready.shares.everybodys(divergence)
         watch.lap("train")
         return StepResult(
@@ -116,6 +119,7 @@ class Step:
             weights=ready.weights,
             rollouts=[rollout for group in ready.groups for rollout in group],
             scores=ready.scores,
+            skipped_in_a_row=self.skips.in_a_row,
             lag=ready.lag,
             seconds=watch.seconds,
             seconds_beside=ready.seconds_beside,
@@ -234,24 +238,17 @@ class Step:
             vocab_size=student.vocab_size,
         )
 
-    def _update(self, loss: float, problems: Sequence[Problem]) -> float:
+    def _update(self, loss: float) -> float:
+        """Apply the gradient if it is finite in all processes; return its norm."""
         parameters = list(self.student.model.parameters())
         self.world.sum_gradients(parameters)
         clipped = torch.nn.utils.clip_grad_norm_(parameters, self.config.training.max_gradient_norm)
         norm = whole(clipped).item()
-
-        def check() -> None:
-            if not (math.isfinite(norm) and math.isfinite(loss)):
-                self.optimizer.zero_grad(set_to_none=True)
-                names = ", ".join(problem.id for problem in problems)
-                raise TrainingError(
-                    f"loss is {loss} and gradient norm {norm}: not finite, so this step was not "
-                    f"applied; problems of the step: {names}; start anew with a lower "
-                    "training.learning_rate or student.dtype=float32"
-                )
-
-        self.world.agree(check)
-        self.optimizer.step()
+        # Norms may be rounded differently; a step is applied in all processes or in none.
+        is_skipped = self.world.any(not (math.isfinite(norm) and math.isfinite(loss)))
+        self.skips.note(is_skipped)
+        if not is_skipped:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 

@@ -1,0 +1,51 @@
+"""What a run reached, and how that is said."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vaopd.evaluation.validation import ValidationResult
+from vaopd.training.best import Best
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a finished run is and what it reached."""
+
+    output: Path
+    steps: int
+    before: ValidationResult | None
+    after: ValidationResult | None
+    seconds: float
+    best: Best | None = None
+    """The validation that ``checkpoints/best`` holds the model of."""
+    skipped_steps: int = 0
+    """Those whose loss or gradient was not finite."""
+    is_stopped: bool = False
+    """Whether it was asked to stop before its last step; ``steps`` are those it took."""
+
+
+def describe(result: ValidationResult) -> str:
+    """Return the line that a validation is shown by."""
+    text = f"accuracy {result.accuracy:.1%}"
+    if result.accuracy_pixelated is not None:
+        text += f", pixelated {result.accuracy_pixelated:.1%}"
+    if result.student_va is not None:
+        text += f", student VA {result.student_va:.3f} nats (teacher {result.teacher_va:.3f})"
+    return f"{text}, unparsed {result.unparsed:.1%}, truncated {result.truncated:.1%}"
+
+
+def summary(result: RunResult) -> dict[str, Any]:
+    """Return what ``summary.json`` holds."""
+
+    def numbers(validation: ValidationResult | None) -> dict[str, Any] | None:
+        return None if validation is None else asdict(validation)
+
+    return {
+        "before": numbers(result.before),
+        "after": numbers(result.after),
+        "best": asdict(result.best) if result.best else None,
+        "steps": result.steps,
+        "skipped_steps": result.skipped_steps,
+        "seconds": result.seconds,
+    }

@@ -1,0 +1,118 @@
+"""A step whose gradient is not finite is left out, counted and said."""
+
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from vaopd.errors import TrainingError
+from vaopd.problems.problem import Problem
+from vaopd.problems.sources import load_problems
+from vaopd.records import read_json, read_rows
+from vaopd.training.loop import train
+from vaopd.training.schedule import problems_of_step
+from vaopd.training.step import Step, StepResult
+
+Spoil = Callable[..., None]
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Spoil:
+    """Let the gradient of the named steps be no number, and of no others."""
+    intact = Step.run
+    spoiled: set[int] = set()
+
+    def run(
+        self: Step, problems: Sequence[Problem], step: int, coming: Sequence[Problem] = ()
+    ) -> StepResult:
+        if step not in spoiled:
+            return intact(self, problems, step, coming)
+        hook = self.student.head.register_hook(lambda gradient: gradient * math.nan)
+        try:
+            return intact(self, problems, step, coming)
+        finally:
+            hook.remove()
+
+    def choose(*steps: int) -> None:
+        spoiled.clear()
+        spoiled.update(steps)
+
+    monkeypatch.setattr(Step, "run", run)
+    return choose
+
+
+def test_a_skipped_step_is_said_and_recorded_and_the_run_goes_on(
+    make_config: Callable, tmp_path: Path, spoil: Spoil
+):
+    spoil(2)
+    said = io.StringIO()
+    config = make_config("training.max_steps=3")
+    result = train(config, tmp_path / "run", console=Console(file=said, width=10_000))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    first, second, third = (json.loads(line, parse_constant=pytest.fail) for line in lines)
+    assert second["skipped_in_a_row"] == 1 and "gradient_norm" not in second
+    assert "skipped_in_a_row" not in first.keys() | third.keys()
+    assert third["gradient_norm"] > 0
+    problems = problems_of_step(load_problems(config.data.train), 2, config.training)
+    expected = (
+        f"step 2 skipped (1 in a row): loss is {second['loss']} and gradient norm nan, not both "
+        "finite; the weights are as they were; problems: "
+        f"{', '.join(problem.id for problem in problems)}\n"
+    )
+    assert expected in said.getvalue()
+    assert result.skipped_steps == 1
+    assert read_json(tmp_path / "run" / "summary.json")["skipped_steps"] == 1
+
+
+def test_as_many_skipped_steps_in_a_row_as_allowed_end_the_run(
+    make_config: Callable, tmp_path: Path, spoil: Spoil
+):
+    spoil(1, 3, 4)
+    config = make_config("training.max_steps=5", "training.max_skipped_steps=2")
+    with pytest.raises(TrainingError) as error:
+        train(config, tmp_path / "run", console=quiet())
+    assert str(error.value).startswith("step 4 skipped (2 in a row): loss is ")
+    assert "training.max_skipped_steps=2 ends the run here; start anew" in str(error.value)
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row.get("skipped_in_a_row", 0) for row in rows] == [1, 0, 1, 2]
+
+
+def test_a_resumed_run_remembers_how_many_steps_were_skipped(
+    make_config: Callable, tmp_path: Path, spoil: Spoil
+):
+    def config(limit: int):
+        options = ("training.max_steps=5", "training.save_every=1")
+        return make_config(*options, f"training.max_skipped_steps={limit}")
+
+    spoil(2, 3, 4)
+    with pytest.raises(TrainingError, match="step 3 skipped"):
+        train(config(2), tmp_path / "run", console=quiet())
+    # Step 2 is the first in a row and in the checkpoint, so step 4 is the third.
+    with pytest.raises(TrainingError, match=r"^step 4 skipped \(3 in a row\)"):
+        train(config(3), tmp_path / "run", resume=True, console=quiet())
+    result = train(config(4), tmp_path / "run", resume=True, console=quiet())
+    assert result.skipped_steps == 3
+
+
+def test_a_run_that_ended_by_a_skip_goes_on_once_the_cause_is_gone(
+    make_config: Callable, tmp_path: Path, spoil: Spoil
+):
+    fixed = ("training.max_steps=3", "training.save_every=2", "training.max_skipped_steps=1")
+    config = make_config(*fixed)
+    train(config, tmp_path / "whole", console=quiet())
+    spoil(3)
+    with pytest.raises(TrainingError, match="step 3 skipped"):
+        train(config, tmp_path / "run", console=quiet())
+    assert [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
+    spoil()
+    train(config, tmp_path / "run", resume=True, console=quiet())
+    finals = [tmp_path / name / "final" / "model.safetensors" for name in ("run", "whole")]
+    assert finals[0].read_bytes() == finals[1].read_bytes()
