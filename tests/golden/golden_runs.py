@@ -65,7 +65,7 @@ PROCESSES: dict[str, list[str]] = {
     "fsdp2": ["training.parallel=fsdp2"],
     "fsdp2 lora": ["training.parallel=fsdp2", "student.lora.rank=4"],
 }
-SIZES = (2,)
+SIZES = (2, 3)
 TIMES = ("time/", "beside/", "tokens_per_second")
 REMOTE = "remote teacher, one step ahead"
 
