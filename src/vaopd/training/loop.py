@@ -351,7 +351,8 @@ class Run:
         adapters = self.student.trained_weights() if self.student.has_adapters else None
 
         def write() -> None:
-            with writing("the final model"), new_folder(self.output / "final") as folder:
+            run = self.output
+            with writing("the final model", run), new_folder(run / "final") as folder:
                 self.student.save(folder, dtype, weights)
                 if adapters is not None:
                     # In a folder of its own: beside a config.json it would be added once more.
