@@ -81,7 +81,7 @@ def writing(what: str, run: Path) -> Iterator[None]:
         left = (
             f"checkpoint {newest.name} is as it was: make space and go on from it with --resume"
             if newest
-            else "the run has no earlier checkpoint: make space, and --resume begins at step 1 again"
+            else "there is no earlier checkpoint: make space, and --resume begins at step 1 again"
         )
         raise RunFolderError(f"{what} could not be written ({reason}); {left}") from error
 
