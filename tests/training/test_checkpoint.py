@@ -91,8 +91,8 @@ def test_a_failure_while_saving_leaves_no_checkpoint_under_the_name(
         raise OSError("disk full")
 
     message = (
-        r"checkpoint .*step_000004 could not be written \(disk full\); checkpoint step_000002 is as "
-        "it was: make space and go on from it with --resume"
+        r"checkpoint .*step_000004 could not be written \(disk full\); checkpoint step_000002 is "
+        "as it was: make space and go on from it with --resume"
     )
 
     save_checkpoint(checkpoint_path(tmp_path, 2), trained.student, trained.optimizer, STATE)
@@ -159,7 +159,9 @@ def test_a_disk_that_takes_no_more_fails_the_save_and_nothing_else(
     save_checkpoint(checkpoint_path(tmp_path, 2), trained.student, trained.optimizer, STATE)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     small_files()
-    with pytest.raises(RunFolderError, match=r"step_000004 could not be written .*step_000002 is as"):
+    with pytest.raises(
+        RunFolderError, match=r"step_000004 could not be written .*step_000002 is as"
+    ):
         save_checkpoint(checkpoint_path(tmp_path, 4), trained.student, trained.optimizer, STATE)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_000002"]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from vaopd.config import RunConfig
+from vaopd.config import RunConfig, load_config
 from vaopd.errors import ConfigError, TrainingError
 from vaopd.evaluation.validation import Validation, ValidationResult, Validator
 from vaopd.models.devices import DTYPES, pick_device
@@ -38,6 +38,7 @@ from vaopd.training.checkpoint import (
     writing,
 )
 from vaopd.training.display import Display
+from vaopd.training.extension import extension
 from vaopd.training.folder import (
     check_free,
     check_same_recipe,
@@ -384,6 +385,9 @@ class Run:
             if ahead is not None:
                 coming = problems_of_step(self.problems, step + 1, self.config.training)
                 self.step.preparation.restore(coming, ahead)
+        saved = self.world.on_main(lambda: load_config(self.output / "config.yaml"))
+        if said := extension(saved.training, self.config.training, len(self.problems), step):
+            self.display.say(said)
         self.best = self.world.on_main(lambda: restore_best(self.output, best))
         # Without a checkpoint the first validation is repeated, so its rows go as well.
         kept = step if newest else -1
