@@ -215,20 +215,27 @@ def inspect(
 
     from vaopd.inspection.report import follow_report, report_path, write_report
 
-    target = report_path(paths, output)
-    with Console(stderr=True).status("reading") as status:
+    target, console = report_path(paths, output), Console(stderr=True)
+    with console.status("reading") as status:
 
         def progress(text: str) -> None:
             status.update(f"reading {text}")
 
-        write = follow_report if follow else write_report
+        def say(text: str) -> None:
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+        options = {"max_rollouts": max_rollouts, "progress": progress}
         try:
-            report = write(paths, target, max_rollouts=max_rollouts, progress=progress)
+            if follow:
+                report = follow_report(paths, target, say=say, **options)
+            else:
+                report = write_report(paths, target, **options)
         except KeyboardInterrupt:
             if not follow:
                 raise
             # How one stops following: the page of the last step is there and whole.
-            typer.echo(f"stopped following; the page stays: {target}")
+            left = f"the page stays: {target}" if target.exists() else "no page was written yet"
+            typer.echo(f"stopped following; {left}")
             return
     left_out = report.total - report.shown
     shown = f"{report.shown} of {report.total} rollouts ({left_out} left out)"

@@ -1,6 +1,7 @@
 import base64
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -215,6 +216,35 @@ def test_following_waits_for_the_first_step(make_run: Callable[..., Path], tmp_p
             (run / name).write_bytes((full / name).read_bytes())
 
     assert follow_report([run], run / "report.html", wait=wait).total == 0
+
+
+def test_following_waits_for_a_run_that_does_not_exist_yet(
+    make_run: Callable[..., Path], tmp_path: Path
+):
+    full, run = make_run("full"), tmp_path / "runs" / "young"
+    said, waits = [], []
+
+    def wait(seconds: float) -> None:
+        # Nothing, then an empty folder with the file that is being written, then the run.
+        waits.append(run.exists())
+        if len(waits) == 1:
+            run.mkdir(parents=True)
+            (run / ".config.yaml.partial").touch()
+        elif len(waits) == 2:
+            shutil.rmtree(run)
+            shutil.copytree(full, run)
+
+    target = report_path([run], None)
+    report = follow_report([run], target, say=said.append, wait=wait)
+    assert waits == [False, True]
+    assert said == [f"waiting for a run at {run}"]
+    assert report.path == run / "report.html"
+    assert report.total == 8
+
+
+def test_following_does_not_wait_for_a_missing_file_of_scores(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"scores.jsonl does not exist"):
+        follow_report([tmp_path / "scores.jsonl"], tmp_path / "page.html", wait=pytest.fail)
 
 
 def damaged(run: Path) -> None:
