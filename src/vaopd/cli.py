@@ -57,6 +57,8 @@ def train(
     config = told_once(lambda: load_config(recipe, overrides or []))
     if dry_run:
         typer.echo(config.to_yaml(), nl=False)
+        # Not on standard output, which is a recipe.
+        _show_unread(config)
         return
     from vaopd.training.loop import train as run
 
@@ -300,6 +302,7 @@ def doctor(  # noqa: PLR0913  # a parameter for each option of the command
     if config is None:
         show_machine(console)
         return
+    _show_unread(config)
     show_estimate(
         console,
         config,
@@ -323,6 +326,13 @@ def _quiet_weights() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+
+
+def _show_unread(config: "RunConfig") -> None:
+    from vaopd.unread import unread_line
+
+    if line := unread_line(config):
+        typer.echo(line, err=True)
 
 
 def _count_lines(path: Path) -> int:

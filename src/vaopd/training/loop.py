@@ -54,6 +54,7 @@ from vaopd.training.skipping import Skips, check_may_go_on, describe_skip
 from vaopd.training.step import Step, StepResult
 from vaopd.training.stopping import StopRequest
 from vaopd.training.student import load_student, make_optimizer
+from vaopd.unread import unread_line
 
 
 def train(
@@ -184,6 +185,8 @@ class Run:
         has_launcher = self.config.training.parallel != "none"
         with self.display, StopRequest(self.display.say, has_launcher=has_launcher) as stop:
             self.display.say(self._headline(done))
+            if unread := unread_line(self.config):
+                self.display.say(unread)
             if done == 0:
                 self.before = self._validate(0)
             done = self._take_steps(done, stop)
@@ -214,7 +217,7 @@ class Run:
 
     def _sampler(self, model: VisionLanguageModel) -> Sampler:
         options = self.config.sampling
-        if options.engine == "transformers":
+        if options.engine == "transformers" or self.config.method.name == "sft":
             return TransformersSampler(model, batch_tokens=options.batch_tokens)
         log, say = self.output / "vllm.log", self.display.say
         sampler = VllmSampler(model, options.vllm, log=log, world=self.world, say=say)
