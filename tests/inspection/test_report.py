@@ -187,6 +187,16 @@ def test_two_hundred_rollouts_of_large_photographs_stay_under_20_mb(tmp_path: Pa
     assert 2_000_000 < report.path.stat().st_size == report.num_bytes < 20_000_000
 
 
+def test_warnings_of_a_run_stand_above_its_numbers(make_run: Callable[..., Path]):
+    run = make_run()
+    assert "Warning, step" not in write_report([run], run / "report.html").path.read_text()
+    text = "all responses were cut off at <5>"
+    write_rows(run / "warnings.jsonl", [{"step": 3, "name": "truncated", "text": text}])
+    page = write_report([run], run / "report.html").path.read_text(encoding="utf-8")
+    place = page.index("<b>Warning, step 3:</b> all responses were cut off at &lt;5&gt;")
+    assert page.index("<h1>") < place < page.index("<dt>Student VA</dt>")
+
+
 def test_following_writes_again_until_the_run_is_finished(make_run: Callable[..., Path]):
     run = make_run(is_finished=False)
     reloads = []

@@ -298,6 +298,7 @@ def overview(source: Source) -> dict[str, Any]:
         "steps": max(steps, default=0),
         "planned": source.config.get("training", {}).get("max_steps"),
         "is_finished": source.is_finished,
+        "warnings": source.warnings,
         "accuracy": change("accuracy"),
         "degraded_accuracy": change("accuracy_pixelated"),
         "student_va": change("student_va"),

@@ -14,6 +14,7 @@ from vaopd.config import FREE_ON_RESUME, RunConfig, load_config
 from vaopd.errors import ConfigError, RunFolderError
 from vaopd.models.parallel import World
 from vaopd.records import keep_rows_up_to
+from vaopd.training.alarms import WARNINGS_FILE
 from vaopd.training.extension import LENGTH_KEYS
 
 CHANGEABLE = {**FREE_ON_RESUME, "training": FREE_ON_RESUME["training"] | LENGTH_KEYS}
@@ -69,7 +70,7 @@ def forget_after(output: Path, step: int) -> None:
     The summary goes in any case: it tells studies and reports that a run is finished.
     """
     (output / "summary.json").unlink(missing_ok=True)
-    for name in ("metrics.jsonl", "validation.jsonl"):
+    for name in ("metrics.jsonl", "validation.jsonl", WARNINGS_FILE):
         keep_rows_up_to(output / name, step)
     for name in ("rollouts", "validation"):
         for path in (output / name).glob("step_*.jsonl"):

@@ -28,6 +28,7 @@ from vaopd.rollouts.vllm import VllmSampler
 from vaopd.teacher.local import LocalTeacher, load_teacher
 from vaopd.teacher.remote import connect_teacher
 from vaopd.teacher.teacher import Teacher
+from vaopd.training.alarms import Alarms
 from vaopd.training.best import Best, better, mark_best, restore_best
 from vaopd.training.checkpoint import (
     checkpoint_path,
@@ -135,6 +136,7 @@ class Run:
         self.output = output
         self.world = world = world or World(device=pick_device(config.training.device))
         self.display = Display(console)
+        self.alarms = Alarms(config, output, self.display.say)
         self.problems = load_problems(config.data.train)
         held_out = config.data.validation
         self.held_out = load_problems(held_out) if held_out else None
@@ -193,8 +195,8 @@ class Run:
             if done < self.steps:
                 return self._result(done)
             self._export()
-        result = self._result(done)
-        self.world.on_main(lambda: write_json(self.output / "summary.json", summary(result)))
+        result, file = self._result(done), self.output / "summary.json"
+        self.world.on_main(lambda: write_json(file, summary(result, self.alarms.raised())))
         return result
 
     def _describe_run(self, done: int) -> None:
@@ -274,6 +276,7 @@ class Run:
             line = describe_skip(step, skipped, result.loss, result.gradient_norm, problems)
             check_may_go_on(skipped, training.max_skipped_steps, line)
             self.display.say(line)
+        self.alarms.watch_step(row, len(result.rollouts))
         if _is_due(training.log_rollouts_every, step) and method.name != "sft":
             folder = self.output / "rollouts"
             rows = rollout_rows(
@@ -323,6 +326,7 @@ class Run:
         rows = [{"step": step, **row, **pictures[row["problem_id"]]} for row in validation.rows]
         write_rows(folder / f"step_{step:06d}.jsonl", rows)
         append_row(self.output / "validation.jsonl", {"step": step, **asdict(validation.result)})
+        self.alarms.watch_validation(step, validation.result, len(rows))
         return validation.result
 
     def _save(self, step: int) -> None:
