@@ -228,25 +228,27 @@ def test_following_waits_for_the_first_step(make_run: Callable[..., Path], tmp_p
     assert follow_report([run], run / "report.html", wait=wait).total == 0
 
 
+@pytest.mark.parametrize("is_begun", [False, True])
 def test_following_waits_for_a_run_that_does_not_exist_yet(
-    make_run: Callable[..., Path], tmp_path: Path
+    make_run: Callable[..., Path], tmp_path: Path, is_begun: bool
 ):
     full, run = make_run("full"), tmp_path / "runs" / "young"
     said, waits = [], []
 
+    if is_begun:
+        # Its first file is being written.
+        run.mkdir(parents=True)
+        (run / ".config.yaml.partial").touch()
+
     def wait(seconds: float) -> None:
-        # Nothing, then an empty folder with the file that is being written, then the run.
-        waits.append(run.exists())
-        if len(waits) == 1:
-            run.mkdir(parents=True)
-            (run / ".config.yaml.partial").touch()
-        elif len(waits) == 2:
-            shutil.rmtree(run)
+        waits.append(seconds)
+        if len(waits) == 2:
+            shutil.rmtree(run, ignore_errors=True)
             shutil.copytree(full, run)
 
     target = report_path([run], None)
     report = follow_report([run], target, say=said.append, wait=wait)
-    assert waits == [False, True]
+    assert len(waits) == 2
     assert said == [f"waiting for a run at {run}"]
     assert report.path == run / "report.html"
     assert report.total == 8

@@ -164,6 +164,16 @@ def test_a_resumed_run_says_again_only_what_it_takes_back(
     assert [w["step"] for w in read_rows(again / "warnings.jsonl")] == [4, 4]
 
 
+def test_a_validation_warns_before_the_first_step(make_config: Callable, tmp_path: Path):
+    config = make_config(
+        "training.max_steps=1", "sampling.max_new_tokens=1", "validation.num_samples=8",
+        "data.validation=drawn:validation?count=2",
+    )  # fmt: skip
+    train(config, tmp_path / "run", console=Console(file=io.StringIO()))
+    warnings = read_rows(tmp_path / "run" / "warnings.jsonl")
+    assert [(w["step"], w["name"]) for w in warnings] == [(0, "truncated")]
+
+
 def test_the_share_without_an_answer_is_measured(cut_off: tuple[Path, str]):
     rows = read_rows(cut_off[0] / "metrics.jsonl")
     assert [row["response/unparsed_share"] for row in rows] == [1.0] * 5

@@ -44,6 +44,12 @@ def test_epochs_beyond_the_step_limit_change_nothing(make_config: Callable):
     assert extension(saved, more, 8, 2) is None
 
 
+def test_a_length_that_the_run_has_not_reached_yet_is_shorter_too(make_config: Callable):
+    saved = training_of(make_config, "training.max_steps=8")
+    with pytest.raises(ConfigError, match="give 6 steps, but the run was made for 8"):
+        extension(saved, training_of(make_config, "training.max_steps=6"), 8, 2)
+
+
 def test_a_run_that_begins_at_its_first_step_has_no_curve_to_leave(make_config: Callable):
     saved = training_of(make_config, "training.max_steps=8")
     assert extension(saved, training_of(make_config, "training.max_steps=16"), 8, 0) is None

@@ -326,7 +326,8 @@ class Run:
         rows = [{"step": step, **row, **pictures[row["problem_id"]]} for row in validation.rows]
         write_rows(folder / f"step_{step:06d}.jsonl", rows)
         append_row(self.output / "validation.jsonl", {"step": step, **asdict(validation.result)})
-        self.alarms.watch_validation(step, validation.result, len(rows))
+        num_responses = sum(row["view"] == "original" for row in rows)
+        self.alarms.watch_validation(step, validation.result, num_responses)
         return validation.result
 
     def _save(self, step: int) -> None:
