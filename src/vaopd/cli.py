@@ -57,6 +57,8 @@ def train(
     config = told_once(lambda: load_config(recipe, overrides or []))
     if dry_run:
         typer.echo(config.to_yaml(), nl=False)
+        # Not on standard output, which is a recipe.
+        _show_unread(config)
         return
     from vaopd.training.loop import train as run
 
@@ -215,20 +217,27 @@ def inspect(
 
     from vaopd.inspection.report import follow_report, report_path, write_report
 
-    target = report_path(paths, output)
-    with Console(stderr=True).status("reading") as status:
+    target, console = report_path(paths, output), Console(stderr=True)
+    with console.status("reading") as status:
 
         def progress(text: str) -> None:
             status.update(f"reading {text}")
 
-        write = follow_report if follow else write_report
+        def say(text: str) -> None:
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+        options = {"max_rollouts": max_rollouts, "progress": progress}
         try:
-            report = write(paths, target, max_rollouts=max_rollouts, progress=progress)
+            if follow:
+                report = follow_report(paths, target, say=say, **options)
+            else:
+                report = write_report(paths, target, **options)
         except KeyboardInterrupt:
             if not follow:
                 raise
             # How one stops following: the page of the last step is there and whole.
-            typer.echo(f"stopped following; the page stays: {target}")
+            left = f"the page stays: {target}" if target.exists() else "no page was written yet"
+            typer.echo(f"stopped following; {left}")
             return
     left_out = report.total - report.shown
     shown = f"{report.shown} of {report.total} rollouts ({left_out} left out)"
@@ -293,6 +302,7 @@ def doctor(  # noqa: PLR0913  # a parameter for each option of the command
     if config is None:
         show_machine(console)
         return
+    _show_unread(config)
     show_estimate(
         console,
         config,
@@ -316,6 +326,13 @@ def _quiet_weights() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+
+
+def _show_unread(config: "RunConfig") -> None:
+    from vaopd.unread import unread_line
+
+    if line := unread_line(config):
+        typer.echo(line, err=True)
 
 
 def _count_lines(path: Path) -> int:

@@ -281,12 +281,17 @@ class VllmConfig(Section):
 
     @model_validator(mode="after")
     def _check_mode(self) -> "VllmConfig":
-        of_servers = {"python": self.python, "addresses": self.addresses, "gpus": self.gpus}
+        of_servers = {
+            "python": self.python,
+            "addresses": self.addresses,
+            "gpus": self.gpus,
+            "weights_folder": self.weights_folder,
+        }
         given = ", ".join(f"sampling.vllm.{name}" for name, value in of_servers.items() if value)
         if self.mode == "in_process" and given:
             raise ValueError(
-                f"sampling.vllm.mode is in_process, but {given} would say where a server is; leave "
-                "it out, or use sampling.vllm.mode=server"
+                f"sampling.vllm.mode is in_process, but {given} is for servers; leave it out, "
+                "or use sampling.vllm.mode=server"
             )
         if self.gpus and self.addresses:
             raise ValueError(

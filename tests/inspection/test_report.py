@@ -1,6 +1,7 @@
 import base64
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -186,6 +187,16 @@ def test_two_hundred_rollouts_of_large_photographs_stay_under_20_mb(tmp_path: Pa
     assert 2_000_000 < report.path.stat().st_size == report.num_bytes < 20_000_000
 
 
+def test_warnings_of_a_run_stand_above_its_numbers(make_run: Callable[..., Path]):
+    run = make_run()
+    assert "Warning, step" not in write_report([run], run / "report.html").path.read_text()
+    text = "all responses were cut off at <5>"
+    write_rows(run / "warnings.jsonl", [{"step": 3, "name": "truncated", "text": text}])
+    page = write_report([run], run / "report.html").path.read_text(encoding="utf-8")
+    place = page.index("<b>Warning, step 3:</b> all responses were cut off at &lt;5&gt;")
+    assert page.index("<h1>") < place < page.index("<dt>Student VA</dt>")
+
+
 def test_following_writes_again_until_the_run_is_finished(make_run: Callable[..., Path]):
     run = make_run(is_finished=False)
     reloads = []
@@ -215,6 +226,37 @@ def test_following_waits_for_the_first_step(make_run: Callable[..., Path], tmp_p
             (run / name).write_bytes((full / name).read_bytes())
 
     assert follow_report([run], run / "report.html", wait=wait).total == 0
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_following_waits_for_a_run_that_does_not_exist_yet(
+    make_run: Callable[..., Path], tmp_path: Path, is_begun: bool
+):
+    full, run = make_run("full"), tmp_path / "runs" / "young"
+    said, waits = [], []
+
+    if is_begun:
+        # Its first file is being written.
+        run.mkdir(parents=True)
+        (run / ".config.yaml.partial").touch()
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            shutil.rmtree(run, ignore_errors=True)
+            shutil.copytree(full, run)
+
+    target = report_path([run], None)
+    report = follow_report([run], target, say=said.append, wait=wait)
+    assert len(waits) == 2
+    assert said == [f"waiting for a run at {run}"]
+    assert report.path == run / "report.html"
+    assert report.total == 8
+
+
+def test_following_does_not_wait_for_a_missing_file_of_scores(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"scores.jsonl does not exist"):
+        follow_report([tmp_path / "scores.jsonl"], tmp_path / "page.html", wait=pytest.fail)
 
 
 def damaged(run: Path) -> None:

@@ -90,7 +90,10 @@ def test_a_failure_while_saving_leaves_no_checkpoint_under_the_name(
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    message = r"checkpoint .*step_000004 could not be written \(disk full\); earlier checkpoints"
+    message = (
+        r"checkpoint .*step_000004 could not be written \(disk full\); checkpoint step_000002 is "
+        "as it was: make space and go on from it with --resume"
+    )
 
     save_checkpoint(checkpoint_path(tmp_path, 2), trained.student, trained.optimizer, STATE)
     for name in ("save_file", "write_json"):
@@ -156,10 +159,22 @@ def test_a_disk_that_takes_no_more_fails_the_save_and_nothing_else(
     save_checkpoint(checkpoint_path(tmp_path, 2), trained.student, trained.optimizer, STATE)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     small_files()
-    with pytest.raises(RunFolderError, match=r"step_000004 could not be written .*: make space"):
+    with pytest.raises(
+        RunFolderError, match=r"step_000004 could not be written .*step_000002 is as"
+    ):
         save_checkpoint(checkpoint_path(tmp_path, 4), trained.student, trained.optimizer, STATE)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_000002"]
+
+
+def test_a_disk_that_is_full_at_the_first_save_promises_no_earlier_checkpoint(
+    trained: Step, tmp_path: Path, small_files: Callable[[], None]
+):
+    small_files()
+    with pytest.raises(RunFolderError) as error:
+        save_checkpoint(checkpoint_path(tmp_path, 4), trained.student, trained.optimizer, STATE)
+    assert "no earlier checkpoint: make space, and --resume begins at step 1" in str(error.value)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,8 @@ SCRIPTS = (
 STYLES = ("uplot/uPlot.min.css", "report.css", "rollouts.css")
 RELOAD_SECONDS = 10
 POLL_SECONDS = 2.0
+ROWS_SUFFIX = ".jsonl"
+"""Of a file that ``vaopd score`` wrote; any other path that does not exist yet will be a run."""
 
 Progress = Callable[[str], None]
 
@@ -70,7 +72,9 @@ def report_path(paths: Sequence[Path], output: Path | None) -> Path:
     first = _runs(paths)[0]
     if output is not None:
         return output / "report.html" if output.is_dir() else output
-    return first / "report.html" if first.is_dir() else first.with_name(f"{first.stem}_report.html")
+    if first.is_dir() or _is_to_come(first):
+        return first / "report.html"
+    return first.with_name(f"{first.stem}_report.html")
 
 
 def write_report(
@@ -133,28 +137,51 @@ def follow_report(
     *,
     max_rollouts: int = 200,
     progress: Progress = lambda text: None,
+    say: Progress = lambda text: None,
     wait: Callable[[float], None] = time.sleep,
 ) -> Report:
     """Write the page again whenever a run has grown, until all runs are finished.
 
-    A run that has not logged its first step yet is waited for.
+    A run that does not exist yet, or has not logged its first step, is waited for; ``say`` is told
+    once what that is.
     """
-    seen, report = None, None
-    while report is None or not report.is_finished:
+    seen: list[tuple[str, int, int]] | None = None
+    found: Report | str = ""
+    while isinstance(found, str) or not found.is_finished:
         state = _state(paths)
         if state != seen:
-            try:
-                report = write_report(
-                    paths, output, max_rollouts=max_rollouts, is_live=True, progress=progress
-                )
-            except RunFolderError as error:
-                if "nothing to show yet" not in str(error):
-                    raise
-                progress("waiting for the first step")
             seen = state
-        if report is None or not report.is_finished:
+            found = _live_report(paths, output, max_rollouts, progress)
+            if isinstance(found, str):
+                say(f"waiting for {found}")
+        if isinstance(found, str) or not found.is_finished:
             wait(POLL_SECONDS)
-    return report
+    return found
+
+
+def _live_report(
+    paths: Sequence[Path], output: Path, max_rollouts: int, progress: Progress
+) -> Report | str:
+    """Write the page; return it, or what has to come before there can be one."""
+    for path in paths:
+        if _is_to_come(path):
+            return f"a run at {path}"
+    try:
+        return write_report(
+            paths, output, max_rollouts=max_rollouts, is_live=True, progress=progress
+        )
+    except RunFolderError as error:
+        if "nothing to show yet" not in str(error):
+            raise
+        return "the first step"
+
+
+def _is_to_come(path: Path) -> bool:
+    """Return whether a run may still be made at a path: nothing, or a folder without any file."""
+    if path.is_dir():
+        # A run writes its first file under a hidden name before it takes the real one.
+        return all(entry.name.startswith(".") for entry in path.iterdir())
+    return not path.exists() and path.suffix != ROWS_SUFFIX
 
 
 def _state(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
@@ -168,7 +195,7 @@ def _state(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
             f"{FOLDER}/*/*.json",
         )
         names = [p for pattern in patterns for p in path.glob(pattern)] if path.is_dir() else [path]
-        for name in sorted(names):
+        for name in sorted(name for name in names if name.exists()):
             status = name.stat()
             found.append((str(name), status.st_size, status.st_mtime_ns))
     return found
@@ -271,6 +298,7 @@ def overview(source: Source) -> dict[str, Any]:
         "steps": max(steps, default=0),
         "planned": source.config.get("training", {}).get("max_steps"),
         "is_finished": source.is_finished,
+        "warnings": source.warnings,
         "accuracy": change("accuracy"),
         "degraded_accuracy": change("accuracy_pixelated"),
         "student_va": change("student_va"),

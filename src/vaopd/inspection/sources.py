@@ -66,6 +66,9 @@ class Source:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
+    warnings: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of step, name and text."""
+
     is_finished: bool = True
 
     @property
@@ -97,9 +100,9 @@ def _run_folder(path: Path, progress: Callable[[str], None]) -> Source:
             f"{path} is no run folder (no config.yaml); give the folder that `vaopd train` wrote"
         )
     text = (path / "config.yaml").read_text(encoding="utf-8")
-    metrics, validation = (
+    metrics, validation, warnings = (
         read_rows(path / name) if (path / name).is_file() else []
-        for name in ("metrics.jsonl", "validation.jsonl")
+        for name in ("metrics.jsonl", "validation.jsonl", "warnings.jsonl")
     )
     records: list[Record] = []
     for folder, name in SOURCES.items():
@@ -120,6 +123,7 @@ def _run_folder(path: Path, progress: Callable[[str], None]) -> Source:
         metrics=metrics,
         validation=validation,
         records=records,
+        warnings=warnings,
         is_finished=(path / "summary.json").is_file(),
     )
 

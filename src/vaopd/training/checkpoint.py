@@ -64,8 +64,8 @@ def remove_old_checkpoints(run: Path, keep: int | None, keep_every: int | None =
 
 
 @contextmanager
-def writing(what: str) -> Iterator[None]:
-    """Turn a failure of writing into one sentence.
+def writing(what: str, run: Path) -> Iterator[None]:
+    """Turn a failure of writing into one sentence, which says what the run folder still has.
 
     Raises:
         RunFolderError: The disk is full or refuses; nothing half-written has a checkpoint's name.
@@ -77,10 +77,13 @@ def writing(what: str) -> Iterator[None]:
         if isinstance(error, RunFolderError):
             raise
         reason = " ".join(str(error).split())[-200:]
-        raise RunFolderError(
-            f"{what} could not be written ({reason}); earlier checkpoints are as they were: make "
-            "space and go on with --resume"
-        ) from error
+        newest = newest_checkpoint(run)
+        left = (
+            f"checkpoint {newest.name} is as it was: make space and go on from it with --resume"
+            if newest
+            else "there is no earlier checkpoint: make space, and --resume begins at step 1 again"
+        )
+        raise RunFolderError(f"{what} could not be written ({reason}); {left}") from error
 
 
 def save_checkpoint(
@@ -100,7 +103,7 @@ def save_checkpoint(
     """
     world = world or World()
     weights, moments = student.trained_weights(), _moments(student, optimizer)
-    with writing(f"checkpoint {folder}"), ExitStack() as stack:
+    with writing(f"checkpoint {folder}", folder.parents[1]), ExitStack() as stack:
         partial = world.on_main(lambda: stack.enter_context(new_folder(folder)))
         if student.sharding is not None:
             _save_shards(moments, partial / STATE, world)

@@ -1,10 +1,9 @@
-"""Progress of a run: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a run: a bar on a terminal, a line a step elsewhere."""
 
-import logging
-import time
+from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -13,11 +12,24 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
-logger = logging.getLogger(__name__)
+ELAPSED_WIDTH = 60
+"""Columns that a terminal needs to show the elapsed time besides the remaining one."""
 
-PLAIN_SECONDS = 10.0
-"""Without a terminal, a line is printed at most this often (and for the first and last step)."""
+
+class _Bars(Progress):
+    """Bars over the whole width, with their notes on lines of their own.
+
+    Beside a note, rich would cut bar, step and remaining time to a few letters on a terminal of 80
+    columns.
+    """
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if task.fields["note"]:
+                yield Text(task.fields["note"])
 
 
 class Display:
@@ -25,17 +37,17 @@ class Display:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.progress = Progress(
+        elapsed = [TimeElapsedColumn()] if console.width >= ELAPSED_WIDTH else []
+        self.progress = _Bars(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
+            *elapsed,
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
             console=console,
             disable=not console.is_terminal,
+            expand=True,
         )
-        self.last_line = 0.0
 
     def __enter__(self) -> "Display":
         self.progress.start()
@@ -61,10 +73,7 @@ class Display:
         line = step_line(row)
         if self.console.is_terminal:
             self.progress.update(task, advance=1, note=line)
-            return
-        now = time.monotonic()
-        if row["step"] in (1, steps) or now - self.last_line >= PLAIN_SECONDS:
-            self.last_line = now
+        else:
             self.say(f"step {row['step']}/{steps}  {line}")
 
 

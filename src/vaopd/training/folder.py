@@ -14,6 +14,11 @@ from vaopd.config import FREE_ON_RESUME, RunConfig, load_config
 from vaopd.errors import ConfigError, RunFolderError
 from vaopd.models.parallel import World
 from vaopd.records import keep_rows_up_to
+from vaopd.training.alarms import WARNINGS_FILE
+from vaopd.training.extension import LENGTH_KEYS
+
+CHANGEABLE = {**FREE_ON_RESUME, "training": FREE_ON_RESUME["training"] | LENGTH_KEYS}
+"""Keys that need not be those of the saved recipe; ``extension`` checks the length."""
 
 
 def check_free(output: Path, overwrite: bool) -> None:
@@ -60,8 +65,12 @@ def remove_run(output: Path) -> None:
 
 
 def forget_after(output: Path, step: int) -> None:
-    """Drop the records of later steps, which a resumed run will write again."""
-    for name in ("metrics.jsonl", "validation.jsonl"):
+    """Drop the records of later steps, which a resumed run will write again.
+
+    The summary goes in any case: it tells studies and reports that a run is finished.
+    """
+    (output / "summary.json").unlink(missing_ok=True)
+    for name in ("metrics.jsonl", "validation.jsonl", WARNINGS_FILE):
         keep_rows_up_to(output / name, step)
     for name in ("rollouts", "validation"):
         for path in (output / name).glob("step_*.jsonl"):
@@ -87,7 +96,7 @@ def _difference(saved: RunConfig, config: RunConfig) -> str:
         f"{section}.{key} was {old[section][key]!r} and is {value!r}"
         for section, values in new.items()
         for key, value in values.items()
-        if old[section][key] != value and key not in FREE_ON_RESUME.get(section, ())
+        if old[section][key] != value and key not in CHANGEABLE.get(section, ())
     ]
     return "; ".join(changes)
 

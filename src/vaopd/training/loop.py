@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from vaopd.config import RunConfig
+from vaopd.config import RunConfig, load_config
 from vaopd.errors import ConfigError, TrainingError
 from vaopd.evaluation.validation import Validation, ValidationResult, Validator
 from vaopd.models.devices import DTYPES, pick_device
@@ -28,6 +28,7 @@ from vaopd.rollouts.vllm import VllmSampler
 from vaopd.teacher.local import LocalTeacher, load_teacher
 from vaopd.teacher.remote import connect_teacher
 from vaopd.teacher.teacher import Teacher
+from vaopd.training.alarms import Alarms
 from vaopd.training.best import Best, better, mark_best, restore_best
 from vaopd.training.checkpoint import (
     checkpoint_path,
@@ -38,6 +39,7 @@ from vaopd.training.checkpoint import (
     writing,
 )
 from vaopd.training.display import Display
+from vaopd.training.extension import extension
 from vaopd.training.folder import (
     check_free,
     check_same_recipe,
@@ -53,6 +55,7 @@ from vaopd.training.skipping import Skips, check_may_go_on, describe_skip
 from vaopd.training.step import Step, StepResult
 from vaopd.training.stopping import StopRequest
 from vaopd.training.student import load_student, make_optimizer
+from vaopd.unread import unread_line
 
 
 def train(
@@ -133,6 +136,7 @@ class Run:
         self.output = output
         self.world = world = world or World(device=pick_device(config.training.device))
         self.display = Display(console)
+        self.alarms = Alarms(config, output, self.display.say)
         self.problems = load_problems(config.data.train)
         held_out = config.data.validation
         self.held_out = load_problems(held_out) if held_out else None
@@ -183,14 +187,16 @@ class Run:
         has_launcher = self.config.training.parallel != "none"
         with self.display, StopRequest(self.display.say, has_launcher=has_launcher) as stop:
             self.display.say(self._headline(done))
+            if unread := unread_line(self.config):
+                self.display.say(unread)
             if done == 0:
                 self.before = self._validate(0)
             done = self._take_steps(done, stop)
             if done < self.steps:
                 return self._result(done)
             self._export()
-        result = self._result(done)
-        self.world.on_main(lambda: write_json(self.output / "summary.json", summary(result)))
+        result, file = self._result(done), self.output / "summary.json"
+        self.world.on_main(lambda: write_json(file, summary(result, self.alarms.raised())))
         return result
 
     def _describe_run(self, done: int) -> None:
@@ -213,7 +219,7 @@ class Run:
 
     def _sampler(self, model: VisionLanguageModel) -> Sampler:
         options = self.config.sampling
-        if options.engine == "transformers":
+        if options.engine == "transformers" or self.config.method.name == "sft":
             return TransformersSampler(model, batch_tokens=options.batch_tokens)
         log, say = self.output / "vllm.log", self.display.say
         sampler = VllmSampler(model, options.vllm, log=log, world=self.world, say=say)
@@ -270,6 +276,7 @@ class Run:
             line = describe_skip(step, skipped, result.loss, result.gradient_norm, problems)
             check_may_go_on(skipped, training.max_skipped_steps, line)
             self.display.say(line)
+        self.alarms.watch_step(row, len(result.rollouts))
         if _is_due(training.log_rollouts_every, step) and method.name != "sft":
             folder = self.output / "rollouts"
             rows = rollout_rows(
@@ -319,6 +326,8 @@ class Run:
         rows = [{"step": step, **row, **pictures[row["problem_id"]]} for row in validation.rows]
         write_rows(folder / f"step_{step:06d}.jsonl", rows)
         append_row(self.output / "validation.jsonl", {"step": step, **asdict(validation.result)})
+        num_responses = sum(row["view"] == "original" for row in rows)
+        self.alarms.watch_validation(step, validation.result, num_responses)
         return validation.result
 
     def _save(self, step: int) -> None:
@@ -351,7 +360,8 @@ class Run:
         adapters = self.student.trained_weights() if self.student.has_adapters else None
 
         def write() -> None:
-            with writing("the final model"), new_folder(self.output / "final") as folder:
+            run = self.output
+            with writing("the final model", run), new_folder(run / "final") as folder:
                 self.student.save(folder, dtype, weights)
                 if adapters is not None:
                     # In a folder of its own: beside a config.json it would be added once more.
@@ -383,6 +393,9 @@ class Run:
             if ahead is not None:
                 coming = problems_of_step(self.problems, step + 1, self.config.training)
                 self.step.preparation.restore(coming, ahead)
+        saved = self.world.on_main(lambda: load_config(self.output / "config.yaml"))
+        if said := extension(saved.training, self.config.training, len(self.problems), step):
+            self.display.say(said)
         self.best = self.world.on_main(lambda: restore_best(self.output, best))
         # Without a checkpoint the first validation is repeated, so its rows go as well.
         kept = step if newest else -1

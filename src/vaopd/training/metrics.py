@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vaopd.evaluation.answers import grade
+from vaopd.evaluation.answers import Grade, grade
 from vaopd.evaluation.validation import response_text
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel
 from vaopd.pictures import save_picture
@@ -53,7 +53,9 @@ def step_metrics(
     }
     # Accuracy is the student's own; supervised text is somebody else's.
     if not is_supervised and any(problem.answer is not None for problem in problems):
-        row["accuracy"] = fmean(v for v in _verdicts(result, problems, student) if v is not None)
+        grades = [g for g in _grades(result, problems, student) if g is not None]
+        row["accuracy"] = fmean(g.is_correct for g in grades)
+        row["response/unparsed_share"] = fmean(g.extracted is None for g in grades)
     if result.skipped_in_a_row:
         row["skipped_in_a_row"] = result.skipped_in_a_row
     return {key: value for key, value in row.items() if math.isfinite(value)}
@@ -92,9 +94,10 @@ def rollout_rows(
 ) -> list[dict[str, Any]]:
     """Return the rows of ``rollouts/step_NNNNNN.jsonl``: each response, token by token."""
     by_id = {problem.id: problem for problem in problems}
-    verdicts = _verdicts(result, problems, student)
+    grades = _grades(result, problems, student)
     rows = []
     for index, rollout in enumerate(result.rollouts):
+        verdict = grades[index]
         length = len(rollout.response_ids)
         weights = result.weights
         problem = by_id[rollout.problem_id]
@@ -106,7 +109,7 @@ def rollout_rows(
             **pictures[problem.id],
             "answer": problem.answer,
             "response": response_text(student, rollout),
-            "is_correct": verdicts[index],
+            "is_correct": verdict.is_correct if verdict else None,
             "finish_reason": rollout.finish_reason,
             **(
                 {}
@@ -130,14 +133,14 @@ def rollout_rows(
     return rows
 
 
-def _verdicts(
+def _grades(
     result: StepResult, problems: Sequence[Problem], student: VisionLanguageModel
-) -> list[bool | None]:
+) -> list[Grade | None]:
     answers = {problem.id: problem.answer for problem in problems}
     return [
         None
         if (answer := answers[rollout.problem_id]) is None
-        else grade(response_text(student, rollout), answer).is_correct
+        else grade(response_text(student, rollout), answer)
         for rollout in result.rollouts
     ]
 

@@ -35,8 +35,8 @@ def describe(result: ValidationResult) -> str:
     return f"{text}, unparsed {result.unparsed:.1%}, truncated {result.truncated:.1%}"
 
 
-def summary(result: RunResult) -> dict[str, Any]:
-    """Return what ``summary.json`` holds."""
+def summary(result: RunResult, warnings: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what ``summary.json`` says: the result and the warnings of the run."""
 
     def numbers(validation: ValidationResult | None) -> dict[str, Any] | None:
         return None if validation is None else asdict(validation)
@@ -48,4 +48,5 @@ def summary(result: RunResult) -> dict[str, Any]:
         "steps": result.steps,
         "skipped_steps": result.skipped_steps,
         "seconds": result.seconds,
+        "warnings": warnings,
     }

@@ -1,0 +1,122 @@
+"""Warnings about runs that go on and learn little, each with its likely cause and said once."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vaopd.config import RunConfig
+from vaopd.evaluation.validation import ValidationResult
+from vaopd.records import append_row, read_rows
+
+WARNINGS_FILE = "warnings.jsonl"
+
+ENOUGH_RESPONSES = 16
+"""Responses in a row that a warning rests on: where one response in five is otherwise, 16 that are
+all alike come by chance in 3 % of cases (0.8 ** 16)."""
+
+NO_ADVANTAGE_NATS = 1e-3
+"""Mean advantage that counts as none. The paper reports 0.07 to 0.16 nats and the demo has 0.11 to
+0.26; 0.001 is a response whose tokens are 0.1 % likelier with the detail than without."""
+
+WEIGHT_TOLERANCE = 1e-3
+"""``method.epsilon`` moves the weights by less where two siblings differ by 0.001 nats or more."""
+
+
+def step_warnings(row: dict[str, Any], config: RunConfig) -> dict[str, str]:
+    """Return what is wrong with all responses of a row of ``metrics.jsonl``, by name."""
+    found = _response_warnings(
+        row["response/truncated_share"], row.get("response/unparsed_share"), config
+    )
+    advantage = row.get("va/mean")
+    # A signed advantage may cancel out.
+    if advantage is not None and config.method.advantage != "signed":
+        found |= _advantage_warnings(advantage)
+    order_only = 1 / (1 + math.exp(-2 / config.method.rollout_temperature))
+    if (
+        config.sampling.num_rollouts == 2
+        and config.method.name in ("va_opd", "rollout_only")
+        and config.method.deviation_floor == 0
+        and abs(row.get("weights/rollout_max", 0.0) - order_only) < WEIGHT_TOLERANCE
+    ):
+        found["two_siblings"] = (
+            f"the weights of two siblings are always {order_only:.3f} and {1 - order_only:.3f}: "
+            "their standardised advantages are 1 and -1 whatever their size, so only the order "
+            "counts; use sampling.num_rollouts=4, as published"
+        )
+    return found
+
+
+def validation_warnings(result: ValidationResult, config: RunConfig) -> dict[str, str]:
+    """Return what is wrong with all responses of a validation, by name."""
+    found = _response_warnings(result.truncated, result.unparsed, config)
+    # Of the high group alone, so the mean of all tokens is lower still.
+    if result.teacher_va is not None:
+        found |= _advantage_warnings(result.teacher_va)
+    return found
+
+
+def _response_warnings(
+    truncated: float, unparsed: float | None, config: RunConfig
+) -> dict[str, str]:
+    if truncated == 1:
+        # Which is why none has an answer, too.
+        return {
+            "truncated": "all responses were cut off at sampling.max_new_tokens="
+            f"{config.sampling.max_new_tokens}: raise it; if they end at no length, the model does "
+            "not write its end token"
+        }
+    if unparsed == 1:
+        return {
+            "unparsed": "no response has an answer that is recognised, so none can be right: the "
+            "prompts may not ask for \\boxed{..} or 'answer: ..', or the student does not follow "
+            "them; read some responses with vaopd inspect"
+        }
+    return {}
+
+
+def _advantage_warnings(nats: float) -> dict[str, str]:
+    if nats >= NO_ADVANTAGE_NATS:
+        return {}
+    return {
+        "no_advantage": f"the mean visual advantage is {nats:.1g} nats, which is none: the two "
+        "views may be equal (view.ratio too high, images too small to lose detail), or the teacher "
+        "does not use the image; compare the images of both views with vaopd inspect"
+    }
+
+
+class Alarms:
+    """Warnings of a run: shown once each, and kept in ``warnings.jsonl``."""
+
+    def __init__(self, config: RunConfig, output: Path, say: Callable[[str], None]) -> None:
+        self.config = config
+        self.path = output / WARNINGS_FILE
+        self.say = say
+        self.responses: dict[str, Counter[str]] = {"training": Counter(), "validation": Counter()}
+        """By warning: responses in a row that gave reason for it."""
+
+    def watch_step(self, row: dict[str, Any], num_responses: int) -> None:
+        """Warn where a step and those before it give reason to; in the main process."""
+        self._watch("training", row["step"], step_warnings(row, self.config), num_responses)
+
+    def watch_validation(self, step: int, result: ValidationResult, num_responses: int) -> None:
+        """Warn where a validation and those before it give reason to; in the main process."""
+        found = validation_warnings(result, self.config)
+        self._watch("validation", step, found, num_responses)
+
+    def raised(self) -> list[dict[str, Any]]:
+        """Return the warnings so far: step, name, text."""
+        # From disk, where a resumed run has dropped those of the steps that it takes again.
+        return read_rows(self.path) if self.path.is_file() else []
+
+    def _watch(self, source: str, step: int, found: dict[str, str], num_responses: int) -> None:
+        before = self.responses[source]
+        streaks = Counter({name: before[name] + num_responses for name in found})
+        self.responses[source] = streaks
+        due = [name for name in found if streaks[name] >= ENOUGH_RESPONSES]
+        known = {row["name"] for row in self.raised()} if due else set()
+        for name in due:
+            if name not in known:
+                append_row(self.path, {"step": step, "name": name, "text": found[name]})
+                self.say(f"warning: {found[name]}")

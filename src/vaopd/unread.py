@@ -1,0 +1,167 @@
+"""Keys of a recipe that are set, but that its combination of choices never reads.
+
+They are not errors: an override over a base recipe, such as another ``sampling.engine``, leaves
+such keys as a matter of course. ``method`` is left out.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from vaopd.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Keys that are not read under a condition."""
+
+    keys: tuple[str, ...]
+    """Whole paths, or sections for all keys in them."""
+
+    because: str
+    """Follows the keys in brackets; ``{config.method.name}`` and its like are filled in."""
+
+    holds: Callable[[RunConfig], bool]
+
+
+def _loads_teacher(config: RunConfig) -> bool:
+    measures = config.validation.pixelated and config.validation.load_teacher
+    return config.method.name != "sft" or measures
+
+
+def _validates(config: RunConfig) -> bool:
+    return config.data.validation is not None
+
+
+def _validates_degraded(config: RunConfig) -> bool:
+    return _validates(config) and config.validation.pixelated
+
+
+def _is_sft(config: RunConfig) -> bool:
+    return config.method.name == "sft"
+
+
+NO_VALIDATION = "data.validation is not set"
+METHOD = "method.name is {config.method.name}"
+
+RULES = (
+    Rule(
+        ("validation", "training.validate_every", "data.allow_overlap"),
+        NO_VALIDATION,
+        lambda config: not _validates(config),
+    ),
+    Rule(
+        ("validation.load_teacher",),
+        "validation.pixelated is false",
+        lambda config: _is_sft(config) and not config.validation.pixelated,
+    ),
+    Rule(
+        ("validation.top_p", "validation.seed"),
+        "validation.temperature is 0",
+        lambda config: config.validation.temperature == 0,
+    ),
+    Rule(
+        (
+            "student.lora.alpha",
+            "student.lora.dropout",
+            "student.lora.target_modules",
+            "student.lora.vision",
+        ),
+        "student.lora.rank is not set",
+        lambda config: not config.student.has_adapters,
+    ),
+    Rule(("teacher",), METHOD, lambda config: not _loads_teacher(config)),
+    Rule(
+        ("teacher.transfer_dtype", "teacher.timeout_seconds"),
+        "teacher.addresses is not set",
+        lambda config: not config.teacher.addresses,
+    ),
+    Rule(
+        ("teacher.cache_vision_mb",),
+        "teacher.addresses is set",
+        lambda config: bool(config.teacher.addresses),
+    ),
+    Rule(
+        ("teacher.offload",),
+        "training.device is cpu",
+        lambda config: config.training.device == "cpu",
+    ),
+    Rule(("teacher.park_hidden",), METHOD, lambda config: config.method.is_supervised),
+    Rule(
+        ("teacher.batch_tokens",),
+        METHOD,
+        lambda config: config.method.is_supervised and not _validates_degraded(config),
+    ),
+    Rule(
+        ("view",),
+        METHOD,
+        lambda config: not (config.method.needs_advantage or _validates_degraded(config)),
+    ),
+    # Validation answers the degraded image itself, so it cannot be the small one.
+    Rule(("view.probe",), METHOD, lambda config: not config.method.needs_advantage),
+    Rule(("view.ratio",), "view.name is blank", lambda config: config.view.name == "blank"),
+    Rule(
+        ("sampling.num_rollouts", "sampling.temperature", "sampling.top_p", "sampling.engine",
+         "sampling.vllm", "training.log_rollouts_every"),
+        METHOD,
+        _is_sft,
+    ),
+    Rule(
+        ("sampling.max_new_tokens",),
+        METHOD,
+        lambda config: _is_sft(config) and not _validates(config),
+    ),
+    Rule(
+        ("sampling.vllm",),
+        "sampling.engine is {config.sampling.engine}",
+        lambda config: config.sampling.engine != "vllm",
+    ),
+    Rule(
+        ("sampling.vllm.python", "sampling.vllm.arguments"),
+        "sampling.vllm.addresses is set",
+        lambda config: bool(config.sampling.vllm.addresses),
+    ),
+    # Validation samples in process, whatever the engine.
+    Rule(
+        ("sampling.batch_tokens",),
+        "nothing is sampled in process",
+        lambda config: (
+            not _validates(config) and (_is_sft(config) or config.sampling.engine == "vllm")
+        ),
+    ),
+)  # fmt: skip
+
+
+def unread_keys(config: RunConfig) -> list[str]:
+    """Return the keys that are set to no effect, by reason: ``view.ratio (method.name is opd)``.
+
+    A key counts as set where its value differs from the default, because the ``config.yaml`` of a
+    run names all keys. Null and false ask for nothing, so they do not count.
+    """
+    found: dict[str, list[str]] = {}
+    applying = [rule for rule in RULES if rule.holds(config)]
+    for key in _set_keys(config):
+        rule = next((rule for rule in applying if any(_covers(k, key) for k in rule.keys)), None)
+        if rule is not None:
+            found.setdefault(rule.because.format(config=config), []).append(key)
+    return [f"{', '.join(keys)} ({reason})" for reason, keys in found.items()]
+
+
+def unread_line(config: RunConfig) -> str | None:
+    """Return one line for all keys that are set to no effect; None where every key is read."""
+    return f"not read: {'; '.join(unread)}" if (unread := unread_keys(config)) else None
+
+
+def _covers(rule_key: str, key: str) -> bool:
+    return key == rule_key or key.startswith(f"{rule_key}.")
+
+
+def _set_keys(section: BaseModel, path: str = "") -> Iterator[str]:
+    for name, field in type(section).model_fields.items():
+        value: Any = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from _set_keys(value, f"{path}{name}.")
+        elif value is not None and value is not False and value != field.default:
+            yield f"{path}{name}"
