@@ -245,7 +245,7 @@ MUTANTS = (
         STEP,
         "share_prefix=training.share_prefix,",
         "",
-        effect("training.share_prefix-0"),
+        effect("training.share_prefix-1"),
     ),
     Mutant(
         "gradient_checkpointing never turned on",

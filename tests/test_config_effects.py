@@ -196,7 +196,11 @@ EFFECTS: dict[str, list[Effect]] = {
     "training.optimizer": [Effect("adamw8bit", final_weights, SFT_STEPS)],
     "training.max_gradient_norm": [Effect("1e-6", final_weights, SFT)],
     "training.micro_batch_tokens": [Effect("1", forwards)],
-    "training.share_prefix": [Effect("false", forwards)],
+    "training.share_prefix": [
+        Effect("false", forwards),
+        # The student alone: no teacher scores.
+        Effect("false", forwards, ("method.name=off_policy_kd",)),
+    ],
     "training.rollout_lag": [Effect("1", lag, (*SERVER, "training.max_steps=2"))],
     "training.seed": [
         Effect("1", problems),
