@@ -22,8 +22,7 @@ FAST := $(addprefix tests/,objective models training test_config.py test_house_r
 # Of test-newest: what is not to be the newest. A plain torch is the CUDA build, of several GB.
 NEWEST ?= torch==2.13.0
 
-.PHONY: demo test test-fast test-newest test-vllm vllm check bench lock tiny dist clean
-.PHONY: demo test test-vllm vllm check bench tiny clean mutants
+.PHONY: demo test test-fast test-newest test-vllm vllm check bench lock tiny dist clean mutants
 
 demo: $(VENV)/run
 	$(BIN)/vaopd train recipes/quickstart.yaml --output runs/quickstart --overwrite
