@@ -22,7 +22,7 @@ FAST := $(addprefix tests/,objective models training test_config.py test_house_r
 # Of test-newest: what is not to be the newest. A plain torch is the CUDA build, of several GB.
 NEWEST ?= torch==2.13.0
 
-.PHONY: demo test test-fast test-newest test-vllm vllm check bench lock tiny dist clean
+.PHONY: demo test test-fast test-newest test-vllm vllm check bench lock tiny dist clean mutants
 
 demo: $(VENV)/run
 	$(BIN)/vaopd train recipes/quickstart.yaml --output runs/quickstart --overwrite
@@ -108,3 +108,7 @@ dist: $(VENV)/run
 	$(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("dist")' > /dev/null
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/vaopd-*.tar.gz
 	requirements/try_wheel.sh $(PYTHON)
+
+# Plausible slips, each made in a copy of the source; fails if the nearest tests miss one. Minutes.
+mutants: $(VENV)/dev
+	$(BIN)/python tests/mutants.py

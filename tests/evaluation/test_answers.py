@@ -137,6 +137,9 @@ def test_any_text_made_of_markers_and_boxes_is_read(text: str):
         ("( 1 , 2 ]", "(1, 2]"),
         ("Red  Square", "red square"),
         ("5", r"\boxed{5}"),
+        # Less than a millionth apart.
+        ("0.5", "0.5000009"),
+        ("1/3", "0.333333"),
     ],
 )
 def test_equal_answers_are_correct(boxed: str, reference: str):
@@ -154,6 +157,7 @@ def test_equal_answers_are_correct(boxed: str, reference: str):
         ("3x", "3"),
         ("[1, 2]", "(1, 2)"),
         ("0.5", "0.51"),
+        ("0.5", "0.500001"),
         ("1/0", "0"),
         # Algebra would read both as the same product of letters.
         ("rat", "tar"),

@@ -1,50 +1,14 @@
-"""A teacher's service on a free port of this machine, answered by a thread of this process."""
+"""Services of teachers that end with the test, and the recipes that name them."""
 
-import threading
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import pytest
-import uvicorn
+from tests.teacher_service import TOKEN, Serving, description, serve_app
 
 from vaopd.config import RunConfig, parse_config, parse_overrides
 from vaopd.models.loading import VisionLanguageModel
 from vaopd.teacher import servers
-from vaopd.teacher.identity import describe_teacher
-from vaopd.teacher.server import listen, make_app
-from vaopd.teacher.wire import TeacherInfo
-
-TOKEN = "a-token-of-the-tests"
-
-
-def description(model: VisionLanguageModel, **changes: object) -> TeacherInfo:
-    limit = changes.pop("max_request_bytes", 10_000_000)
-    assert isinstance(limit, int)
-    info = describe_teacher(model, quantization="none", max_request_bytes=limit)
-    return info.model_copy(update=changes)
-
-
-@dataclass
-class Serving:
-    url: str
-    server: uvicorn.Server
-    thread: threading.Thread
-
-    def stop(self) -> None:
-        self.server.should_exit = True
-        self.thread.join()
-
-
-def serve_app(app: object) -> Serving:
-    listener = listen("127.0.0.1", 0)
-    config = uvicorn.Config(app, log_level="critical", access_log=False, lifespan="off")  # pyright: ignore
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    while not server.started:
-        time.sleep(0.005)
-    return Serving(f"http://127.0.0.1:{listener.getsockname()[1]}", server, thread)
+from vaopd.teacher.server import make_app
 
 
 @pytest.fixture

@@ -294,10 +294,12 @@ def test_every_validation_leaves_its_responses(finished: Finished):
 
 
 def test_the_optimizer_is_adamw_with_the_values_of_the_recipe(make_step: Callable):
-    step = make_step("training.learning_rate=1e-6", "training.weight_decay=0.1")
+    step = make_step(
+        "training.learning_rate=2e-5", "training.betas=[0.7, 0.8]", "training.weight_decay=0.03"
+    )
     (group,) = step.optimizer.param_groups
     assert type(step.optimizer) is torch.optim.AdamW
-    assert (group["lr"], group["betas"], group["weight_decay"]) == (1e-6, (0.9, 0.95), 0.1)
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (2e-5, (0.7, 0.8), 0.03)
     assert len(group["params"]) == len(list(step.student.model.parameters()))
 
 

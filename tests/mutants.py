@@ -1,0 +1,365 @@
+"""Makes plausible slips in a copy of the source and reports which of them the tests notice.
+
+    python tests/mutants.py            all of them; `make mutants` does the same
+    python tests/mutants.py WORD ..    those whose name holds one of the words
+
+Each slip is made in a temporary copy of ``src``, and the tests that are nearest to it run against
+the copy. The exit code is 0 if some test fails under every slip. The functions are tested by
+themselves; most slips are in the wiring between a key of the recipe and the function it is for.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "vaopd"
+
+STUDENT = "training/student.py"
+STEP = "training/step.py"
+PREPARING = "training/preparing.py"
+WEIGHING = "training/weighing.py"
+LOOP = "training/loop.py"
+SCHEDULE = "training/schedule.py"
+LOADING = "models/loading.py"
+VALIDATION = "evaluation/validation.py"
+TEACHER = "teacher/local.py"
+
+WIRING = "tests/training/test_wiring.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A slip: ``old``, which is in the file once, becomes ``new``."""
+
+    name: str
+    file: str
+    """Below ``src/vaopd``."""
+
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    """The nearest ones, as pytest takes them."""
+
+
+def effect(*keys: str) -> tuple[str, ...]:
+    """Return the tests that change these keys of the recipe."""
+    test = "tests/test_config_effects.py::test_another_value_of_the_key_is_seen_in_the_run"
+    return tuple(f"{test}[{key}]" for key in keys)
+
+
+def wiring(*names: str) -> tuple[str, ...]:
+    """Return tests of the wiring by their names."""
+    return tuple(f"{WIRING}::test_{name}" for name in names)
+
+
+WEIGHTS = wiring("weights_of_a_step_follow_the_keys_of_the_method")
+ASKED = wiring("rollouts_are_sampled_as_the_recipe_says")
+
+MUTANTS = (
+    # Views.
+    Mutant(
+        "view.stage swapped",
+        LOADING,
+        'if self.view.stage == "native":',
+        'if self.view.stage != "native":',
+        wiring("the_image_is_degraded_after_the_budget_or_at_its_own_size"),
+    ),
+    Mutant(
+        "view.stage swapped for the small probe",
+        LOADING,
+        'native = self.view.stage == "native"',
+        'native = self.view.stage != "native"',
+        wiring("the_small_probe_is_made_after_the_budget_or_at_the_images_own_size"),
+    ),
+    Mutant(
+        "view.ratio dropped",
+        LOADING,
+        "views.degrade(self._fit(image), self.view.name, self.view.ratio)",
+        "views.degrade(self._fit(image), self.view.name)",
+        effect("view.ratio-0"),
+    ),
+    Mutant(
+        "data.max_prompt_tokens a constant",
+        LOADING,
+        "if len(prompt) > self.data.max_prompt_tokens:",
+        "if len(prompt) > 8192:",
+        effect("data.max_prompt_tokens-0"),
+    ),
+    # Sampling.
+    Mutant(
+        "sampling stream without its step",
+        PREPARING,
+        'stream=f"train {step}",',
+        'stream="train",',
+        wiring("every_step_has_sampling_noise_of_its_own"),
+    ),
+    Mutant(
+        "sampling.temperature replaced by 1",
+        PREPARING,
+        "temperature=options.temperature,",
+        "temperature=1.0,",
+        ASKED,
+    ),
+    Mutant("sampling.top_p replaced by 1", PREPARING, "top_p=options.top_p,", "top_p=1.0,", ASKED),
+    Mutant(
+        "sampling.max_new_tokens a constant",
+        PREPARING,
+        "max_new_tokens=options.max_new_tokens,",
+        "max_new_tokens=16,",
+        ASKED,
+    ),
+    Mutant(
+        "sampling.num_rollouts a constant",
+        PREPARING,
+        "num_rollouts=options.num_rollouts,",
+        "num_rollouts=4,",
+        ASKED,
+    ),
+    Mutant(
+        "sampling without training.seed",
+        PREPARING,
+        "seed=self.config.training.seed,",
+        "seed=42,",
+        ASKED,
+    ),
+    Mutant(
+        "sampling.batch_tokens dropped",
+        LOOP,
+        "TransformersSampler(model, batch_tokens=options.batch_tokens)",
+        "TransformersSampler(model)",
+        effect("sampling.batch_tokens-0"),
+    ),
+    # Weights.
+    Mutant("epsilon dropped", WEIGHING, "epsilon=method.epsilon,", "", WEIGHTS),
+    Mutant(
+        "rollout_temperature dropped",
+        WEIGHING,
+        "temperature=method.rollout_temperature,",
+        "",
+        WEIGHTS,
+    ),
+    Mutant(
+        "deviation_floor dropped",
+        WEIGHING,
+        "deviation_floor=method.deviation_floor,",
+        "",
+        WEIGHTS,
+    ),
+    Mutant(
+        "minimum_advantage dropped",
+        WEIGHING,
+        "minimum_advantage=method.minimum_advantage,",
+        "",
+        WEIGHTS,
+    ),
+    Mutant("high_mass dropped", WEIGHING, "high_mass=method.high_mass,", "", WEIGHTS),
+    Mutant(
+        "high_fraction a constant",
+        WEIGHING,
+        "_keyed_group(advantage, mask, method.high_fraction, tie_keys)",
+        "_keyed_group(advantage, mask, 0.2, tie_keys)",
+        WEIGHTS,
+    ),
+    Mutant(
+        "drop_fraction a constant",
+        WEIGHING,
+        "_keyed_group(sign * advantage, mask, method.drop_fraction, keys)",
+        "_keyed_group(sign * advantage, mask, 0.1, keys)",
+        effect("method.drop_fraction-0"),
+    ),
+    Mutant(
+        "ties without the step",
+        PREPARING,
+        'seed = f"{self.config.training.seed}\\x00{step}"',
+        'seed = f"{self.config.training.seed}"',
+        (
+            "tests/training/test_step.py::"
+            "test_ties_of_a_run_differ_by_seed_step_problem_and_sibling",
+        ),
+    ),
+    # The update.
+    Mutant(
+        "the learning rate is logged and not set",
+        LOOP,
+        'group["lr"] = rate',
+        "pass",
+        wiring("the_first_update_is_as_large_as_the_logged_learning_rate"),
+    ),
+    Mutant(
+        "warmup_fraction a constant",
+        SCHEDULE,
+        "int(training.warmup_fraction * steps)",
+        "int(0.05 * steps)",
+        effect("training.warmup_fraction-0"),
+    ),
+    Mutant(
+        "final_learning_rate_fraction a constant",
+        SCHEDULE,
+        "training.learning_rate, training.final_learning_rate_fraction",
+        "training.learning_rate, 0.0",
+        effect("training.final_learning_rate_fraction-0"),
+    ),
+    Mutant(
+        "weight_decay a constant",
+        STUDENT,
+        '"weight_decay": training.weight_decay,',
+        '"weight_decay": 0.1,',
+        ("tests/training/test_loop.py::test_the_optimizer_is_adamw_with_the_values_of_the_recipe",),
+    ),
+    Mutant(
+        "betas constants",
+        STUDENT,
+        '"betas": training.betas,',
+        '"betas": (0.9, 0.95),',
+        ("tests/training/test_loop.py::test_the_optimizer_is_adamw_with_the_values_of_the_recipe",),
+    ),
+    Mutant(
+        "max_gradient_norm a constant",
+        STEP,
+        "clip_grad_norm_(parameters, self.config.training.max_gradient_norm)",
+        "clip_grad_norm_(parameters, 1.0)",
+        effect("training.max_gradient_norm-0"),
+    ),
+    Mutant(
+        "label_smoothing dropped",
+        STEP,
+        "label_smoothing=self.config.method.label_smoothing,",
+        "",
+        wiring("label_smoothing_mixes_the_mean_over_all_ids_into_the_loss"),
+    ),
+    Mutant(
+        "model.train() removed",
+        STEP,
+        "self.student.model.train()",
+        "pass",
+        wiring("gradients_are_made_in_training_mode"),
+    ),
+    Mutant(
+        "share_prefix not passed to the student",
+        STEP,
+        "share_prefix=training.share_prefix,",
+        "",
+        effect("training.share_prefix-1"),
+    ),
+    Mutant(
+        "gradient_checkpointing never turned on",
+        STUDENT,
+        "if own.gradient_checkpointing:",
+        "if False:",
+        effect("student.gradient_checkpointing-0"),
+    ),
+    Mutant(
+        "random weights without training.seed",
+        STUDENT,
+        "seed=config.training.seed,",
+        "",
+        effect("training.seed-2"),
+    ),
+    Mutant(
+        "data order without training.seed",
+        SCHEDULE,
+        'f"vaopd order {training.seed} {epoch}"',
+        'f"vaopd order {epoch}"',
+        effect("training.seed-0"),
+    ),
+    # The teacher, validation and what is written.
+    Mutant(
+        "teacher.batch_tokens a constant",
+        TEACHER,
+        "batch_tokens=config.teacher.batch_tokens,",
+        "batch_tokens=16384,",
+        effect("teacher.batch_tokens-0"),
+    ),
+    Mutant(
+        "validation by the temperature of training",
+        VALIDATION,
+        "temperature=options.temperature,",
+        "temperature=self.config.sampling.temperature,",
+        effect("validation.temperature-0"),
+    ),
+    Mutant(
+        "validation by the seed of training",
+        VALIDATION,
+        "seed=options.seed,",
+        "seed=self.config.training.seed,",
+        effect("validation.seed-0"),
+    ),
+    Mutant(
+        "validation with a constant high_fraction",
+        VALIDATION,
+        "high_fraction=self.config.method.high_fraction,",
+        "high_fraction=0.2,",
+        effect("method.high_fraction-2"),
+    ),
+    Mutant(
+        "save_dtype dropped",
+        LOOP,
+        "DTYPES[self.config.training.save_dtype]",
+        'DTYPES["float32"]',
+        effect("training.save_dtype-0"),
+    ),
+    Mutant(
+        "tolerance of numbers 1e-2",
+        "evaluation/answers.py",
+        "Fraction(1, 10**6)",
+        "Fraction(1, 10**2)",
+        ("tests/evaluation/test_answers.py::test_unequal_answers_are_wrong",),
+    ),
+)
+
+
+def occurrences(mutant: Mutant) -> int:
+    """Return how often the text that a slip replaces is in its file; 0 if there is no file."""
+    path = PACKAGE / mutant.file
+    return path.read_text(encoding="utf-8").count(mutant.old) if path.is_file() else 0
+
+
+def main(words: Sequence[str]) -> int:
+    """Print what became of each slip and return the exit code."""
+    chosen = [m for m in MUTANTS if not words or any(word in m.name for word in words)]
+    width = max((len(mutant.name) for mutant in chosen), default=0)
+    # A test that fails without any slip would notice all of them.
+    tests = sorted({test for mutant in chosen for test in mutant.tests})
+    if not chosen or run_tests(ROOT / "src", tests) != "survived":
+        print("no slip has such a name" if not chosen else "the tests fail without any slip")
+        return 1
+    verdicts = []
+    for mutant in chosen:
+        verdicts.append(verdict(mutant))
+        print(f"{mutant.name:{width}}  {verdicts[-1]}", flush=True)
+    print(f"{verdicts.count('killed')} of {len(verdicts)} killed")
+    return int(verdicts.count("killed") < len(verdicts))
+
+
+def verdict(mutant: Mutant) -> str:
+    """Return what the nearest tests make of a slip."""
+    count = occurrences(mutant)
+    if count != 1:
+        return f"its text is {count} times in {mutant.file} and not once: correct the list"
+    with tempfile.TemporaryDirectory(prefix="vaopd-mutant-") as folder:
+        source = Path(folder) / "src"
+        shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
+        path = source / "vaopd" / mutant.file
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+        return run_tests(source, mutant.tests)
+
+
+def run_tests(source: Path, tests: Sequence[str]) -> str:
+    """Return ``killed`` where a test fails on a source tree and ``survived`` where all pass."""
+    environment = {**os.environ, "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode > 1:
+        return f"pytest ends with {done.returncode}: {done.stdout.strip()[-300:]}"
+    return "killed" if done.returncode else "survived"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
