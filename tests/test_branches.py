@@ -42,7 +42,7 @@ BRANCHES = {
     ),
     "loop._train: overwrite": COMMAND,
     "loop._train: resume": COMMAND,
-    "loop._validate: validator is None": COMMAND,
+    "loop._validate: validator is None or validation_time is None": COMMAND,
     "data.read_data: resumed is None": COMMAND,
     "loop.execute: done == 0": TOLD,
     "loop.execute: done < self.steps": f"{DATA}; {TOLD}",
