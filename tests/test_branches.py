@@ -40,13 +40,15 @@ BRANCHES = {
     "loop._take_steps: is_last or is_best or is_stopping or _is_due(training.save_every, number)": (
         f"{DATA}; {TOLD}: the numbers of a validation are the main process's"
     ),
-    "loop._train: not resume": COMMAND,
     "loop._train: overwrite": COMMAND,
     "loop._train: resume": COMMAND,
-    "loop._validate: validator is None": COMMAND,
+    "loop._validate: validator is None or validation_time is None": COMMAND,
+    "data.read_data: resumed is None": COMMAND,
     "loop.execute: done == 0": TOLD,
     "loop.execute: done < self.steps": f"{DATA}; {TOLD}",
     "loop.execute: resume": COMMAND,
+    "loop.prepare: any(bad.values())": TOLD,
+    "loop.prepare: is_new": COMMAND,
     "loop.train: resume and overwrite": "before there are processes",
     "preparing._sample: self.config.method.name != 'sft'": COMMAND,
     "preparing._score: not shares.are_turns": "compares the shares of all, which all know",

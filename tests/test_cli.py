@@ -88,7 +88,13 @@ def test_the_dry_run_prints_a_recipe_that_gives_the_same_run(
     run: Callable, recipe: Path, tmp_path: Path
 ):
     code, out, err = run("train", recipe, "view.ratio=0.25", "--dry-run")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err.splitlines() == [
+        "data.train: 4 problems that are drawn",
+        "steps: 2 of 2 problems",
+        "not checked: all other rows and images, and how long prompts are, which a run checks "
+        "before it begins; the weights of tiny:new-student and tiny:new-teacher-s",
+    ]
     again = tmp_path / "again.yaml"
     again.write_text(out)
     assert load_config(again) == load_config(recipe, ["view.ratio=0.25"])
@@ -210,6 +216,118 @@ def test_bad_data_is_one_sentence_and_exit_code_1(
     check_one_sentence(err)
     assert message in err
     assert not (tmp_path / "run").exists()
+
+
+# --- dry runs look at the data --------------------------------------------------------------
+
+
+def dry_run(run: Callable, recipe: Path, *overrides: str) -> tuple[int, str, str]:
+    code, out, err = run("train", recipe, *overrides, "--dry-run")
+    # Only the recipe: it may be written to a file.
+    assert (out == "") == (code != 0)
+    return code, out, err
+
+
+@pytest.mark.parametrize("place", ["data.train", "data.validation"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": ["nowhere.png"]}, "data.jsonl row 2: the image nowhere.png is not in"),
+        ({"problem": "What?"}, "has 0 <image> in its prompt and 1 images"),
+        ({"answer": ["1"]}, "data.jsonl row 2: answer is of type list"),
+    ],
+)
+def test_a_dry_run_finds_bad_rows(
+    run: Callable, recipe: Path, tmp_path: Path, place: str, changes: dict[str, Any], message: str
+):
+    code, _, err = dry_run(run, recipe, f"{place}={jsonl(tmp_path, **changes)}")
+    assert code == 1
+    assert message in err.splitlines()[-1]
+
+
+def test_a_dry_run_decodes_the_first_image(run: Callable, recipe: Path, tmp_path: Path):
+    source = jsonl(tmp_path)
+    (tmp_path / "good.png").write_bytes(truncated_png())
+    code, _, err = dry_run(run, recipe, f"data.train={source}")
+    assert code == 1
+    check_one_sentence(err)
+    assert "image 1 of problem data:train:0" in err and "cannot be decoded" in err
+
+
+@pytest.mark.parametrize(
+    ("override", "expected", "message"),
+    [
+        ("data.train=nope.jsonl", 1, "nope.jsonl does not exist; name a .parquet or .jsonl file"),
+        ("data.train={folder}/notes.txt", 1, "is neither a .parquet nor a .jsonl file"),
+        ("data.train={folder}/page.parquet", 1, "cannot be read as parquet"),
+        ("data.train={folder}/columns.jsonl", 1, "the columns are query; rename them to either"),
+        ("data.train={folder}/empty.jsonl", 1, "has no rows"),
+        ("data.train={folder}/nothing", 1, "holds no data.jsonl, train.jsonl or *.parquet"),
+        ("data.train=drawn:train?colour=3", 2, "drawn problems have no option 'colour'"),
+        ("data.train=package:nothing", 2, "package:nothing does not ship with vaopd"),
+        ("data.train=package:geometry3k_sample?sample=11", 2, "more than the 10 problems"),
+        ("data.train=package:geometry3k_sample?sample=1", 2, "data.train has only 1 problems"),
+        ("data.validation=nope.jsonl", 1, "nope.jsonl does not exist"),
+    ],
+)
+def test_a_dry_run_of_a_source_that_cannot_be_read_is_one_sentence(
+    run: Callable, recipe: Path, tmp_path: Path, override: str, expected: int, message: str
+):
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "notes.txt").write_text("a")
+    (tmp_path / "page.parquet").write_text("an error page")
+    (tmp_path / "columns.jsonl").write_text('{"query": "x"}\n')
+    (tmp_path / "empty.jsonl").write_text("\n")
+    code, _, err = dry_run(run, recipe, override.format(folder=tmp_path))
+    assert code == expected
+    check_one_sentence(err)
+    assert message in err
+
+
+def test_a_dry_run_says_what_it_saw_and_what_it_did_not(
+    run: Callable, recipe: Path, tmp_path: Path
+):
+    overrides = (
+        f"data.train={jsonl(tmp_path)}",
+        "data.validation=some/where@test",
+        "teacher.addresses=[http://127.0.0.1:1]",
+    )
+    code, _, err = dry_run(run, recipe, *overrides)
+    assert code == 0
+    seen, steps, unseen = err.splitlines()
+    assert seen.startswith("data.train: 2 of 2 rows of ")
+    assert seen.endswith("; the first 2 can be read, the first image is 64 x 64")
+    assert steps == "steps: 2 of 2 problems"
+    for words in (
+        "data.validation=some/where@test, which is on the hub",
+        "the weights of tiny:new-student",
+        "the servers http://127.0.0.1:1",
+    ):
+        assert words in unseen
+    assert "new-teacher" not in unseen
+
+
+def test_a_dry_run_counts_the_rows_that_would_be_left_out(
+    run: Callable, recipe: Path, tmp_path: Path
+):
+    source = jsonl(tmp_path, problem="What?")
+    train = (f"data.train={source}", "training.problems_per_step=1")
+    code, _, err = dry_run(run, recipe, *train, "data.on_bad_row=skip")
+    assert code == 0
+    assert "the first 2 can be read (1 are left out), the first image is 64 x 64" in err
+
+
+def test_a_dry_run_wants_answers_to_validate_by_and_references_for_sft(
+    run: Callable, recipe: Path, tmp_path: Path
+):
+    source = jsonl(tmp_path, answer=None)
+    assert dry_run(run, recipe, f"data.train={source}")[0] == 0
+    for overrides, message in (
+        ([f"data.validation={source}"], "problem data:train:1 has no answer"),
+        ([f"data.train={source}", "method.name=sft"], "problem data:train:1 has no reference"),
+    ):
+        code, _, err = dry_run(run, recipe, *overrides)
+        assert code == 1 and message in err
 
 
 def test_debug_shows_where_a_failure_came_from(

@@ -139,6 +139,9 @@ EFFECTS: dict[str, list[Effect]] = {
     "data.check_images": [
         Effect("false", error, ("data.train={broken}", "training.problems_per_step=1"))
     ],
+    "data.on_bad_row": [
+        Effect("skip", error, ("data.train={broken}", "training.problems_per_step=1"))
+    ],
     "data.min_pixels": [Effect("40000", loss), Effect("40000", answers, HELD_OUT)],
     "data.max_pixels": [Effect("2048", loss)],
     "method.name": [

@@ -47,7 +47,7 @@ def train(
         bool, typer.Option("--overwrite", help="Replace an old run folder.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check and print the recipe only.")
+        bool, typer.Option("--dry-run", help="Check recipe and local data, print the recipe.")
     ] = False,
     debug: command.Debug = False,  # read by main()
 ) -> None:
@@ -56,8 +56,8 @@ def train(
 
     config = told_once(lambda: load_config(recipe, overrides or []))
     if dry_run:
-        typer.echo(config.to_yaml(), nl=False)
-        # Not on standard output, which is a recipe.
+        # The recipe alone goes to standard output.
+        _show_dry_run(config)
         _show_unread(config)
         return
     from vaopd.training.loop import train as run
@@ -319,6 +319,15 @@ app.command()(command.evaluate)
 app.command()(command.compare)
 app.command()(serve_teacher)
 app.command()(recipes)
+
+
+def _show_dry_run(config: "RunConfig") -> None:
+    """Print the recipe, and on standard error what of the data was checked."""
+    from vaopd.training.dry_run import dry_run
+
+    for line in dry_run(config):
+        typer.echo(line, err=True)
+    typer.echo(config.to_yaml(), nl=False)
 
 
 def _quiet_weights() -> None:

@@ -11,6 +11,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 Address = Annotated[str, Field(pattern=r"^https?://[^/\s]+/?$")]
 Precision = Literal["auto", "float32", "bfloat16"]
+OnBadRow = Literal["error", "skip"]
 
 
 class Section(BaseModel):
@@ -150,10 +151,16 @@ class DataConfig(Section):
     error."""
 
     max_prompt_tokens: PositiveInt = 8192
-    """Longest prompt with its image tokens; a longer one is an error, never cut."""
+    """Longest prompt with its image tokens; a longer one is a bad row, never cut."""
 
     check_images: bool = True
     """Decode every stored image before the first step, not when its turn comes."""
+
+    on_bad_row: OnBadRow = "error"
+    """What becomes of stored rows that cannot be used: unreadable, a damaged image, a prompt over
+    ``max_prompt_tokens``, no answer in ``validation``, no reference under ``sft``. All are looked
+    for before the first step; ``error`` lists up to ten, ``skip`` leaves them out and counts them
+    in the log, ``summary.json`` and ``manifest.json``."""
 
     min_pixels: PositiveInt = 262_144
     """Images of smaller area are scaled up to it before the degraded view is made."""

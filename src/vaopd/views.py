@@ -149,18 +149,28 @@ def fit_pixel_budget(image: Image.Image, min_pixels: int, max_pixels: int) -> Im
     Raises:
         ConfigError: The budget is not 0 < min_pixels <= max_pixels.
     """
+    for size in fitted_sizes(image.size, min_pixels, max_pixels):
+        image = image.resize(size)
+    return _as_rgb(image)
+
+
+def fitted_sizes(size: tuple[int, int], min_pixels: int, max_pixels: int) -> list[tuple[int, int]]:
+    """Return the widths and heights to which ``fit_pixel_budget`` scales an image, in order.
+
+    Raises:
+        ConfigError: The budget is not 0 < min_pixels <= max_pixels.
+    """
     if not 0 < min_pixels <= max_pixels:
         raise ConfigError(
             f"the pixel budget is {min_pixels} to {max_pixels}, "
             "expected 0 < min_pixels <= max_pixels"
         )
-    area = image.width * image.height
-    if area > max_pixels:
-        image = _scale_sides(image, math.sqrt(max_pixels / area))
-        area = image.width * image.height
-    if area < min_pixels:
-        image = _scale_sides(image, math.sqrt(min_pixels / area))
-    return _as_rgb(image)
+    sizes = []
+    if size[0] * size[1] > max_pixels:
+        sizes.append(size := _scaled(size, max_pixels))
+    if size[0] * size[1] < min_pixels:
+        sizes.append(_scaled(size, min_pixels))
+    return sizes
 
 
 def _checked_ratio(ratio: object) -> float:
@@ -177,9 +187,11 @@ def _resample_down_up(image: Image.Image, ratio: object, upward: Image.Resamplin
     return reduced(image, ratio).resize(image.size, upward)
 
 
-def _scale_sides(image: Image.Image, factor: float) -> Image.Image:
+def _scaled(size: tuple[int, int], pixels: int) -> tuple[int, int]:
+    width, height = size
+    factor = math.sqrt(pixels / (width * height))
     # max(): a very long, thin image would otherwise lose its short side.
-    return image.resize((max(1, int(image.width * factor)), max(1, int(image.height * factor))))
+    return max(1, int(width * factor)), max(1, int(height * factor))
 
 
 def _interpolable(image: Image.Image) -> Image.Image:

@@ -5,7 +5,6 @@ the card, splits, image features, rows without their images), and the sentence w
 """
 
 import io
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from PIL import Image
 from vaopd.errors import ProblemError
 from vaopd.evaluation.items import load_items
 from vaopd.evaluation.registry import BENCHMARKS
-from vaopd.problems import sources
+from vaopd.problems.problem import Problem
+from vaopd.problems.sources import Location, placed_problems
 
 CARD = """---
 configs:
@@ -148,9 +148,8 @@ def test_training_problems_come_in_the_encoded_bytes_of_their_split(
             {"images": datasets.List(datasets.Image())},
         )
     # A folder of that name would be read as a folder; the hub's way is meant here.
-    read: Callable[..., Any] = sources._hub_rows
-    problems = sources._collect(
-        read("hiyouga/geometry3k", "validation"), "hiyouga/geometry3k", "validation", None
-    )
+    hub = Location("hiyouga/geometry3k", "validation", None, None)
+    found = [one for _, one in placed_problems(hub.rows(), hub.name, hub.split)]
+    problems = [one for one in found if isinstance(one, Problem)]
     assert [one.images for one in problems] == [(png(60),), (png(61),)]
     assert problems[1].id == "hiyouga/geometry3k:validation:1"

@@ -16,8 +16,10 @@ from rich.console import Console
 from vaopd.config import FREE_ON_RESUME, RunConfig, load_config
 from vaopd.errors import ConfigError, ModelError, ProblemError, RunFolderError, TrainingError
 from vaopd.models.loading import load_model
+from vaopd.models.parallel import World
 from vaopd.records import read_rows
 from vaopd.training import loop
+from vaopd.training.data import read_data
 from vaopd.training.display import step_line
 from vaopd.training.loop import RunResult, train
 from vaopd.training.schedule import problems_of_step
@@ -239,7 +241,8 @@ def test_off_policy_distillation_learns_what_the_teacher_samples(
         dtype=torch.float32,
         compute_dtype=torch.float32,
     )
-    run = loop.Run(config, tmp_path / "other", quiet())
+    data = read_data(config, World(), quiet())
+    run = loop.Run(config, tmp_path / "other", quiet(), data)
     run.student.model.load_state_dict(teacher.model.state_dict())
     problems = problems_of_step(run.problems, 1, config.training)
     originals = [run.step.preparation.encoder.original(problem) for problem in problems]
@@ -550,7 +553,8 @@ def test_every_stored_problem_needs_a_reference_for_sft(
 ):
     rows = [{**rows[0], "references": ["1"]} for _ in range(30)] + [rows[1]]
     config = make_config("method.name=sft", f"data.train={jsonl(tmp_path, *rows)}")
-    with pytest.raises(ProblemError, match=r"^1 of 31 problems have no reference .* first: .*:30;"):
+    expected = r"^problem .*:30 has no reference response.*skip goes on without it\)$"
+    with pytest.raises(ProblemError, match=expected):
         train(config, tmp_path / "run", console=quiet())
     assert not (tmp_path / "run").exists()
 
@@ -593,7 +597,8 @@ def test_a_resumed_run_notices_other_data(make_config: Callable, tmp_path: Path,
         (
             ["method.name=sft", "data.train=package:geometry3k_sample"],
             ProblemError,
-            "have no reference",
+            r"^10 of 10 rows of data\.train=package:geometry3k_sample cannot be used; .*\n"
+            r"  problem .* has no reference response",
         ),
     ],
 )
@@ -631,3 +636,172 @@ def test_a_teacher_that_sees_other_pixels_fails_before_there_is_a_folder(
 def test_the_recorded_recipe_is_plain_yaml(finished: Finished):
     values = yaml.safe_load((finished.folder / "config.yaml").read_text())
     assert values["training"]["betas"] == [0.9, 0.95]
+
+
+# --- bad rows that are left out -------------------------------------------------------------
+
+
+@pytest.fixture
+def spoiled(tmp_path: Path) -> str:
+    """Twelve rows to train on; five cannot be used, each for a reason of its own."""
+    noise = Image.effect_noise((64, 64), 90).convert("RGB")
+    for name in ("a.png", "cut.png"):
+        noise.save(tmp_path / name)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
+    good = {"images": ["a.png"], "answer": "1"}
+    rows: list[dict[str, Any]] = [{**good, "problem": f"<image>What is {n}?"} for n in range(12)]
+    rows[1] |= {"problem": "What?"}
+    rows[3] |= {"images": ["gone.png"]}
+    rows[5] |= {"images": ["cut.png"]}
+    rows[7] |= {"problem": "<image>" + "long " * 9000}
+    rows[9] |= {"problem": "<image><|image_pad|>?"}
+    return jsonl(tmp_path, *rows)
+
+
+USED = [f"data:train:{n}" for n in (0, 2, 4, 6, 8, 10, 11)]
+
+
+@dataclasses.dataclass
+class Skipping:
+    config: RunConfig
+    folder: Path
+    text: str
+
+
+@pytest.fixture
+def skipping(make_config: Callable, tmp_path: Path, spoiled: str) -> Skipping:
+    """A run that left out bad rows of both parts."""
+    held_out = tmp_path / "held_out"
+    held_out.mkdir()
+    Image.effect_noise((48, 48), 60).convert("RGB").save(held_out / "b.png")
+    good = {"id": "h", "images": ["b.png"], "problem": "<image>How many?", "answer": "2"}
+    config = make_config(
+        f"data.train={spoiled}",
+        f"data.validation={jsonl(held_out, good, {**good, 'id': 'i', 'answer': ''})}",
+        "data.on_bad_row=skip",
+        "training.epochs=1",
+        "training.max_steps=null",
+    )
+    console = quiet()
+    train(config, tmp_path / "run", console=console)
+    assert isinstance(console.file, io.StringIO)
+    return Skipping(config, tmp_path / "run", console.file.getvalue())
+
+
+def test_bad_rows_are_listed_together_before_there_is_a_folder(
+    make_config: Callable, tmp_path: Path, rows: list
+):
+    bad = [{**rows[1], "problem": "<image>" + "long " * 9000} for _ in range(12)]
+    config = make_config(f"data.train={jsonl(tmp_path, *rows, *bad)}")
+    with pytest.raises(ProblemError) as error:
+        train(config, tmp_path / "run", console=quiet())
+    first, *lines = str(error.value).splitlines()
+    assert re.fullmatch(
+        r"12 of 14 rows of data\.train=.* cannot be used; correct them, or "
+        r"data\.on_bad_row=skip goes on without them:",
+        first,
+    )
+    assert len(lines) == 11 and lines[-1] == "  and 2 more"
+    assert all("over data.max_prompt_tokens=8192" in line for line in lines[:10])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_held_out_row_without_an_answer_fails_before_there_is_a_folder(
+    make_config: Callable, tmp_path: Path, rows: list
+):
+    del rows[1]["answer"]
+    config = make_config(f"data.validation={jsonl(tmp_path, rows[0], {**rows[1], 'answer': None})}")
+    with pytest.raises(ProblemError, match=r"^problem .*:1 has no answer to validate by"):
+        train(config, tmp_path / "run", console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_rows_that_are_skipped_are_counted_in_log_summary_and_manifest(skipping: Skipping):
+    summary = json.loads((skipping.folder / "summary.json").read_text())
+    assert summary["skipped_rows"] == {"train": 5, "validation": 1}
+    # 7 problems in steps of 2.
+    assert summary["steps"] == 3
+    manifest = json.loads((skipping.folder / "manifest.json").read_text())
+    assert manifest["train"]["problems"] == len(USED)
+    assert [row["id"] for row in manifest["validation"]] == ["h"]
+    assert [row["id"] for row in manifest["skipped"]["train"]] == [
+        None, None, "data:train:5", "data:train:7", "data:train:9"
+    ]  # fmt: skip
+    reasons = [row["reason"] for row in manifest["skipped"]["train"]]
+    assert [reason in skipping.text for reason in reasons] == [True] * 5
+    assert "data.train: 5 of 12 rows are left out (data.on_bad_row=skip)" in skipping.text
+    assert "data.validation: 1 of 2 rows are left out (data.on_bad_row=skip)" in skipping.text
+
+
+def test_a_resumed_run_leaves_out_what_it_left_out_before(skipping: Skipping):
+    before = (skipping.folder / "manifest.json").read_bytes()
+    final = (skipping.folder / "final" / "model.safetensors").read_bytes()
+    for name in ("final", "checkpoints"):
+        shutil.rmtree(skipping.folder / name)
+    # A limit that all prompts keep: checked again, row 8 would be among the problems.
+    values = skipping.config.model_dump()
+    values["data"]["max_prompt_tokens"] = 100_000
+    train(RunConfig.model_validate(values), skipping.folder, resume=True, console=quiet())
+    assert (skipping.folder / "manifest.json").read_bytes() == before
+    assert (skipping.folder / "final" / "model.safetensors").read_bytes() == final
+
+
+def test_a_row_that_was_corrected_since_is_noticed_when_resuming(skipping: Skipping, spoiled: str):
+    lines = Path(spoiled).read_text().splitlines()
+    lines[1] = json.dumps({**json.loads(lines[0]), "problem": "<image>What else?"})
+    Path(spoiled).write_text("\n".join(lines) + "\n")
+    expected = r"^data\.train has changed since .* \(7 problems then, 8 now"
+    with pytest.raises(ConfigError, match=expected):
+        train(skipping.config, skipping.folder, resume=True, console=quiet())
+
+
+def test_rows_that_are_all_bad_are_an_error_also_where_they_are_skipped(
+    make_config: Callable, tmp_path: Path, rows: list
+):
+    long = [{**row, "problem": "<image>" + "long " * 9000} for row in rows]
+    config = make_config(f"data.train={jsonl(tmp_path, *long)}", "data.on_bad_row=skip")
+    with pytest.raises(ProblemError, match=r"^2 of 2 rows of data\.train=.* cannot be used"):
+        train(config, tmp_path / "run", console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_without_references_are_left_out_of_sft(
+    make_config: Callable, tmp_path: Path, rows: list
+):
+    rows = [{**rows[0], "references": ["1"]} for _ in range(4)] + [rows[1]]
+    source = jsonl(tmp_path, *rows)
+    config = make_config("method.name=sft", f"data.train={source}", "data.on_bad_row=skip")
+    assert train(config, tmp_path / "run", console=quiet()).skipped_rows == {"train": 1}
+
+
+# --- what is said at the start --------------------------------------------------------------
+
+
+def test_the_log_says_before_the_first_step_what_images_and_prompts_become(
+    make_config: Callable, tmp_path: Path, rows: list
+):
+    config = make_config(
+        f"data.train={jsonl(tmp_path, *rows)}",
+        "data.validation=drawn:validation?count=3",
+        "data.min_pixels=65536",
+        "validation.num_samples=2",
+        "validation.pixelated=true",
+        "training.max_steps=1",
+    )
+    console = quiet()
+    run = train(config, tmp_path / "run", console=console)
+    assert isinstance(console.file, io.StringIO) and run.steps == 1
+    lines = console.file.getvalue().splitlines()
+    text = "\n".join(lines[: next(n for n, line in enumerate(lines) if "step 1/1" in line)])
+    # Merged patches are 16 pixels a side: 256 x 256 pixels are 16 x 16 visual tokens.
+    assert (
+        "images: 64 x 64 -> 256 x 256 (scaled up to data.min_pixels=65536), 256 visual tokens"
+        in text
+    )
+    assert re.search(r"prompts: (\d+) tokens in the median, \1 in the longest of 2 looked at", text)
+    assert "warning: data.min_pixels=65536 scales 2 of 2 images up by more than 4x in area" in text
+    assert (
+        "a validation samples 3 problems x 2 x 2 views = 12 responses of at most 6 tokens" in text
+    )
+    assert text.index("a validation samples") < text.index("validating takes at most about")
+    assert text.index("validating takes at most about") < text.index("validation at step 0")

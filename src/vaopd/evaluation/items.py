@@ -5,21 +5,16 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
 
+from vaopd.config_sections import OnBadRow
 from vaopd.errors import ConfigError, ProblemError
 from vaopd.evaluation.benchmark import Benchmark, Item
 from vaopd.evaluation.rows import SUFFIXES, PlacedRow, RowOrError, hub_tables, open_table
-from vaopd.problems.sources import (
-    jsonl_rows_or_errors,
-    load_problems,
-    local_rows,
-    problem_of_row,
-)
-
-OnBadRow = Literal["error", "skip"]
+from vaopd.problems.bad_rows import BadRow
+from vaopd.problems.rows import local_rows
+from vaopd.problems.sources import placed_problems, read_source
 
 
 @dataclass(frozen=True)
@@ -138,23 +133,15 @@ def _problem_rows(
     path = Path(source) if own else locate(benchmark, data) if data is not None else None
     if path is not None and path.is_file():
         return str(path), _local_problems(path)
-    problems = load_problems(source)
+    problems, bad = read_source(source)
     rows = (PlacedRow(f"{source} row {n}", {"problem": p}) for n, p in enumerate(problems, 1))
-    return source, rows
+    return source, chain((row.reason for row in bad), rows)
 
 
 def _local_problems(path: Path) -> Iterator[RowOrError]:
-    rows = jsonl_rows_or_errors(path) if path.suffix == ".jsonl" else local_rows(path, "test")
-    for index, row in enumerate(rows):
-        if isinstance(row, ProblemError):
-            yield str(row)
-            continue
-        try:
-            problem = problem_of_row(row, f"{path.stem}:{index}", path.stem, "test")
-        except ProblemError as error:
-            yield str(error)
-            continue
-        yield PlacedRow(row.place, {"problem": problem})
+    rows = local_rows(path, "test")
+    for place, found in placed_problems(rows, path.stem, "test", prefix=path.stem):
+        yield found.reason if isinstance(found, BadRow) else PlacedRow(place, {"problem": found})
 
 
 def locate(benchmark: Benchmark, data: Path) -> Path:

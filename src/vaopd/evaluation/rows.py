@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from vaopd.errors import ProblemError
-from vaopd.problems.sources import jsonl_rows_or_errors, unreachable
+from vaopd.problems.rows import jsonl_rows_or_errors, unreachable
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".tsv")
 _BATCH_ROWS = 256

@@ -8,13 +8,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from vaopd.config_sections import OnBadRow
 from vaopd.errors import ConfigError, ProblemError
 from vaopd.evaluation import tables
 from vaopd.evaluation.answers import Rule
 from vaopd.evaluation.benchmark import Benchmark, Item
 from vaopd.evaluation.benchmarks.problems import problem_benchmark
 from vaopd.evaluation.engines.engine import Engine, Request
-from vaopd.evaluation.items import ItemSet, OnBadRow, load_items
+from vaopd.evaluation.items import ItemSet, load_items
 from vaopd.evaluation.judge import Judge, agreement, with_judge
 from vaopd.evaluation.predictions import (
     ITEMS,

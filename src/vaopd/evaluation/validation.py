@@ -91,6 +91,8 @@ class Validator:
     problems: Sequence[Problem]
     teacher: Teacher | None = None
     world: World = field(default_factory=World)
+    on_token: Callable[[int, int], None] = lambda rows, tokens: None
+    """Called with the responses that are decoded together, and the tokens of each so far."""
 
     def __post_init__(self) -> None:
         if all(problem.answer is None for problem in self.problems):
@@ -146,7 +148,9 @@ class Validator:
         prompts: Sequence[EncodedPrompt],
         progress: Callable[[int], None],
     ) -> Answers:
-        sampler = TransformersSampler(student, batch_tokens=self.config.sampling.batch_tokens)
+        sampler = TransformersSampler(
+            student, batch_tokens=self.config.sampling.batch_tokens, on_token=self.on_token
+        )
         options = self.config.validation
         settings = SamplingSettings(
             num_rollouts=options.num_samples,

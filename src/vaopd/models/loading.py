@@ -24,9 +24,10 @@ from transformers.utils.hub import cached_file
 
 from vaopd import views
 from vaopd.config import DataConfig, ViewConfig
-from vaopd.errors import ConfigError, ModelError, ProblemError
+from vaopd.errors import ConfigError, ModelError
 from vaopd.models import adapters, tiny
 from vaopd.models.families import Family, generic, qwen_vl
+from vaopd.models.measuring import too_long
 from vaopd.models.prompts import EncodedPrompt, check_same_prompt, check_same_text
 from vaopd.models.quantization import quantization_config
 from vaopd.models.sharding import Sharding
@@ -384,11 +385,7 @@ class PromptEncoder:
         images = self.original_images(problem)
         prompt = replace(self.family.encode(problem, images), images=tuple(images))
         if len(prompt) > self.data.max_prompt_tokens:
-            raise ProblemError(
-                f"problem {problem.id} has a prompt of {len(prompt)} tokens, over "
-                f"data.max_prompt_tokens={self.data.max_prompt_tokens}; raise the limit or lower "
-                "data.max_pixels (prompts are never cut, a cut would go through image tokens)"
-            )
+            raise too_long(problem, len(prompt), self.data)
         return prompt
 
     def degraded(self, problem: Problem) -> EncodedPrompt:

@@ -32,7 +32,7 @@ def manifest(
     if not allow_overlap:
         _check_disjoint(train, held_out or (), {row["id"]: row["sha256"] for row in listed})
     return {
-        "train": {"problems": len(train), "sha256": _digest(train)},
+        "train": {"problems": len(train), "sha256": digest(train)},
         "validation": listed if held_out is not None else None,
     }
 
@@ -97,15 +97,16 @@ def _contents_among(train: Sequence[Problem], held_out: Sequence[Problem]) -> se
     return {one.content_hash() for one in train if one.prompt in prompts}
 
 
-def _digest(problems: Sequence[Problem]) -> str:
-    digest = hashlib.sha256()
+def digest(problems: Sequence[Problem]) -> str:
+    """Return a hash of the ids and texts of problems, or of how they are drawn."""
+    sha = hashlib.sha256()
     if isinstance(problems, DrawnProblems):
-        digest.update(repr(problems).encode())
-        return digest.hexdigest()
+        sha.update(repr(problems).encode())
+        return sha.hexdigest()
     for one in problems:
         row = [one.id, one.prompt, one.answer, one.references]
-        digest.update(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-    return digest.hexdigest()
+        sha.update(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+    return sha.hexdigest()
 
 
 def _first(ids: Sequence[str]) -> str:

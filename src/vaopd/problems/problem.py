@@ -3,8 +3,6 @@
 import hashlib
 import io
 import struct
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +11,16 @@ from PIL import Image, ImageOps
 from vaopd.errors import ProblemError
 
 IMAGE_PLACEHOLDER = "<image>"
+
+UNREADABLE = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow's decoders raise on damaged bytes; its UnidentifiedImageError is an OSError."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,24 @@ class Problem:
             digest.update(len(part).to_bytes(8, "big") + part)
         return digest.hexdigest()
 
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """Return width and height of the images as they are stored; reads their headers only.
+
+        A photograph that ``load_images`` turns upright may have the two the other way round.
+
+        Raises:
+            ProblemError: An image is missing or in no known format.
+        """
+        return [self._size(number, image) for number, image in enumerate(self.images, start=1)]
+
+    def _size(self, number: int, image: bytes | Path) -> tuple[int, int]:
+        try:
+            # A path is opened by Pillow, which reads no further than the header.
+            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+                return opened.size
+        except UNREADABLE as error:
+            raise self._undecodable(number, image, error) from error
+
     def _encoded(self, number: int, image: bytes | Path) -> bytes:
         if isinstance(image, bytes):
             return image
@@ -97,41 +123,14 @@ class Problem:
             decoded.load()
             # Photographs are stored as the sensor lay; the question is about the upright picture.
             return ImageOps.exif_transpose(decoded)
-        # Pillow's decoders raise these on damaged bytes; UnidentifiedImageError is an OSError.
-        except (
-            OSError,
-            EOFError,
-            SyntaxError,
-            ValueError,
-            struct.error,
-            Image.DecompressionBombError,
-        ) as error:
-            place = "" if isinstance(image, bytes) else f" ({image})"
-            # In-memory bytes print as an address, which says nothing.
-            reason = str(error).split(" <_io.")[0]
-            raise ProblemError(
-                f"image {number} of problem {self.id}{place} cannot be decoded: {reason}; "
-                "replace it by a complete PNG or JPEG"
-            ) from error
+        except UNREADABLE as error:
+            raise self._undecodable(number, image, error) from error
 
-
-def check_images(
-    problems: Sequence[Problem], progress: Callable[[int], None] = lambda problems: None
-) -> None:
-    """Decode every image once, so that a damaged one is not found in the middle of a run.
-
-    Raises:
-        ProblemError: An image is missing, in no known format, or cut short.
-    """
-
-    def check(problem: Problem) -> None:
-        problem.load_images()
-
-    # Threads, because Pillow decodes outside the interpreter's lock.
-    with ThreadPoolExecutor() as pool:
-        try:
-            for _ in pool.map(check, problems):
-                progress(1)
-        except ProblemError:
-            pool.shutdown(cancel_futures=True)
-            raise
+    def _undecodable(self, number: int, image: bytes | Path, error: Exception) -> ProblemError:
+        place = "" if isinstance(image, bytes) else f" ({image})"
+        # In-memory bytes print as an address, which says nothing.
+        reason = str(error).split(" <_io.")[0]
+        return ProblemError(
+            f"image {number} of problem {self.id}{place} cannot be decoded: {reason}; "
+            "replace it by a complete PNG or JPEG"
+        )

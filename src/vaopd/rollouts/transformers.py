@@ -98,9 +98,16 @@ class SamplingCache(DynamicCache):
 class TransformersSampler:
     """Samples in process from the model that is being trained."""
 
-    def __init__(self, model: VisionLanguageModel, *, batch_tokens: int = 131_072) -> None:
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        *,
+        batch_tokens: int = 131_072,
+        on_token: Callable[[int, int], None] = lambda rows, tokens: None,
+    ) -> None:
         self.model = model
         self.batch_tokens = batch_tokens
+        self.on_token = on_token
         allowed = torch.zeros(model.head.shape[0], dtype=torch.bool)
         allowed[: model.vocab_size] = True
         allowed[model.forbidden_ids] = False
@@ -164,6 +171,7 @@ class TransformersSampler:
         self, prompts: Sequence[EncodedPrompt], settings: SamplingSettings
     ) -> list[list[Rollout]]:
         siblings, device = settings.num_rollouts, self.model.device
+        self.on_token(len(prompts) * siblings, 0)
         noise = np.stack(
             [sampling_noise(settings, p.problem_id, k) for p in prompts for k in range(siblings)]
         )
@@ -182,6 +190,7 @@ class TransformersSampler:
         for step in range(settings.max_new_tokens):
             ids = self._draw(hidden, uniforms[rows, step], settings)
             tokens[rows, step] = ids
+            self.on_token(len(tokens), step + 1)
             alive = ~torch.isin(ids, ends)
             if step + 1 == settings.max_new_tokens or not alive.any():
                 break

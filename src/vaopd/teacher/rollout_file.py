@@ -16,7 +16,8 @@ from vaopd.objective.advantage import visual_advantage
 from vaopd.objective.weights import high_group
 from vaopd.pictures import save_picture
 from vaopd.problems.problem import Problem
-from vaopd.problems.sources import Row, jsonl_rows, load_problems, problem_of_row
+from vaopd.problems.rows import Row, jsonl_rows
+from vaopd.problems.sources import load_problems, problem_of_row
 from vaopd.teacher.local import LocalTeacher
 
 ROWS_AT_ONCE = 64

@@ -32,6 +32,10 @@ class _Bars(Progress):
                 yield Text(task.fields["note"])
 
 
+LINE_SECONDS = 10.0
+"""Without a terminal, long work of other kinds prints a line at most this often."""
+
+
 class Display:
     """Shows steps as they end and the phases between them."""
 
@@ -48,6 +52,7 @@ class Display:
             disable=not console.is_terminal,
             expand=True,
         )
+        self.told_at: dict[Any, float] = {}
 
     def __enter__(self) -> "Display":
         self.progress.start()
@@ -64,6 +69,18 @@ class Display:
         """Return the handle of a new bar."""
         return self.progress.add_task(description, total=total, completed=completed, note="")
 
+    def advance(self, task: Any, count: int) -> None:
+        """Count so much more of a bar; without a terminal, print a line now and then."""
+        self.progress.update(task, advance=count)
+        bar = next(one for one in self.progress.tasks if one.id == task)
+        elapsed, total = bar.elapsed or 0.0, bar.total or 0.0
+        since = elapsed - self.told_at.get(task, 0.0)
+        if self.console.is_terminal or since < LINE_SECONDS or bar.completed >= total:
+            return
+        self.told_at[task] = elapsed
+        left = duration(elapsed * (total - bar.completed) / bar.completed)
+        self.say(f"{bar.description}: {bar.completed:.0f}/{total:.0f}, about {left} left")
+
     def finish(self, task: Any) -> None:
         """Take a bar away."""
         self.progress.remove_task(task)
@@ -75,6 +92,13 @@ class Display:
             self.progress.update(task, advance=1, note=line)
         else:
             self.say(f"step {row['step']}/{steps}  {line}")
+
+
+def duration(seconds: float) -> str:
+    """Return a time as one reads it: ``8 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def step_line(row: dict[str, Any]) -> str:

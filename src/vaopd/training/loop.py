@@ -19,8 +19,7 @@ from vaopd.models.loading import VisionLanguageModel
 from vaopd.models.parallel import World, processes
 from vaopd.models.partners import check_same_pixels, check_same_tokenizer
 from vaopd.problems.manifest import MANIFEST, check_unchanged, manifest
-from vaopd.problems.problem import Problem, check_images
-from vaopd.problems.sources import load_problems
+from vaopd.problems.problem import Problem
 from vaopd.records import append_row, new_folder, write_json, write_rows, write_text
 from vaopd.rollouts.sampler import Sampler
 from vaopd.rollouts.transformers import TransformersSampler
@@ -38,6 +37,7 @@ from vaopd.training.checkpoint import (
     save_checkpoint,
     writing,
 )
+from vaopd.training.data import RunData, read_data
 from vaopd.training.display import Display
 from vaopd.training.extension import extension
 from vaopd.training.folder import (
@@ -48,10 +48,10 @@ from vaopd.training.folder import (
     remove_run,
 )
 from vaopd.training.metrics import problem_pictures, rollout_rows, step_metrics
-from vaopd.training.references import check_references
 from vaopd.training.result import RunResult, describe, summary
-from vaopd.training.schedule import learning_rate, problems_of_step, total_steps
+from vaopd.training.schedule import is_due, learning_rate, problems_of_step, total_steps
 from vaopd.training.skipping import Skips, check_may_go_on, describe_skip
+from vaopd.training.startup import ValidationTime, check_prompts, encode_first
 from vaopd.training.step import Step, StepResult
 from vaopd.training.stopping import StopRequest
 from vaopd.training.student import load_student, make_optimizer
@@ -110,12 +110,12 @@ def _train(
     else:
         world.on_main(lambda: check_free(output, overwrite))
     shown = (console or Console(stderr=True)) if world.is_main else Console(quiet=True)
-    run = world.agree(lambda: Run(config, output, shown, world))
+    data = read_data(config, world, shown, output if resume else None)
+    run = world.agree(lambda: Run(config, output, shown, data, world))
     with run.resources:
         world.same("problems", json.dumps(run.manifest, indent=1))
         world.share_weights(run.student.model)
-        if not resume:
-            world.on_main(run.check_problems)
+        run.prepare(is_new=not resume)
         if overwrite:
             world.on_main(lambda: remove_run(output))
         return run.execute(resume)
@@ -128,7 +128,12 @@ class Run:
     """
 
     def __init__(
-        self, config: RunConfig, output: Path, console: Console, world: World | None = None
+        self,
+        config: RunConfig,
+        output: Path,
+        console: Console,
+        data: RunData,
+        world: World | None = None,
     ) -> None:
         self.started = time.perf_counter()
         self.seconds_before = 0.0
@@ -137,13 +142,7 @@ class Run:
         self.world = world = world or World(device=pick_device(config.training.device))
         self.display = Display(console)
         self.alarms = Alarms(config, output, self.display.say)
-        self.problems = load_problems(config.data.train)
-        held_out = config.data.validation
-        self.held_out = load_problems(held_out) if held_out else None
-        self.manifest = manifest(
-            self.problems, self.held_out, allow_overlap=config.data.allow_overlap
-        )
-        self.steps = total_steps(config.training, len(self.problems))
+        self._take(data)
         self.student = load_student(config, world)
         self.teacher = _load_teacher(config, world, self.student)
         self.resources = ExitStack()
@@ -152,33 +151,45 @@ class Run:
         self.optimizer = make_optimizer(config, self.student)
         sampler = self._sampler(_rollout_model(config, self.student, self.teacher))
         self.step = Step(config, self.student, self.teacher, sampler, self.optimizer, world)
-        self.validator = None
-        if self.held_out:
-            self.validator = Validator(config, self.held_out, self.teacher, world)
+        self.about_prompts: list[str] = []
+        self.validator: Validator | None = None
+        self.validation_time: ValidationTime | None = None
         self.before: ValidationResult | None = None
         self.after: ValidationResult | None = None
         self.best: Best | None = None
 
-    def check_problems(self) -> None:
-        """Encode what the run begins with and decode all images, before there is a folder.
+    def _take(self, data: RunData) -> None:
+        """Learn from these problems, and validate by these."""
+        self.data, allow_overlap = data, self.config.data.allow_overlap
+        self.problems = data.train
+        found = manifest(data.train, data.held_out, allow_overlap=allow_overlap)
+        self.manifest = {**found, "skipped": data.skipped_rows()}
+        self.steps = total_steps(self.config.training, len(self.problems))
+
+    def prepare(self, is_new: bool) -> None:
+        """Check the prompts of a new run, and get ready to validate, before there is a folder.
 
         Raises:
-            ProblemError: An image cannot be read, a prompt is too long, or sft has no reference.
+            ProblemError: A prompt is too long or cannot be encoded.
+            ConfigError: Nothing of the held-out problems can be validated by.
         """
-        first = problems_of_step(self.problems, 1, self.config.training)
-        for problem in [*first, *(self.held_out or [])]:
-            self.step.preparation.encoder.original(problem)
-        if self.config.method.name == "sft":
-            # Problems that are drawn on demand have as many references as they are asked for.
-            check_references(self.problems if isinstance(self.problems, list) else first)
-        # Problems that are drawn on demand have no stored image to be damaged.
-        if self.config.data.check_images and isinstance(self.problems, list):
-            with self.display:
-                bar = self.display.start("checking images", len(self.problems))
-                check_images(
-                    self.problems, lambda done: self.display.progress.update(bar, advance=done)
-                )
-                self.display.finish(bar)
+        if is_new:
+            family, console = self.student.family, self.display.console
+            check = partial(check_prompts, self.data, family, self.config, console)
+            self.about_prompts, bad = self.world.on_main(check)
+            if any(bad.values()):
+                self.world.agree(lambda: self._take(self.data.without(bad)))
+            encoder = self.step.preparation.encoder
+            self.world.on_main(lambda: encode_first(self.data, self.config.training, encoder))
+        self.validator = self.world.agree(self._make_validator)
+
+    def _make_validator(self) -> Validator | None:
+        held_out = self.data.held_out
+        if not held_out:
+            return None
+        time = ValidationTime(self.config, len(held_out), self.world.size, self.display.say)
+        self.validation_time = time
+        return Validator(self.config, held_out, self.teacher, self.world, time.on_token)
 
     def execute(self, resume: bool) -> RunResult:
         """Make or reopen the folder, take every step that is left and write the summary."""
@@ -186,9 +197,7 @@ class Run:
         self.world.on_main(lambda: self._describe_run(done))
         has_launcher = self.config.training.parallel != "none"
         with self.display, StopRequest(self.display.say, has_launcher=has_launcher) as stop:
-            self.display.say(self._headline(done))
-            if unread := unread_line(self.config):
-                self.display.say(unread)
+            self._say_what_comes(done)
             if done == 0:
                 self.before = self._validate(0)
             done = self._take_steps(done, stop)
@@ -215,6 +224,7 @@ class Run:
             best=self.best,
             skipped_steps=self.step.skips.total,
             is_stopped=done < self.steps,
+            skipped_rows=self.data.num_skipped(),
         )
 
     def _sampler(self, model: VisionLanguageModel) -> Sampler:
@@ -245,7 +255,7 @@ class Run:
             row = self.world.on_main(record)
             self.display.step(bar, row, self.steps)
             is_last = number == self.steps
-            if is_last or _is_due(training.validate_every, number):
+            if is_last or is_due(training.validate_every, number):
                 self.after = self._validate(number)
                 self.best = better(self.best, number, self.after)
             # A new best is saved whenever it comes, so that the checkpoint that a run resumes from
@@ -253,7 +263,7 @@ class Run:
             is_best = self.best is not None and self.best.step == number
             # Asked once: a run that stops because of the answer has saved because of it.
             is_stopping = self.world.any(stop.is_made)
-            if is_last or is_best or is_stopping or _is_due(training.save_every, number):
+            if is_last or is_best or is_stopping or is_due(training.save_every, number):
                 self._save(number)
         self.display.finish(bar)
         return done
@@ -277,7 +287,7 @@ class Run:
             check_may_go_on(skipped, training.max_skipped_steps, line)
             self.display.say(line)
         self.alarms.watch_step(row, len(result.rollouts))
-        if _is_due(training.log_rollouts_every, step) and method.name != "sft":
+        if is_due(training.log_rollouts_every, step) and method.name != "sft":
             folder = self.output / "rollouts"
             rows = rollout_rows(
                 result,
@@ -293,17 +303,13 @@ class Run:
         return row
 
     def _validate(self, step: int) -> ValidationResult | None:
-        validator = self.validator
-        if validator is None:
+        validator, validation_time = self.validator, self.validation_time
+        if validator is None or validation_time is None:
             return None
-        options = self.config.validation
-        views = 2 if options.pixelated else 1
-        total = len(validator.problems) * options.num_samples * views
-        bar = self.display.start("validating", total)
+        bar = self.display.start("validating", validation_time.responses)
         # The others answer as many at the same time.
         validation = validator.examine(
-            self.student,
-            lambda rows: self.display.progress.update(bar, advance=rows * self.world.size),
+            self.student, lambda rows: self.display.advance(bar, rows * self.world.size)
         )
         self.display.finish(bar)
         # The main process's numbers for all: whether they are the best decides what is saved.
@@ -402,6 +408,13 @@ class Run:
         self.world.on_main(lambda: forget_after(self.output, kept))
         return step
 
+    def _say_what_comes(self, done: int) -> None:
+        about = self.validation_time.describe() if self.validation_time else None
+        said = [*self.data.skipped_lines(), *self.about_prompts, about]
+        for line in (self._headline(done), unread_line(self.config), *said):
+            if line:
+                self.display.say(line)
+
     def _headline(self, done: int) -> str:
         teacher = f" from {self.teacher.name}" if self.teacher else ""
         resumed = f", resumed after step {done}" if done else ""
@@ -411,10 +424,6 @@ class Run:
             f"problems, {self.steps} steps on {self.student.device}"
             f"{shared if self.world.size > 1 else ''}{resumed}"
         )
-
-
-def _is_due(every: int | None, step: int) -> bool:
-    return every is not None and step % every == 0
 
 
 def _load_teacher(config: RunConfig, world: World, student: VisionLanguageModel) -> Teacher | None:

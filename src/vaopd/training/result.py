@@ -1,6 +1,6 @@
 """What a run reached, and how that is said."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ class RunResult:
     """Those whose loss or gradient was not finite."""
     is_stopped: bool = False
     """Whether it was asked to stop before its last step; ``steps`` are those it took."""
+    skipped_rows: dict[str, int] = field(default_factory=dict)
+    """Rows of ``train`` and ``validation`` that were left out because they are bad."""
 
 
 def describe(result: ValidationResult) -> str:
@@ -49,4 +51,5 @@ def summary(result: RunResult, warnings: list[dict[str, Any]]) -> dict[str, Any]
         "skipped_steps": result.skipped_steps,
         "seconds": result.seconds,
         "warnings": warnings,
+        "skipped_rows": result.skipped_rows,
     }

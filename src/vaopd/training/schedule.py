@@ -51,3 +51,8 @@ def learning_rate(training: TrainingConfig, step: int, steps: int) -> float:
     # Step warmup + 1 is the first at the peak, so the last one still learns.
     progress = (step - 1 - warmup) / max(1, steps - warmup)
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def is_due(every: int | None, step: int) -> bool:
+    """Return whether something that is done every so many steps is done after this one."""
+    return every is not None and step % every == 0

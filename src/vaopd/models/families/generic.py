@@ -8,7 +8,8 @@ from jaxtyping import Bool, Int
 from PIL import Image
 from torch import Tensor
 
-from vaopd.models.families import chat_messages
+from vaopd.errors import VaopdError
+from vaopd.models.families import PromptSize, Size, chat_messages, refused_image
 from vaopd.models.prompts import Batch, EncodedPrompt, Group
 from vaopd.problems.problem import Problem
 
@@ -24,17 +25,43 @@ class GenericFamily:
         self.image_settings: dict[str, Any] = {
             key: value for key, value in settings.items() if isinstance(value, int | float | list)
         }
+        self.visual_tokens: dict[tuple[Size, ...], int] = {}
+        """By the sizes of a problem's images; asking a processor takes as long as encoding."""
 
     def encode(self, problem: Problem, images: list[Image.Image]) -> EncodedPrompt:
         """Return whatever the model's processor makes of the chat prompt and its images."""
-        text = self.processor.apply_chat_template(
-            chat_messages(problem), tokenize=False, add_generation_prompt=True
-        )
+        text = self._chat_text(problem)
         encoded = dict(self.processor(text=[text], images=[images], return_tensors="pt"))
         ids = encoded.pop("input_ids")[0]
         encoded.pop("attention_mask", None)
         return EncodedPrompt(
             problem_id=problem.id, input_ids=ids, image_inputs=encoded, next_position=len(ids)
+        )
+
+    def measure(
+        self, problems: Sequence[Problem], sizes: Sequence[Sequence[Size]]
+    ) -> list[PromptSize | VaopdError]:
+        """Return how long ``encode`` makes the prompts; each new size of images is encoded once."""
+        return [self._measure(*one) for one in zip(problems, sizes, strict=True)]
+
+    def _measure(self, problem: Problem, sizes: Sequence[Size]) -> PromptSize | VaopdError:
+        text_tokens = len(self.processor.tokenizer(self._chat_text(problem))["input_ids"])
+        # The text holds a mark for each image, which is counted with the image.
+        text_tokens -= len(sizes)
+        key = tuple(sizes)
+        if key not in self.visual_tokens:
+            grey = [Image.new("RGB", size, "grey") for size in sizes]
+            try:
+                self.visual_tokens[key] = len(self.encode(problem, grey)) - text_tokens
+            except VaopdError as error:
+                return error
+            except ValueError as error:
+                return refused_image(problem, error)
+        return PromptSize(text_tokens + self.visual_tokens[key], self.visual_tokens[key])
+
+    def _chat_text(self, problem: Problem) -> str:
+        return self.processor.apply_chat_template(
+            chat_messages(problem), tokenize=False, add_generation_prompt=True
         )
 
     def collate(self, groups: Sequence[Group]) -> Batch:

@@ -14,9 +14,9 @@ from jaxtyping import Bool, Int
 from PIL import Image
 from torch import Tensor
 
-from vaopd.errors import AlignmentError, ProblemError
+from vaopd.errors import AlignmentError, VaopdError
 from vaopd.models.attention import PackedRow, PackedRows, pack_row, use_packed_attention
-from vaopd.models.families import chat_messages
+from vaopd.models.families import PromptSize, Size, chat_messages, refused_image
 from vaopd.models.prompts import Batch, EncodedPrompt, Group
 from vaopd.problems.problem import Problem
 
@@ -52,20 +52,10 @@ class QwenVLFamily:
         try:
             pixels = self.image_processor(images=images, return_tensors="pt")
         except ValueError as error:
-            raise ProblemError(
-                f"problem {problem.id}: the image processor refuses an image ({error}); crop it"
-            ) from None
+            raise refused_image(problem, error) from None
         grids = pixels["image_grid_thw"]
         visual_tokens = (grids.prod(-1) // self.image_processor.merge_size**2).tolist()
-        text = self.tokenizer.apply_chat_template(
-            chat_messages(problem), tokenize=False, add_generation_prompt=True
-        )
-        pieces = text.split(self.image_token)
-        if len(pieces) != len(images) + 1:
-            raise AlignmentError(
-                f"problem {problem.id}: the chat prompt holds {len(pieces) - 1} image placeholders "
-                f"for {len(images)} images; remove the literal {self.image_token} from the prompt"
-            )
+        pieces = self._chat_pieces(problem, len(images))
         expanded = pieces[0]
         for count, piece in zip(visual_tokens, pieces[1:], strict=True):
             expanded += self.image_token * count + piece
@@ -86,6 +76,50 @@ class QwenVLFamily:
             position_ids=positions[:, 0],
             next_position=int(positions.max()) + 1,
         )
+
+    def measure(
+        self, problems: Sequence[Problem], sizes: Sequence[Sequence[Size]]
+    ) -> list[PromptSize | VaopdError]:
+        """Return how long ``encode`` makes the prompts, by arithmetic for their images."""
+        found = [self._text(*one) for one in zip(problems, sizes, strict=True)]
+        texts = [one[0] for one in found if not isinstance(one, VaopdError)]
+        ids = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else ())
+        return [
+            one
+            if isinstance(one, VaopdError)
+            # The text holds one placeholder for each image.
+            else PromptSize(len(next(ids)) - len(its_sizes) + one[1], one[1])
+            for one, its_sizes in zip(found, sizes, strict=True)
+        ]
+
+    def _text(self, problem: Problem, sizes: Sequence[Size]) -> tuple[str, int] | VaopdError:
+        """Return the chat prompt and the number of its visual tokens, or why there is none."""
+        try:
+            visual_tokens = sum(self._visual_tokens(problem, size) for size in sizes)
+            return self.image_token.join(self._chat_pieces(problem, len(sizes))), visual_tokens
+        except VaopdError as error:
+            return error
+
+    def _visual_tokens(self, problem: Problem, size: Size) -> int:
+        width, height = size
+        try:
+            patches = self.image_processor.get_number_of_image_patches(height, width)
+        except ValueError as error:
+            raise refused_image(problem, error) from None
+        return patches // self.image_processor.merge_size**2
+
+    def _chat_pieces(self, problem: Problem, num_images: int) -> list[str]:
+        """Return the text of the chat prompt before, between and after its images."""
+        text = self.tokenizer.apply_chat_template(
+            chat_messages(problem), tokenize=False, add_generation_prompt=True
+        )
+        pieces = text.split(self.image_token)
+        if len(pieces) != num_images + 1:
+            raise AlignmentError(
+                f"problem {problem.id}: the chat prompt holds {len(pieces) - 1} image placeholders "
+                f"for {num_images} images; remove the literal {self.image_token} from the prompt"
+            )
+        return pieces
 
     def collate(self, groups: Sequence[Group]) -> Batch:
         """Return right-padded rows, one for each group, with siblings behind their prompt."""

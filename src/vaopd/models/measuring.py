@@ -1,0 +1,82 @@
+"""How long prompts become and what becomes of their images, without decoding or encoding them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vaopd.config import DataConfig
+from vaopd.errors import ProblemError, VaopdError
+from vaopd.models.families import Family, PromptSize, Size
+from vaopd.problems.bad_rows import BadRow
+from vaopd.problems.problem import Problem
+from vaopd.views import fitted_sizes
+
+AT_ONCE = 256
+"""Problems whose texts are tokenized together."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The prompt of one problem."""
+
+    prompt: PromptSize
+    stored: tuple[Size, ...]
+    """Width and height of its images in their files."""
+
+    fitted: tuple[Size, ...]
+    """The same inside the pixel budget."""
+
+
+def measure(
+    problems: Sequence[Problem],
+    family: Family,
+    data: DataConfig,
+    progress: Callable[[int], None] = lambda problems: None,
+) -> tuple[list[Measured], list[BadRow]]:
+    """Return the sizes of the prompts that can be used, and the problems whose prompts cannot be.
+
+    Reads the headers of images and tokenizes texts, so many thousands take seconds.
+    """
+    measured: list[Measured] = []
+    bad: list[BadRow] = []
+    for start in range(0, len(problems), AT_ONCE):
+        some = problems[start : start + AT_ONCE]
+        readable = _readable(some, data, bad)
+        sizes = family.measure([one for one, _, _ in readable], [size for _, _, size in readable])
+        for (problem, stored, fitted), prompt in zip(readable, sizes, strict=True):
+            if isinstance(prompt, PromptSize) and prompt.tokens > data.max_prompt_tokens:
+                prompt = too_long(problem, prompt.tokens, data)
+            if isinstance(prompt, VaopdError):
+                bad.append(BadRow(str(prompt), problem.id))
+            else:
+                measured.append(Measured(prompt, stored, fitted))
+        progress(len(some))
+    return measured, bad
+
+
+def _readable(
+    problems: Sequence[Problem], data: DataConfig, bad: list[BadRow]
+) -> list[tuple[Problem, tuple[Size, ...], tuple[Size, ...]]]:
+    """Return the problems with the sizes of their images, stored and fitted; others go to bad."""
+    readable = []
+    for problem in problems:
+        try:
+            stored = tuple(problem.image_sizes())
+        except ProblemError as error:
+            bad.append(BadRow(str(error), problem.id))
+        else:
+            fitted = tuple(_fitted(size, data) for size in stored)
+            readable.append((problem, stored, fitted))
+    return readable
+
+
+def _fitted(size: Size, data: DataConfig) -> Size:
+    return [size, *fitted_sizes(size, data.min_pixels, data.max_pixels)][-1]
+
+
+def too_long(problem: Problem, tokens: int, data: DataConfig) -> ProblemError:
+    """Return the error about a prompt over ``data.max_prompt_tokens``."""
+    return ProblemError(
+        f"problem {problem.id} has a prompt of {tokens} tokens, over data.max_prompt_tokens="
+        f"{data.max_prompt_tokens}; raise the limit or lower data.max_pixels (prompts are never "
+        "cut, a cut would go through image tokens)"
+    )

@@ -1,0 +1,45 @@
+"""Rows that cannot be used: why, and the one error that lists them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vaopd.errors import ProblemError
+
+NAMED = 10
+"""Bad rows that an error or a log names; the others are counted."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """One row that cannot be used."""
+
+    reason: str
+    """One sentence that names the row, or the problem that was made of it."""
+
+    id: str | None = None
+    """Of the problem; none where the row does not make one."""
+
+
+def bad_rows_error(source: str, bad: Sequence[BadRow], total: int, remedy: str) -> ProblemError:
+    """Return the error about the bad rows of a source: the only one, or the first ten with counts.
+
+    Args:
+        source: As its user names it.
+        bad: At least one.
+        total: Rows of the source, the good ones included.
+        remedy: What to do beside correcting the rows, as in ``use X to leave them out``; or empty.
+    """
+    if len(bad) == 1:
+        return ProblemError(f"{bad[0].reason}{f' ({remedy})' if remedy else ''}")
+    advice = f"correct them, or {remedy}" if remedy else "correct them"
+    return ProblemError(
+        f"{len(bad)} of {total} rows of {source} cannot be used; {advice}:\n{listed(bad)}"
+    )
+
+
+def listed(bad: Sequence[BadRow]) -> str:
+    """Return the first ten reasons, each on a line, and how many more there are."""
+    lines = [f"  {row.reason}" for row in bad[:NAMED]]
+    if len(bad) > NAMED:
+        lines.append(f"  and {len(bad) - NAMED} more")
+    return "\n".join(lines)

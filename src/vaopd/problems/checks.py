@@ -1,0 +1,59 @@
+"""What is looked for in stored problems before a run begins: images, answers, references."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from vaopd.errors import ProblemError
+from vaopd.problems.bad_rows import BadRow
+from vaopd.problems.problem import Problem
+
+
+def damaged_images(
+    problems: Sequence[Problem], progress: Callable[[int], None] = lambda problems: None
+) -> list[BadRow]:
+    """Return the problems with an image that is missing, in no known format, or cut short.
+
+    Every image is decoded once, so that a damaged one is not found in the middle of a run.
+    """
+
+    def check(problem: Problem) -> BadRow | None:
+        try:
+            problem.load_images()
+        except ProblemError as error:
+            return BadRow(str(error), problem.id)
+        return None
+
+    # Threads, because Pillow decodes outside the interpreter's lock.
+    with ThreadPoolExecutor() as pool:
+        return list(_reported(pool.map(check, problems), progress))
+
+
+def _reported(
+    results: Iterator[BadRow | None], progress: Callable[[int], None]
+) -> Iterator[BadRow]:
+    for result in results:
+        progress(1)
+        if result is not None:
+            yield result
+
+
+def without_answer(problems: Sequence[Problem]) -> list[BadRow]:
+    """Return the problems whose responses cannot be graded."""
+    return [
+        BadRow(f"problem {one.id} has no answer to validate by; add one", one.id)
+        for one in problems
+        if one.answer is None
+    ]
+
+
+def without_reference(problems: Sequence[Problem]) -> list[BadRow]:
+    """Return the problems that supervised fine-tuning has nothing to learn from."""
+    return [
+        BadRow(
+            f"problem {one.id} has no reference response, which method.name=sft needs; add a "
+            "'references' column or choose another method",
+            one.id,
+        )
+        for one in problems
+        if not one.references
+    ]

@@ -1,0 +1,269 @@
+"""Rows of problems in files and on the hub, before anything is made of their cells.
+
+Two layouts of rows are read, told apart by their columns and by nothing else:
+
+- geometry3k: ``images`` (list), ``problem``, ``answer``; optional ``id``, ``kind`` (or
+  ``category``), ``references``;
+- ViRL39K: ``question``, ``answer``, ``image`` (list of paths); optional ``qid``, ``category``.
+"""
+
+import json
+import re
+import tempfile
+import zipfile
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vaopd.errors import ProblemError
+
+VIRL39K_NAME = "TIGER-Lab/ViRL39K"
+VIRL39K_PARQUET = "39Krelease.parquet"
+SPLITS = frozenset({"train", "validation", "val", "dev", "test"})
+_BATCH_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the columns of one layout are called."""
+
+    question: str
+    images: str
+    id: str
+
+    @property
+    def required(self) -> frozenset[str]:
+        """The columns that tell this layout from others."""
+        return frozenset({self.question, self.images, "answer"})
+
+    @property
+    def readable(self) -> frozenset[str]:
+        """All columns that are looked at; others are left in the file."""
+        return self.required | {self.id, "kind", "category", "references"}
+
+
+GEOMETRY3K = Layout(question="problem", images="images", id="id")
+VIRL39K = Layout(question="question", images="image", id="qid")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a file, with what an error about it has to say."""
+
+    place: str
+    """File and row number from 1, as in ``train.parquet row 3``."""
+
+    cells: Mapping[str, Any]
+
+    folder: Path
+    """Where relative image paths start."""
+
+
+def layout_of(columns: Collection[str]) -> Layout:
+    """Return the layout that columns are of.
+
+    Raises:
+        ProblemError: They are of none, or of both.
+    """
+    fitting = [layout for layout in (GEOMETRY3K, VIRL39K) if layout.required <= set(columns)]
+    if len(fitting) == 1:
+        return fitting[0]
+    raise ProblemError(
+        f"the columns are {', '.join(sorted(columns)) or 'none'}; rename them to either "
+        "images, problem, answer (geometry3k) or question, answer, image (ViRL39K)"
+    )
+
+
+def local_rows(path: Path, split: str) -> Iterator[Row | ProblemError]:
+    """Yield the rows of a parquet or JSONL file, or of a folder's files of one split.
+
+    A line that is no JSON object is an error in its place.
+
+    Raises:
+        ProblemError: There is no such file, or it does not read.
+    """
+    for file in files_of(path, split):
+        if file.suffix == ".parquet":
+            yield from _parquet_rows(file)
+        elif file.suffix == ".jsonl":
+            yield from jsonl_rows_or_errors(file)
+        else:
+            raise ProblemError(
+                f"{file} is neither a .parquet nor a .jsonl file; convert it to one of them"
+            )
+
+
+def files_of(path: Path, split: str) -> list[Path]:
+    """Return the data files of a split of a folder, in the order of their names, or the file.
+
+    Parquet files named after splits (``train-00000-of-00002.parquet``, as the hub writes them)
+    are chosen by split; a folder whose parquet files carry no split names is one split.
+
+    Raises:
+        ProblemError: The folder holds no file of the split.
+    """
+    if not path.is_dir():
+        return [path]
+    folder = path
+    # A file that holds one split only must never stand in for another.
+    whole = ("data.jsonl", VIRL39K_PARQUET) if split == "train" else ()
+    for name in (f"{split}.jsonl", *whole):
+        if (folder / name).is_file():
+            return [folder / name]
+    files = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
+    if not files:
+        raise ProblemError(
+            f"{folder} holds no data.jsonl, {split}.jsonl or *.parquet; "
+            "name the folder that the data files lie in"
+        )
+    splits = {file: _split_of(file) for file in files}
+    named = SPLITS.intersection(splits.values())
+    chosen = [file for file in files if splits[file] == split]
+    if not chosen and (named or split != "train"):
+        raise ProblemError(
+            f"{folder} has no files of the split {split}; append one of "
+            f"{', '.join('@' + name for name in sorted(set(splits.values())))}"
+        )
+    return chosen or files
+
+
+def _split_of(file: Path) -> str:
+    """Return the split that a file is named after, wherever in its name, else its first word."""
+    words = re.split(r"[-_.]", file.name)
+    return next((word for word in words if word in SPLITS), words[0])
+
+
+def jsonl_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a JSONL file.
+
+    Raises:
+        ProblemError: A line is no JSON object; names the line.
+    """
+    for row in jsonl_rows_or_errors(path):
+        if isinstance(row, ProblemError):
+            raise row
+        yield row
+
+
+def jsonl_rows_or_errors(path: Path) -> Iterator[Row | ProblemError]:
+    """Yield the rows of a JSONL file, and an error for each line that is no JSON object."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            place = f"{path.name} row {number}"
+            try:
+                cells = json.loads(line)
+            # Bytes that are no UTF-8 are a ValueError too.
+            except ValueError as error:
+                yield ProblemError(f"{place} is not JSON ({error}); write one object on each line")
+                continue
+            if not isinstance(cells, dict):
+                found = type(cells).__name__
+                yield ProblemError(f"{place} is a JSON {found}; write one object on each line")
+                continue
+            yield Row(place, cells, path.parent)
+
+
+def count_rows(path: Path, split: str) -> int:
+    """Return the number of rows of a file, or of a folder's files of one split, reading no cells.
+
+    Raises:
+        ProblemError: There is no such file, or it does not read.
+    """
+    return sum(_count(file) for file in files_of(path, split))
+
+
+def _count(file: Path) -> int:
+    if file.suffix != ".parquet":
+        with file.open("rb") as lines:
+            return sum(1 for line in lines if line.strip())
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_metadata(file).num_rows
+    except pyarrow.ArrowException as error:
+        raise _not_parquet(file, error) from error
+
+
+def _not_parquet(file: Path, error: Exception) -> ProblemError:
+    return ProblemError(f"{file} cannot be read as parquet: {error}; download or write it again")
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    # Imported here: half a second that no other source needs.
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            try:
+                columns = [name for name in names if name in layout_of(names).readable]
+            except ProblemError as error:
+                raise ProblemError(f"{path.name}: {error}") from None
+            number = 0
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+                for cells in batch.to_pylist():
+                    number += 1
+                    yield Row(f"{path.name} row {number}", cells, path.parent)
+    except pyarrow.ArrowException as error:
+        raise _not_parquet(path, error) from error
+
+
+def hub_rows(name: str, split: str) -> Iterator[Row]:
+    """Yield the rows of a data set on the hub.
+
+    Raises:
+        ProblemError: The hub cannot be reached or has no such data set or split.
+    """
+    # Imported here: one and a half seconds that local files do not need.
+    import datasets
+
+    try:
+        data = datasets.load_dataset(name, split=split)
+    # Unreachable, unknown and gated names are OSErrors, an unknown split is a ValueError.
+    except (OSError, ValueError) as error:
+        raise unreachable(f"{name}@{split}", error) from error
+    assert isinstance(data, datasets.Dataset)
+    for column in {"images", "image"}.intersection(data.column_names):
+        # Undecoded: encoded bytes are small, exact, and take no time.
+        data = data.cast_column(column, datasets.List(datasets.Image(decode=False)))
+    for number, cells in enumerate(data, start=1):
+        yield Row(f"{name}@{split} row {number}", dict(cells), Path())
+
+
+def virl39k_rows() -> Iterator[Row]:
+    """Yield the rows of ViRL39K, whose images lie in a zip beside the parquet on the hub.
+
+    Raises:
+        ProblemError: The hub cannot be reached.
+    """
+    import huggingface_hub
+
+    try:
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                VIRL39K_NAME, repo_type="dataset", allow_patterns=[VIRL39K_PARQUET, "images.zip"]
+            )
+        )
+    except (OSError, ValueError) as error:
+        raise unreachable(VIRL39K_NAME, error) from error
+    if not (folder / "images").is_dir():
+        # Unpacked aside and renamed, so that an interrupted run leaves no half-filled folder.
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            with zipfile.ZipFile(folder / "images.zip") as archive:
+                archive.extractall(aside)
+            (Path(aside) / "images").rename(folder / "images")
+    yield from _parquet_rows(folder / VIRL39K_PARQUET)
+
+
+def unreachable(name: str, error: Exception) -> ProblemError:
+    """Return the error of a hub data set that cannot be loaded."""
+    reason = str(error).strip().split("\n")[0]
+    return ProblemError(
+        f"{name} cannot be loaded from the hub ({reason}); where there is no connection, download "
+        "it elsewhere and name the folder or parquet file"
+    )

@@ -1,0 +1,205 @@
+"""The problems of a run: read and checked before it begins, the same in all processes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+
+from vaopd.config import RunConfig
+from vaopd.config_sections import OnBadRow
+from vaopd.models.parallel import World
+from vaopd.problems.bad_rows import BadRow, bad_rows_error, listed
+from vaopd.problems.checks import damaged_images, without_answer, without_reference
+from vaopd.problems.drawn import DrawnProblems
+from vaopd.problems.manifest import MANIFEST, digest
+from vaopd.problems.problem import Problem
+from vaopd.problems.sources import read_source
+from vaopd.records import read_json
+from vaopd.training.display import Display
+
+T = TypeVar("T")
+
+Bad = dict[str, list[BadRow]]
+"""Bad rows by the key of their part: ``train`` and ``validation``."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The training or the held-out problems."""
+
+    key: str
+    """``train`` or ``validation``."""
+
+    source: str
+    problems: Sequence[Problem]
+    skipped: tuple[BadRow, ...] = ()
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the problems were written by somebody and may be bad; others are drawn."""
+        return not isinstance(self.problems, DrawnProblems)
+
+    def without(self, bad: Sequence[BadRow], on_bad_row: OnBadRow) -> "Part":
+        """Return the part that is left without these rows.
+
+        Raises:
+            ProblemError: They are to be an error, or nothing is left.
+        """
+        if not bad:
+            return self
+        ids = {row.id for row in bad}
+        kept = [one for one in self.problems if one.id not in ids]
+        skipped = (*self.skipped, *bad)
+        name, total = f"data.{self.key}={self.source}", len(kept) + len(skipped)
+        if on_bad_row == "error":
+            remedy = "data.on_bad_row=skip goes on without"
+            raise bad_rows_error(name, bad, total, f"{remedy} {'it' if len(bad) == 1 else 'them'}")
+        if not kept:
+            raise bad_rows_error(name, skipped, total, "")
+        return replace(self, problems=kept, skipped=skipped)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """All problems of a run."""
+
+    parts: tuple[Part, ...]
+    """The training problems, and held-out ones where there are any."""
+
+    on_bad_row: OnBadRow
+
+    @property
+    def train(self) -> Sequence[Problem]:
+        """The training problems."""
+        return self.parts[0].problems
+
+    @property
+    def held_out(self) -> Sequence[Problem] | None:
+        """The held-out problems, or none."""
+        return self.parts[1].problems if len(self.parts) > 1 else None
+
+    @property
+    def stored(self) -> list[Part]:
+        """The parts that are not drawn."""
+        return [part for part in self.parts if part.is_stored]
+
+    def digests(self) -> list[str]:
+        """Return a hash of the ids and texts of each part."""
+        return [digest(part.problems) for part in self.parts]
+
+    def without(self, bad: Bad) -> "RunData":
+        """Return what is left without these rows.
+
+        Raises:
+            ProblemError: They are to be an error, or nothing is left of a part.
+        """
+        parts = (part.without(bad.get(part.key, ()), self.on_bad_row) for part in self.parts)
+        return replace(self, parts=tuple(parts))
+
+    def num_skipped(self) -> dict[str, int]:
+        """Return how many rows of each part were left out."""
+        return {part.key: len(part.skipped) for part in self.parts}
+
+    def skipped_rows(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the rows that were left out, for the manifest."""
+        return {part.key: [asdict(row) for row in part.skipped] for part in self.parts}
+
+    def skipped_lines(self) -> list[str]:
+        """Return what a log says about rows that were left out."""
+        return [
+            f"data.{part.key}: {len(part.skipped)} of {len(part.problems) + len(part.skipped)} "
+            f"rows are left out (data.on_bad_row=skip):\n{listed(part.skipped)}"
+            for part in self.parts
+            if part.skipped
+        ]
+
+
+def read_data(
+    config: RunConfig, world: World, console: Console, resumed: Path | None = None
+) -> RunData:
+    """Return the problems of a run without those that are bad, as far as no model is needed.
+
+    A collective. Every process reads the rows, the main process looks at the problems.
+
+    Args:
+        config: Of the run.
+        world: Its processes.
+        console: Where the progress of the main process goes.
+        resumed: Folder of a run that goes on without the problems that it left out at its start.
+
+    Raises:
+        ProblemError: A source cannot be read, or rows are bad.
+        TrainingError: Processes read other rows.
+    """
+    data = world.agree(lambda: _read(config))
+    world.same("problems", "\n".join([*data.skipped_lines(), *data.digests()]))
+    if resumed is None:
+        bad = world.on_main(lambda: _checked(data, config, console))
+    else:
+        bad = world.on_main(lambda: _left_out(resumed, data))
+    return world.agree(lambda: data.without(bad))
+
+
+def _read(config: RunConfig) -> RunData:
+    sources = {"train": config.data.train, "validation": config.data.validation}
+    policy = config.data.on_bad_row
+    parts = []
+    for key, source in sources.items():
+        if source:
+            problems, bad = read_source(source)
+            parts.append(Part(key, source, problems).without(bad, policy))
+    return RunData(tuple(parts), policy)
+
+
+def _checked(data: RunData, config: RunConfig, console: Console) -> Bad:
+    """Return the bad rows that no model is needed to find.
+
+    Raises:
+        ProblemError: There are some and they are not to be skipped, or nothing is left.
+    """
+    bad = {part.key: _distinct(_found(part, config, console)) for part in data.stored}
+    data.without(bad)
+    return bad
+
+
+def _found(part: Part, config: RunConfig, console: Console) -> list[BadRow]:
+    found: list[BadRow] = []
+    if part.key == "validation":
+        missing = without_answer(part.problems)
+        # Where all have none, the validation itself says what that means.
+        found += missing if len(missing) < len(part.problems) else []
+    elif config.method.name == "sft":
+        found += without_reference(part.problems)
+    # Held-out images are few, and read for the manifest anyway.
+    if config.data.check_images or part.key == "validation":
+        title = f"checking images of data.{part.key}"
+        found += with_bar(
+            console, title, len(part.problems), lambda bar: damaged_images(part.problems, bar)
+        )
+    return found
+
+
+def _distinct(bad: Sequence[BadRow]) -> list[BadRow]:
+    """Return the first reason for each problem."""
+    return list({row.id: row for row in reversed(bad)}.values())[::-1]
+
+
+def _left_out(folder: Path, data: RunData) -> Bad:
+    path = folder / MANIFEST
+    skipped = read_json(path).get("skipped", {}) if path.is_file() else {}
+    known = {part.key: {one.id for one in part.problems} for part in data.stored}
+    return {
+        key: [BadRow(**row) for row in rows if row["id"] in known.get(key, ())]
+        for key, rows in skipped.items()
+    }
+
+
+def with_bar(
+    console: Console, title: str, total: int, work: Callable[[Callable[[int], None]], T]
+) -> T:
+    """Return what long work gives that tells how much it has done; shows its progress."""
+    with Display(console) as display:
+        bar = display.start(title, total)
+        return work(lambda done: display.advance(bar, done))

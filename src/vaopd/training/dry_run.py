@@ -1,0 +1,93 @@
+"""What ``vaopd train --dry-run`` looks at beside the recipe: the data, where it is local."""
+
+from collections.abc import Sequence
+from itertools import islice
+
+from vaopd.config import RunConfig
+from vaopd.errors import ProblemError
+from vaopd.problems.bad_rows import BadRow, bad_rows_error
+from vaopd.problems.checks import damaged_images, without_answer, without_reference
+from vaopd.problems.problem import Problem
+from vaopd.problems.rows import count_rows
+from vaopd.problems.sources import Location, load_problems, locate, placed_problems
+from vaopd.training.schedule import total_steps
+
+FIRST_ROWS = 16
+"""Rows of a stored source that are read."""
+
+
+def dry_run(config: RunConfig) -> list[str]:
+    """Return what was found and what was not looked at, a line each; loads no model.
+
+    Raises:
+        ConfigError: A source has options that do not read, or fewer problems than are asked for.
+        ProblemError: A source does not exist, cannot be read or begins with bad rows.
+    """
+    found: list[str] = []
+    unseen: list[str] = []
+    for key, source in (("train", config.data.train), ("validation", config.data.validation)):
+        if not source:
+            continue
+        count, line = _source(key, source, config)
+        (unseen if count is None else found).append(line)
+        if key == "train" and count is not None:
+            steps = total_steps(config.training, count)
+            found.append(f"steps: {steps} of {config.training.problems_per_step} problems")
+    return [*found, f"not checked: {'; '.join([*unseen, *_not_checked(config)])}"]
+
+
+def _source(key: str, source: str, config: RunConfig) -> tuple[int | None, str]:
+    """Return the number of problems of a source, if it can be known, and a line about it."""
+    if source.startswith("drawn:"):
+        problems = load_problems(source)
+        problems[0]
+        return len(problems), f"data.{key}: {len(problems)} problems that are drawn"
+    location = locate(source)
+    if location.path is None:
+        return None, f"data.{key}={source}, which is on the hub"
+    rows = count_rows(location.path, location.split)
+    if not rows:
+        raise ProblemError(f"data.{key}={source} has no rows; check that it was written completely")
+    taken = location.chosen(rows)
+    first = taken[:FIRST_ROWS]
+    good, num_bad = _first_problems(location, f"data.{key}={source}", first, key, config)
+    sizes = " and ".join(f"{width} x {height}" for width, height in good[0].image_sizes())
+    left_out = f" ({num_bad} are left out)" if num_bad else ""
+    return len(taken), (
+        f"data.{key}: {len(taken)} of {rows} rows of {location.path}; the first {len(first)} can "
+        f"be read{left_out}, the first image is {sizes}"
+    )
+
+
+def _first_problems(
+    location: Location, name: str, rows: Sequence[int], key: str, config: RunConfig
+) -> tuple[Sequence[Problem], int]:
+    """Return the problems of the first rows that are taken, and how many of these rows are bad."""
+    placed = placed_problems(islice(location.rows(), rows[-1] + 1), location.name, location.split)
+    wanted = set(rows)
+    found = [one for index, (_, one) in enumerate(placed) if index in wanted]
+    problems = [one for one in found if isinstance(one, Problem)]
+    bad = [one for one in found if isinstance(one, BadRow)] + damaged_images(problems[:1])
+    if key == "validation":
+        bad += without_answer(problems)
+    elif config.method.name == "sft":
+        bad += without_reference(problems)
+    ids = {row.id for row in bad}
+    good = [one for one in problems if one.id not in ids]
+    if bad and (config.data.on_bad_row == "error" or not good):
+        remedy = "data.on_bad_row=skip goes on without bad rows"
+        raise bad_rows_error(name, bad, len(rows), remedy)
+    return good, len(found) - len(good)
+
+
+def _not_checked(config: RunConfig) -> list[str]:
+    teacher, vllm = config.teacher, config.sampling.vllm
+    names = [config.student.model]
+    if config.method.name != "sft" or config.validation.load_teacher:
+        names += [] if teacher.addresses else [teacher.model]
+    servers = [*teacher.addresses, *(vllm.addresses if config.sampling.engine == "vllm" else ())]
+    return [
+        "all other rows and images, and how long prompts are, which a run checks before it begins",
+        f"the weights of {' and '.join(dict.fromkeys(names))}",
+        *([f"the servers {', '.join(servers)}"] if servers else ()),
+    ]

@@ -1,0 +1,165 @@
+"""What a run says before it begins: what images become, how long prompts and validations are."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import ceil
+from statistics import median
+
+from rich.console import Console
+
+from vaopd.config import DataConfig, RunConfig, TrainingConfig
+from vaopd.models.families import Family, Size
+from vaopd.models.loading import PromptEncoder
+from vaopd.models.measuring import Measured, measure
+from vaopd.training.data import Bad, RunData, with_bar
+from vaopd.training.display import duration
+from vaopd.training.schedule import problems_of_step
+
+MUCH = 4
+"""Times the area above which scaling up is warned of."""
+
+FIRST_TOKENS = 8
+"""Tokens of the first responses after which the time of a validation is estimated."""
+
+
+def check_prompts(
+    data: RunData, family: Family, config: RunConfig, console: Console
+) -> tuple[list[str], Bad]:
+    """Return what a log says about images and prompts, and the rows that cannot be used.
+
+    All stored prompts are measured; of problems that are drawn, those of the first step.
+
+    Raises:
+        ProblemError: There are bad rows and they are not to be skipped, or nothing is left.
+    """
+    measured: list[Measured] = []
+    bad: Bad = {}
+    if not data.parts[0].is_stored:
+        first = problems_of_step(data.train, 1, config.training)
+        measured += measure(first, family, config.data)[0]
+    for part in data.stored:
+        title = f"measuring prompts of data.{part.key}"
+        work = partial(measure, part.problems, family, config.data)
+        good, bad[part.key] = with_bar(console, title, len(part.problems), work)
+        measured += good
+    data.without(bad)
+    return describe_prompts(measured, config.data) if measured else [], bad
+
+
+def encode_first(data: RunData, training: TrainingConfig, encoder: PromptEncoder) -> None:
+    """Encode what a run begins with, and all held-out problems that are drawn.
+
+    Raises:
+        ProblemError: An image cannot be read, or a prompt is too long.
+    """
+    drawn = [one for part in data.parts[1:] if not part.is_stored for one in part.problems]
+    for problem in [*problems_of_step(data.train, 1, training), *drawn]:
+        encoder.original(problem)
+
+
+def describe_prompts(measured: Sequence[Measured], data: DataConfig) -> list[str]:
+    """Return what a log says about images and prompts, with a warning where it is due."""
+    middle = sorted(measured, key=lambda one: _area(one.stored[0]))[len(measured) // 2]
+    (stored, fitted), visual = (middle.stored[0], middle.fitted[0]), middle.prompt.visual_tokens
+    images = [pair for one in measured for pair in zip(one.stored, one.fitted, strict=True)]
+    became = _size(stored) if stored == fitted else f"{_size(stored)} -> {_size(fitted)}"
+    if stored != fitted:
+        is_up = _area(fitted) > _area(stored)
+        became += (
+            f" (scaled up to data.min_pixels={data.min_pixels})"
+            if is_up
+            else f" (scaled down to data.max_pixels={data.max_pixels})"
+        )
+    if len(set(images)) > 1:
+        became += f", the median of {len(images)} by area"
+    lengths = [one.prompt.tokens for one in measured]
+    return [
+        f"images: {became}, {visual} visual tokens",
+        f"prompts: {median(lengths):.0f} tokens in the median, {max(lengths)} in the longest of "
+        f"{len(lengths)} looked at",
+        *_warnings(images, data),
+    ]
+
+
+def _warnings(images: Sequence[tuple[Size, Size]], data: DataConfig) -> list[str]:
+    growth = [_area(fitted) / _area(stored) for stored, fitted in images]
+    much = [times for times in growth if times > MUCH]
+    if not much:
+        return []
+    smallest = min(_area(stored) for stored, _ in images)
+    return [
+        f"warning: data.min_pixels={data.min_pixels} scales {len(much)} of {len(images)} images "
+        f"up by more than {MUCH}x in area (the median of them by {median(much):.0f}x), which adds "
+        f"visual tokens and no detail; the smallest image has {smallest} pixels, so "
+        f"data.min_pixels={smallest} leaves all of that size and above as they are"
+    ]
+
+
+def _area(size: Size) -> int:
+    return size[0] * size[1]
+
+
+def _size(size: Size) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+class ValidationTime:
+    """Estimates the time of a validation, from its first tokens on."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        num_problems: int,
+        processes: int,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        options = config.validation
+        self.num_problems = num_problems
+        self.num_samples = options.num_samples
+        self.views = 2 if options.pixelated else 1
+        self.limit = config.sampling.max_new_tokens
+        self.processes = processes
+        self.say = say
+        self.clock = clock
+        self.is_told = False
+        self.began = self.first_token = 0.0
+
+    @property
+    def responses(self) -> int:
+        """Responses of all processes."""
+        return self.num_problems * self.num_samples * self.views
+
+    def describe(self) -> str:
+        """Return how many responses a validation samples."""
+        views = " x 2 views" if self.views == 2 else ""
+        return (
+            f"a validation samples {self.num_problems} problems x {self.num_samples}{views} = "
+            f"{self.responses} responses of at most {self.limit} tokens"
+        )
+
+    def on_token(self, rows: int, tokens: int) -> None:
+        """Tell the longest time, once, when some tokens of the first responses are decoded.
+
+        Args:
+            rows: Responses that are decoded together.
+            tokens: Of each so far; 0 before the forward over their prompts.
+        """
+        if self.is_told:
+            return
+        now = self.clock()
+        if tokens == 0:
+            self.began = now
+        elif tokens == 1:
+            self.first_token = now
+        elif tokens == min(FIRST_TOKENS, self.limit):
+            self.is_told = True
+            own = ceil(self.num_problems / self.processes) * self.num_samples * self.views
+            a_token = (now - self.first_token) / (tokens - 1)
+            a_batch = self.first_token - self.began + (self.limit - 1) * a_token
+            seconds = ceil(own / rows) * a_batch
+            self.say(
+                f"validating takes at most about {duration(seconds)}, if every response runs to "
+                f"{self.limit} tokens ({rows} at a time, {a_token:.3f} s a token)"
+            )
