@@ -98,6 +98,8 @@ class Effect:
 # Neither teacher nor sampling: the cheapest run, for keys that do not ask about the method.
 SFT = ("method.name=sft",)
 SFT_STEPS = (*SFT, "training.max_steps=2")
+# Weights of this size overflow in the second step, which is skipped.
+BROKEN = (*SFT_STEPS, "training.learning_rate=1e30")
 SAVES = (*SFT_STEPS, "training.save_every=1")
 LORA = (*SFT, "student.lora.rank=2")
 HELD_OUT = (*SFT, "data.validation=drawn:validation?count=2")
@@ -198,6 +200,7 @@ EFFECTS: dict[str, list[Effect]] = {
     "training.weight_decay": [Effect("0.5", final_weights, SFT)],
     "training.optimizer": [Effect("adamw8bit", final_weights, SFT_STEPS)],
     "training.max_gradient_norm": [Effect("1e-6", final_weights, SFT)],
+    "training.max_skipped_steps": [Effect("1", error, BROKEN)],
     "training.micro_batch_tokens": [Effect("1", forwards)],
     "training.share_prefix": [
         Effect("false", forwards),
