@@ -25,8 +25,8 @@ from vaopd.objective.advantage import visual_advantage
 from vaopd.objective.weights import rollout_weights, token_weights
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.teacher.local import LocalTeacher
-from vaopd.training.preparing import Prepared
-from vaopd.training.shares import Shares
+from vaopd.training.assignment import Shares
+from vaopd.training.pipeline import Prepared
 from vaopd.training.step import Step
 from vaopd.training.weighing import weigh
 

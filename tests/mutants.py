@@ -22,9 +22,9 @@ PACKAGE = ROOT / "src" / "vaopd"
 
 STUDENT = "training/student.py"
 STEP = "training/step.py"
-PREPARING = "training/preparing.py"
+PIPELINE = "training/pipeline.py"
 WEIGHING = "training/weighing.py"
-LOOP = "training/loop.py"
+RUN = "training/run.py"
 SCHEDULE = "training/schedule.py"
 LOADING = "models/loading.py"
 VALIDATION = "evaluation/validation.py"
@@ -94,43 +94,43 @@ MUTANTS = (
     # Sampling.
     Mutant(
         "sampling stream without its step",
-        PREPARING,
+        PIPELINE,
         'stream=f"train {step}",',
         'stream="train",',
         wiring("every_step_has_sampling_noise_of_its_own"),
     ),
     Mutant(
         "sampling.temperature replaced by 1",
-        PREPARING,
+        PIPELINE,
         "temperature=options.temperature,",
         "temperature=1.0,",
         ASKED,
     ),
-    Mutant("sampling.top_p replaced by 1", PREPARING, "top_p=options.top_p,", "top_p=1.0,", ASKED),
+    Mutant("sampling.top_p replaced by 1", PIPELINE, "top_p=options.top_p,", "top_p=1.0,", ASKED),
     Mutant(
         "sampling.max_new_tokens a constant",
-        PREPARING,
+        PIPELINE,
         "max_new_tokens=options.max_new_tokens,",
         "max_new_tokens=16,",
         ASKED,
     ),
     Mutant(
         "sampling.num_rollouts a constant",
-        PREPARING,
+        PIPELINE,
         "num_rollouts=options.num_rollouts,",
         "num_rollouts=4,",
         ASKED,
     ),
     Mutant(
         "sampling without training.seed",
-        PREPARING,
+        PIPELINE,
         "seed=self.config.training.seed,",
         "seed=42,",
         ASKED,
     ),
     Mutant(
         "sampling.batch_tokens dropped",
-        LOOP,
+        RUN,
         "TransformersSampler(model, batch_tokens=options.batch_tokens)",
         "TransformersSampler(model)",
         effect("sampling.batch_tokens-0"),
@@ -175,7 +175,7 @@ MUTANTS = (
     ),
     Mutant(
         "ties without the step",
-        PREPARING,
+        PIPELINE,
         'seed = f"{self.config.training.seed}\\x00{step}"',
         'seed = f"{self.config.training.seed}"',
         (
@@ -186,7 +186,7 @@ MUTANTS = (
     # The update.
     Mutant(
         "the learning rate is logged and not set",
-        LOOP,
+        RUN,
         'group["lr"] = rate',
         "pass",
         wiring("the_first_update_is_as_large_as_the_logged_learning_rate"),
@@ -210,14 +210,14 @@ MUTANTS = (
         STUDENT,
         '"weight_decay": training.weight_decay,',
         '"weight_decay": 0.1,',
-        ("tests/training/test_loop.py::test_the_optimizer_is_adamw_with_the_values_of_the_recipe",),
+        ("tests/training/test_run.py::test_the_optimizer_is_adamw_with_the_values_of_the_recipe",),
     ),
     Mutant(
         "betas constants",
         STUDENT,
         '"betas": training.betas,',
         '"betas": (0.9, 0.95),',
-        ("tests/training/test_loop.py::test_the_optimizer_is_adamw_with_the_values_of_the_recipe",),
+        ("tests/training/test_run.py::test_the_optimizer_is_adamw_with_the_values_of_the_recipe",),
     ),
     Mutant(
         "max_gradient_norm a constant",
@@ -299,7 +299,7 @@ MUTANTS = (
     ),
     Mutant(
         "save_dtype dropped",
-        LOOP,
+        RUN,
         "DTYPES[self.config.training.save_dtype]",
         'DTYPES["float32"]',
         effect("training.save_dtype-0"),

@@ -21,7 +21,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from vaopd.config import parse_config, parse_overrides
 from vaopd.errors import VaopdError
 from vaopd.records import read_rows
-from vaopd.training.loop import train
+from vaopd.training.run import train
 
 # Trained models: with random ones no token of a response has a visual advantage.
 RECIPE = {

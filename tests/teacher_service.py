@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import uvicorn
 
 from vaopd.models.loading import VisionLanguageModel
-from vaopd.teacher.identity import describe_teacher
-from vaopd.teacher.server import listen, make_app
-from vaopd.teacher.wire import TeacherInfo
+from vaopd.teacher.remote.identity import describe_teacher
+from vaopd.teacher.remote.messages import TeacherInfo
+from vaopd.teacher.remote.server import listen, make_app
 
 TOKEN = "a-token-of-the-tests"
 

@@ -13,16 +13,16 @@ FILES = [
     *sorted((SOURCE / "training").glob("*.py")),
     SOURCE / "evaluation" / "validation.py",
     SOURCE / "evaluation" / "visual_reliance.py",
-    SOURCE / "rollouts" / "vllm.py",
+    SOURCE / "rollouts" / "vllm" / "sampler.py",
 ]
 EXCHANGES = {
-    *("gather", "same", "agree", "separately", "on_main", "sum", "any", "in_order"),
+    *("gather", "same", "agree", "agree_unless_sharded", "on_main", "sum", "any", "in_order"),
     *("sum_gradients", "share_weights"),
 }
 HANDED = {"agree", "on_main"}
 """Take work that may fail in one process."""
 
-STRANGERS = {"subprocess", "prompts", "model"}
+STRANGERS = {"subprocess", "prompts", "model", "engine"}
 """Have methods of the same names as our functions, which tell nobody anything."""
 
 COMMAND = "the recipe and the options, compared at the start"
@@ -33,43 +33,43 @@ TOLD = "an exchange returned it, the same to all"
 BRANCHES = {
     "checkpoint._save_shards: failure is not None": "handed to agree",
     "checkpoint.save_checkpoint: student.sharding is not None": COMMAND,
-    "loop._reopen: ahead is not None": TOLD,
-    "loop._reopen: newest is not None": TOLD,
-    "loop._take_steps: done < self.steps and (not is_stopping)": f"{DATA}; {TOLD}",
-    "loop._take_steps: is_last or _is_due(training.validate_every, number)": DATA,
-    "loop._take_steps: is_last or is_best or is_stopping or _is_due(training.save_every, number)": (
+    "run._reopen: ahead is not None": TOLD,
+    "run._reopen: newest is not None": TOLD,
+    "run._take_steps: done < self.steps and (not is_stopping)": f"{DATA}; {TOLD}",
+    "run._take_steps: is_last or is_due(training.validate_every, number)": DATA,
+    "run._take_steps: is_last or is_best or is_stopping or is_due(training.save_every, number)": (
         f"{DATA}; {TOLD}: the numbers of a validation are the main process's"
     ),
-    "loop._train: overwrite": COMMAND,
-    "loop._train: resume": COMMAND,
-    "loop._validate: validator is None or validation_time is None": COMMAND,
+    "run._train: overwrite": COMMAND,
+    "run._train: resume": COMMAND,
+    "run._validate: validator is None or validation_time is None": COMMAND,
     "data.read_data: resumed is None": COMMAND,
-    "loop.execute: done == 0": TOLD,
-    "loop.execute: done < self.steps": f"{DATA}; {TOLD}",
-    "loop.execute: resume": COMMAND,
-    "loop.prepare: any(bad.values())": TOLD,
-    "loop.prepare: is_new": COMMAND,
-    "loop.train: resume and overwrite": "before there are processes",
-    "preparing._sample: self.config.method.name != 'sft'": COMMAND,
-    "preparing._score: not shares.are_turns": "compares the shares of all, which all know",
-    "preparing._score: self.teacher is not None and (not self.config.method.is_supervised)": (
+    "run.execute: done == 0": TOLD,
+    "run.execute: done < self.steps": f"{DATA}; {TOLD}",
+    "run.execute: resume": COMMAND,
+    "run.prepare: any(bad.values())": TOLD,
+    "run.prepare: is_new": COMMAND,
+    "run.train: resume and overwrite": "before there are processes",
+    "pipeline._sample: self.config.method.name != 'sft'": COMMAND,
+    "pipeline._score: not shares.are_turns": "compares the shares of all, which all know",
+    "pipeline._score: self.teacher is not None and (not self.config.method.is_supervised)": (
         COMMAND
     ),
-    "preparing.begin: self.samples_beside": COMMAND,
-    "preparing.begin: self.scores_beside": COMMAND,
-    "preparing.take: prepared is not None": HISTORY,
-    "preparing.take: sampled is not None": HISTORY,
-    "shares.all_scores: degraded is None": COMMAND,
-    "shares.all_scores: divergence is None": COMMAND,
-    "shares.all_scores: self.world.size == 1": "the launcher's",
-    "shares.everybodys: self.world.size == 1": "the launcher's",
+    "pipeline.begin: self.samples_beside": COMMAND,
+    "pipeline.begin: self.scores_beside": COMMAND,
+    "pipeline.take: prepared is not None": HISTORY,
+    "pipeline.take: sampled is not None": HISTORY,
+    "assignment.all_scores: degraded is None": COMMAND,
+    "assignment.all_scores: divergence is None": COMMAND,
+    "assignment.all_scores: self.world.size == 1": "the launcher's",
+    "assignment.everybodys: self.world.size == 1": "the launcher's",
     "step.run: coming and self.config.training.rollout_lag": DATA,
     "validation.examine: not self.config.validation.pixelated": COMMAND,
     "validation.examine: self.teacher is not None": COMMAND,
     "visual_reliance.score_advantage: own": "the two views",
-    "vllm.rest: self.options.sleep and self.held is not None": f"{COMMAND}; {HISTORY}",
-    "vllm.take_weights: self.model.device.type == 'cuda'": "processes of one kind of device",
-    "vllm.take_weights: version == self.held": HISTORY,
+    "sampler.sleep: self.options.sleep and self.held is not None": f"{COMMAND}; {HISTORY}",
+    "sampler.take_weights: self.model.device.type == 'cuda'": "processes of one kind of device",
+    "sampler.take_weights: version == self.held": HISTORY,
 }
 
 TREES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}

@@ -22,7 +22,7 @@ from tests.teacher_service import TOKEN, serve_model
 from vaopd.config import RunConfig
 from vaopd.models.loading import load_model
 from vaopd.records import write_rows
-from vaopd.teacher import servers
+from vaopd.teacher.remote import pool
 
 # --- what can be seen -------------------------------------------------------------------------
 
@@ -278,7 +278,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VAOPD_VLLM_PYTHON", str(fake_python(folder)))
         patch.setenv("VAOPD_TEACHER_TOKEN", TOKEN)
-        patch.setattr(servers, "FIRST_WAIT_SECONDS", 0.01)
+        patch.setattr(pool, "FIRST_WAIT_SECONDS", 0.01)
         cpu = torch.device("cpu")
         options = {"dtype": torch.float32, "compute_dtype": torch.float32}
         service = serve_model(load_model("tiny:teacher-s", device=cpu, **options))

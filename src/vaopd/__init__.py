@@ -15,7 +15,7 @@ _HOMES = {
     "weighted_reverse_kl": "vaopd.objective.divergence",
     "load_config": "vaopd.config",
     "load_problems": "vaopd.problems.sources",
-    "train": "vaopd.training.loop",
+    "train": "vaopd.training.run",
 }
 
 

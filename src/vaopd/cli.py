@@ -60,7 +60,7 @@ def train(
         _show_dry_run(config)
         _show_unread(config)
         return
-    from vaopd.training.loop import train as run
+    from vaopd.training.run import train as run
 
     _quiet_weights()
     output = output or Path("runs") / Path(recipe).stem
@@ -94,7 +94,7 @@ def score(
     from rich.console import Console
     from rich.progress import Progress
 
-    from vaopd.models.devices import pick_device
+    from vaopd.devices import pick_device
     from vaopd.models.loading import PromptEncoder
     from vaopd.teacher.local import load_teacher
     from vaopd.teacher.rollout_file import score_file
@@ -215,7 +215,7 @@ def inspect(
     """Write one self-contained HTML page of rollouts, visual advantage and curves."""
     from rich.console import Console
 
-    from vaopd.inspection.report import follow_report, report_path, write_report
+    from vaopd.report.report import follow_report, report_path, write_report
 
     target, console = report_path(paths, output), Console(stderr=True)
     with console.status("reading") as status:
@@ -294,9 +294,9 @@ def doctor(  # noqa: PLR0913  # a parameter for each option of the command
     import torch
     from rich.console import Console
 
+    from vaopd.devices import pick_device
     from vaopd.doctor.estimate import Lengths
     from vaopd.doctor.report import show_estimate, show_machine
-    from vaopd.models.devices import pick_device
 
     console = Console()
     if config is None:

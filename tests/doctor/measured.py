@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from vaopd.config import RunConfig, parse_config, parse_overrides
+from vaopd.devices import pick_device
+from vaopd.distributed.world import World
 from vaopd.doctor.estimate import Estimate, Lengths, estimate
 from vaopd.doctor.trace import LiveBytes
-from vaopd.models.devices import pick_device
-from vaopd.models.parallel import World
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
@@ -36,7 +36,7 @@ class EvenSampler:
     def take_weights(self, version: int) -> None:
         """Nothing: no weights are asked."""
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Nothing: it holds nothing."""
 
     def sample(

@@ -24,8 +24,9 @@ from vaopd.config import RunConfig, load_config
 from vaopd.errors import AlignmentError, ProblemError
 from vaopd.models.loading import PromptEncoder
 from vaopd.rollouts.transformers import TransformersSampler
-from vaopd.rollouts.vllm import VllmSampler
-from vaopd.training import checkpoint, loop
+from vaopd.rollouts.vllm.sampler import VllmSampler
+from vaopd.training import checkpoint
+from vaopd.training import run as run_module
 from vaopd.training.step import Step
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -68,7 +69,7 @@ def config_of(folder: Path, *overrides: str) -> RunConfig:
 
 
 def run(config: RunConfig, output: Path, *, resume: bool = False) -> None:
-    loop.train(config, output, resume=resume, console=Console(file=io.StringIO()))
+    run_module.train(config, output, resume=resume, console=Console(file=io.StringIO()))
 
 
 def compare(folder: Path) -> None:
@@ -116,7 +117,7 @@ def run_case(case: str, config: RunConfig, output: Path) -> None:
 
     The last process alone finds that it is not.
     """
-    load, clip = loop.load_problems, torch.nn.utils.clip_grad_norm_
+    load, clip = run_module.load_problems, torch.nn.utils.clip_grad_norm_
     is_last = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
     calls = []
 
@@ -132,17 +133,18 @@ def run_case(case: str, config: RunConfig, output: Path) -> None:
         calls.append(norm := clip(*arguments))
         return norm * math.inf if len(calls) == 2 and case == "skipped" and is_last else norm
 
-    loop.load_problems, torch.nn.utils.clip_grad_norm_ = load_problems, clip_gradients
+    run_module.load_problems, torch.nn.utils.clip_grad_norm_ = load_problems, clip_gradients
     run(config, output)
-    loop.load_problems, torch.nn.utils.clip_grad_norm_ = load, clip
+    run_module.load_problems, torch.nn.utils.clip_grad_norm_ = load, clip
 
 
 def prepare_beside(config: RunConfig, output: Path) -> None:
     """Train with the teacher as a stand-in for a server of its own."""
-    connect = loop.connect_teacher
-    loop.connect_teacher = lambda config, student, device: loop.load_teacher(config, device, None)
+    connect = run_module.connect_teacher
+    load = run_module.load_teacher
+    run_module.connect_teacher = lambda config, student, device: load(config, device, None)
     run(config, output)
-    loop.connect_teacher = connect
+    run_module.connect_teacher = connect
 
 
 def run_out_of_memory(config: RunConfig, output: Path) -> None:
@@ -216,10 +218,10 @@ def fail_to_save(config: RunConfig, output: Path) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
         intact(folder, *arguments)
 
-    loop.save_checkpoint = save_checkpoint
+    run_module.save_checkpoint = save_checkpoint
     report(lambda: run(config, output), output)
     resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    loop.save_checkpoint = intact
+    run_module.save_checkpoint = intact
 
 
 def report(work, output: Path) -> None:

@@ -25,8 +25,8 @@ from parallel_runs import (
 )
 from safetensors.torch import load_file
 
+from vaopd.distributed.collectives import VARIABLE
 from vaopd.errors import RunFolderError
-from vaopd.models.collectives import VARIABLE
 from vaopd.records import read_rows
 from vaopd.training.checkpoint import newest_checkpoint
 

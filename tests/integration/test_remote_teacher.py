@@ -14,9 +14,9 @@ from rich.console import Console
 
 from vaopd.config import load_config
 from vaopd.records import append_row, read_rows
-from vaopd.teacher import servers
-from vaopd.training import loop
-from vaopd.training.loop import train
+from vaopd.teacher.remote import pool
+from vaopd.training import run as run_module
+from vaopd.training.run import train
 
 RECIPE = """
 student: {model: "tiny:new-student"}
@@ -86,7 +86,7 @@ def running() -> Iterator[list[Server]]:
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VAOPD_TEACHER_TOKEN", TOKEN)
-    monkeypatch.setattr(servers, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(pool, "FIRST_WAIT_SECONDS", 0.01)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def kill_after_step(monkeypatch: pytest.MonkeyPatch, step: int, server: Server) 
         if path.name == "metrics.jsonl" and row["step"] == step:
             server.kill()
 
-    monkeypatch.setattr(loop, "append_row", append)
+    monkeypatch.setattr(run_module, "append_row", append)
 
 
 def without_timings(path: Path) -> list[dict]:

@@ -16,7 +16,7 @@ from rich.console import Console
 from vaopd.config import load_config
 from vaopd.records import read_rows
 from vaopd.training.checkpoint import newest_checkpoint
-from vaopd.training.loop import train
+from vaopd.training.run import train
 
 RECIPE = """
 student: {model: "tiny:new-student"}

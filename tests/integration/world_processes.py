@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import torch
 
+from vaopd.distributed.collectives import VARIABLE
+from vaopd.distributed.world import World, processes
 from vaopd.errors import VaopdError
-from vaopd.models.collectives import VARIABLE
-from vaopd.models.parallel import World, processes
 from vaopd.models.sharding import Sharding
 
 Work = Callable[[World], Any]
@@ -48,7 +48,7 @@ def launched(size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Return what a work gives in each of as many processes, by rank."""
     # Imports everything once and forks, where plain processes would each import it.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vaopd.training.loop"])
+    context.set_forkserver_preload(["vaopd.training.run"])
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     told = context.Queue()
@@ -94,9 +94,9 @@ def exchanges(world: World) -> list[Any]:
         world.on_main(lambda: f"from {world.rank}"),
         world.agree(lambda: world.rank),
         world.same("parity", "even"),
-        world.gather(world.turn(items)) == world.turns(7),
-        world.in_order([10 * i for i in world.turn(items)]),
-        world.in_order([10 * i for i in world.turn([4])]),
+        world.gather(world.my_slice(items)) == world.turns(7),
+        world.in_order([10 * i for i in world.my_slice(items)]),
+        world.in_order([10 * i for i in world.my_slice([4])]),
         replica.weight.item(),
         None if replica.weight.grad is None else replica.weight.grad.item(),
         replica.bias.grad,

@@ -9,16 +9,16 @@ from transformers import AddedToken, AutoTokenizer
 
 from vaopd import views
 from vaopd.config import DataConfig, ViewConfig
+from vaopd.devices import pick_device, pick_dtype
 from vaopd.errors import AlignmentError, ConfigError, ModelError, ProblemError
 from vaopd.models import tiny
-from vaopd.models.devices import pick_device, pick_dtype
+from vaopd.models.compatibility import check_same_tokenizer
 from vaopd.models.loading import (
     PromptEncoder,
     VisionLanguageModel,
     load_model,
     wrap_model,
 )
-from vaopd.models.partners import check_same_tokenizer
 from vaopd.models.prompts import check_same_text
 
 CPU = torch.device("cpu")

@@ -16,14 +16,14 @@ import torch
 from fake_vllm import END, IMAGE, FakeVllm, fake_python, fake_vllm
 
 from vaopd.config_sections import DataConfig, ViewConfig, VllmConfig
+from vaopd.distributed.world import World
 from vaopd.errors import AlignmentError, ConfigError, EngineError
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
-from vaopd.models.parallel import World
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
-from vaopd.rollouts.vllm import VllmSampler, request_seed
-from vaopd.rollouts.vllm_in_process import InProcess
+from vaopd.rollouts.vllm.in_process import InProcess
+from vaopd.rollouts.vllm.sampler import VllmSampler, request_seed
 
 SETTINGS = SamplingSettings(
     num_rollouts=3, temperature=0.7, top_p=0.9, max_new_tokens=12, seed=3, stream="train 1"
@@ -170,11 +170,11 @@ def test_servers_share_the_problems_of_a_step_and_all_get_the_weights(model, pro
 def test_a_server_sleeps_between_phases_and_wakes_to_new_weights(model, prompts, server, tmp_path):
     options = VllmConfig(addresses=(server.url,), weights_folder=str(tmp_path), sleep=True)
     sampler = VllmSampler(model, options, log=tmp_path / "log")
-    sampler.rest()
+    sampler.sleep()
     assert server.requests == []
     for version in (0, 1):
         draw(sampler, prompts[:1], dataclasses.replace(SETTINGS, weights_version=version))
-        sampler.rest()
+        sampler.sleep()
     # Level 2 keeps no weights, so even the same ones are given again.
     draw(sampler, prompts[:1], dataclasses.replace(SETTINGS, weights_version=1))
     sampler.close()
@@ -192,7 +192,7 @@ def test_a_sampler_that_keeps_its_memory_never_sends_a_server_to_sleep(
 ):
     sampler = sampler_of(model, server.url, tmp_path)
     draw(sampler, prompts[:1], SETTINGS)
-    sampler.rest()
+    sampler.sleep()
     draw(sampler, prompts[:1], SETTINGS)
     sampler.close()
     assert len(server.weights) == 1

@@ -10,7 +10,7 @@ import pytest
 from fake_vllm import fake_python
 
 from vaopd.errors import ConfigError, EngineError
-from vaopd.rollouts.vllm_server import PYTHON_VARIABLE, VllmServer, find_python
+from vaopd.rollouts.vllm.server import PYTHON_VARIABLE, VllmServer, find_python
 
 
 def is_running(pid: int) -> bool:
@@ -97,7 +97,7 @@ def test_a_server_that_was_killed_is_noticed_and_its_workers_end_with_it(tmp_pat
 def test_a_trainer_that_is_killed_takes_its_server_along(tmp_path: Path):
     code = (
         "import sys, time, pathlib\n"
-        "from vaopd.rollouts.vllm_server import VllmServer\n"
+        "from vaopd.rollouts.vllm.server import VllmServer\n"
         f"server = VllmServer('m', python={sys.executable!r}, log=pathlib.Path(sys.argv[1]))\n"
     )
     # The launch code itself, with a module in vLLM's place that only waits.

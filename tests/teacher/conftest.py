@@ -7,8 +7,8 @@ from tests.teacher_service import TOKEN, Serving, description, serve_app
 
 from vaopd.config import RunConfig, parse_config, parse_overrides
 from vaopd.models.loading import VisionLanguageModel
-from vaopd.teacher import servers
-from vaopd.teacher.server import make_app
+from vaopd.teacher.remote import pool
+from vaopd.teacher.remote.server import make_app
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def serve(serve_plain: Callable) -> Callable[..., Serving]:
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait between the rounds of attempts."""
-    monkeypatch.setattr(servers, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(pool, "FIRST_WAIT_SECONDS", 0.01)
 
 
 @pytest.fixture

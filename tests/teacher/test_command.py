@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vaopd.teacher import server
-from vaopd.teacher.server import listen
+from vaopd.teacher.remote import server
+from vaopd.teacher.remote.server import listen
 
 VARIABLE = "VAOPD_TEACHER_TOKEN"
 

@@ -9,10 +9,10 @@ from vaopd.models import quantization
 from vaopd.models.loading import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
-from vaopd.teacher import parking
+from vaopd.teacher import weight_offload
 from vaopd.teacher.local import LocalTeacher, load_teacher
-from vaopd.teacher.parking import Parking
 from vaopd.teacher.teacher import TeacherScores
+from vaopd.teacher.weight_offload import Parking
 
 CPU = torch.device("cpu")
 
@@ -87,7 +87,7 @@ def test_a_parked_teacher_is_there_while_it_scores_and_nothing_else_changes(
 ):
     """A copy stands for the way to a GPU: this machine has one kind of memory."""
     expected = scores(load_teacher(config(), CPU))
-    monkeypatch.setattr(parking, "_arrived", lambda home, device: home.clone())
+    monkeypatch.setattr(weight_offload, "_arrived", lambda home, device: home.clone())
     model = load_teacher(config(), CPU).model
     teacher = LocalTeacher(model, batch_tokens=16384, offload=True)
     at_home = addresses(teacher)

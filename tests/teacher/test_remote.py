@@ -12,9 +12,9 @@ from vaopd.errors import AlignmentError, ConfigError, EngineError, ModelError
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
-from vaopd.teacher import servers
 from vaopd.teacher.local import LocalTeacher
-from vaopd.teacher.remote import RemoteTeacher, connect_teacher
+from vaopd.teacher.remote import pool
+from vaopd.teacher.remote.client import RemoteTeacher, connect_teacher
 from vaopd.teacher.teacher import Teacher, TeacherScores
 
 CPU = torch.device("cpu")
@@ -158,13 +158,13 @@ def test_an_image_travels_once_for_a_problem_and_view(
     serve, connect: Connect, model, views, monkeypatch: pytest.MonkeyPatch
 ):
     sent = []
-    ask = servers.Address.ask
+    ask = pool.Address.ask
 
     def spy(self, method, path, body=None):
         sent.append(len(body or b""))
         return ask(self, method, path, body)
 
-    monkeypatch.setattr(servers.Address, "ask", spy)
+    monkeypatch.setattr(pool.Address, "ask", spy)
     remote = connect(serve(model).url)
     one = [views[0][0]], [views[1][0]]
     pixels = sum(p.image_inputs["pixel_values"].nbytes for (p,) in one)

@@ -15,8 +15,8 @@ from vaopd.errors import EngineError
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.teacher import local
-from vaopd.teacher.server import listen
-from vaopd.teacher.wire import ScoreOptions, pack_request
+from vaopd.teacher.remote.messages import ScoreOptions, pack_request
+from vaopd.teacher.remote.server import listen
 
 CPU = torch.device("cpu")
 OPTIONS = ScoreOptions(

@@ -84,7 +84,7 @@ class FixedSampler:
     def take_weights(self, version: int) -> None:
         """Nothing: no weights are asked."""
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Nothing: it holds nothing."""
 
     def sample(

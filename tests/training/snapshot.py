@@ -22,7 +22,7 @@ class SnapshotSampler:
             self.sampler = TransformersSampler(copy.deepcopy(self.model))
             self.version = version
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Nothing: the copy stays."""
 
     def sample(

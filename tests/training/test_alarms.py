@@ -13,7 +13,7 @@ from rich.console import Console
 from vaopd.evaluation.validation import ValidationResult
 from vaopd.records import read_rows
 from vaopd.training.alarms import Alarms, step_warnings, validation_warnings
-from vaopd.training.loop import train
+from vaopd.training.run import train
 
 # Eq. 3 and 4 for two siblings: z = 1 and -1, so w = 1 / (1 + e^-2) = .880797.
 TWO = ("sampling.num_rollouts=2",)

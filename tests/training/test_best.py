@@ -16,10 +16,10 @@ from vaopd.evaluation.validation import Validation, ValidationResult, Validator
 from vaopd.models.loading import VisionLanguageModel, load_model
 from vaopd.records import read_rows
 from vaopd.training import best as best_module
-from vaopd.training import loop
+from vaopd.training import run as run_module
 from vaopd.training.best import Best, best_path, better, mark_best, restore_best
 from vaopd.training.checkpoint import checkpoint_path, checkpoints, save_checkpoint
-from vaopd.training.loop import RunResult, train
+from vaopd.training.run import RunResult, train
 from vaopd.training.step import Step
 
 ACCURACIES = {0: 0.9, 1: 0.2, 2: 0.6, 3: 0.4, 4: 0.6, 5: 0.5}
@@ -45,7 +45,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
         return Validation(result(ACCURACIES[int(max(steps, default=0))]), [])
 
     optimizers: list[torch.optim.Optimizer] = []
-    make = loop.make_optimizer
+    make = run_module.make_optimizer
     monkeypatch.setattr(
         loop, "make_optimizer", lambda *parts: optimizers.append(make(*parts)) or optimizers[-1]
     )
@@ -126,7 +126,7 @@ def interrupted(
     step: int,
     then: RunConfig | None = None,
 ) -> RunResult:
-    """Train until ``loop.NAME`` is called for the step, fail there, and resume."""
+    """Train until ``run_module.NAME`` is called for the step, fail there, and resume."""
     call = getattr(loop, name)
 
     def fail(*parts: Any) -> None:
@@ -136,7 +136,7 @@ def interrupted(
         call(*parts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, name, fail)
+        patch.setattr(run_module, name, fail)
         with pytest.raises(KeyboardInterrupt):
             train(config, output, console=quiet())
     return train(then or config, output, resume=True, console=quiet())

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from vaopd.distributed.world import World
 from vaopd.errors import PeerError, ProblemError
-from vaopd.models.parallel import World
 from vaopd.problems.bad_rows import BadRow
 from vaopd.problems.manifest import digest
 from vaopd.problems.sources import load_problems

@@ -12,7 +12,7 @@ from vaopd.config import load_config
 from vaopd.errors import ConfigError
 from vaopd.records import read_rows
 from vaopd.training.extension import extension
-from vaopd.training.loop import train
+from vaopd.training.run import train
 
 
 def training_of(make_config: Callable, *overrides: str):

@@ -12,7 +12,7 @@ from rich.console import Console
 from vaopd.config import RunConfig
 from vaopd.models.loading import load_model
 from vaopd.records import read_rows
-from vaopd.training.loop import train
+from vaopd.training.run import train
 
 OVERRIDES = (
     "student.model=tiny:student",

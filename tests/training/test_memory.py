@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from vaopd.config import RunConfig, parse_config, parse_overrides
+from vaopd.distributed.world import World
 from vaopd.errors import ConfigError
 from vaopd.models.adapters import trained_weights
 from vaopd.models.loading import VisionLanguageModel
-from vaopd.models.parallel import World
 from vaopd.objective import divergence
 from vaopd.problems.problem import Problem
 from vaopd.teacher.local import LocalTeacher
 from vaopd.training import student as student_module
+from vaopd.training.activation_offload import ActivationOffload
 from vaopd.training.checkpoint import load_checkpoint, save_checkpoint
-from vaopd.training.offload import ActivationOffload
 from vaopd.training.step import Step, StepResult
 from vaopd.training.student import load_student
 
@@ -198,7 +198,7 @@ def test_offload_moves_activations_and_leaves_weights(
             return saved
 
     monkeypatch.setattr(step_module, "ActivationOffload", Spy)
-    monkeypatch.setattr("vaopd.training.offload.MIN_BYTES", 1024)
+    monkeypatch.setattr("vaopd.training.activation_offload.MIN_BYTES", 1024)
     make_step("student.activation_offload=true", *overrides).run(problems, 1)
     assert made and made[0].num_bytes > 10_000
     assert packed and not any(is_weight for _, is_weight in packed)

@@ -13,7 +13,7 @@ from vaopd.errors import TrainingError
 from vaopd.problems.problem import Problem
 from vaopd.problems.sources import load_problems
 from vaopd.records import read_json, read_rows
-from vaopd.training.loop import train
+from vaopd.training.run import train
 from vaopd.training.schedule import problems_of_step
 from vaopd.training.step import Step, StepResult
 

@@ -15,7 +15,7 @@ from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.problem import Problem
 from vaopd.teacher.local import LocalTeacher
 from vaopd.teacher.teacher import TeacherScores
-from vaopd.training import preparing
+from vaopd.training import pipeline
 from vaopd.training import step as step_module
 from vaopd.training.skipping import Skips
 from vaopd.training.step import Step, StepResult
@@ -300,7 +300,7 @@ def test_ties_of_a_run_differ_by_seed_step_problem_and_sibling(
         seen.extend(tie_keys)
         return weigh(*args, tie_keys=tie_keys)
 
-    monkeypatch.setattr(preparing, "weigh", watched)
+    monkeypatch.setattr(pipeline, "weigh", watched)
     for seed in (42, 43):
         step = make_step(f"training.seed={seed}")
         for number in (1, 2):

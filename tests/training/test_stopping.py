@@ -10,9 +10,9 @@ from rich.console import Console
 
 from vaopd.evaluation.validation import Validator
 from vaopd.records import read_rows
-from vaopd.training import loop
+from vaopd.training import run as run_module
 from vaopd.training.checkpoint import newest_checkpoint
-from vaopd.training.loop import train
+from vaopd.training.run import train
 from vaopd.training.step import Step
 from vaopd.training.stopping import StopRequest
 
@@ -78,7 +78,7 @@ def test_a_signal_during_the_last_step_changes_nothing(
 def test_a_signal_during_a_save_costs_one_more_step(
     make_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    save = loop.save_checkpoint
+    save = run_module.save_checkpoint
 
     def signalled(*arguments: object) -> None:
         save(*arguments)
@@ -86,7 +86,7 @@ def test_a_signal_during_a_save_costs_one_more_step(
 
     config = make_config("training.max_steps=4", "training.save_every=2")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_checkpoint", signalled)
+        patch.setattr(run_module, "save_checkpoint", signalled)
         result = train(config, tmp_path / "run", console=quiet())
     assert (result.is_stopped, result.steps) == (True, 3)
     newest = newest_checkpoint(tmp_path / "run")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from vaopd.training.loop import train
+from vaopd.training.run import train
 from vaopd.unread import unread_line
 
 ALWAYS = ("teacher.timeout_seconds=5", "teacher.transfer_dtype=bfloat16",

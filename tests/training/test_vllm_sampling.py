@@ -11,7 +11,7 @@ from rich.console import Console
 from vaopd.config import RunConfig
 from vaopd.errors import ConfigError, EngineError
 from vaopd.records import read_rows
-from vaopd.training.loop import train
+from vaopd.training.run import train
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from vaopd.objective.weights import high_group, rollout_weights, token_weights
 from vaopd.problems.problem import Problem
 from vaopd.records import read_rows
 from vaopd.rollouts.sampler import Rollout, Sampler, SamplingSettings
-from vaopd.training.loop import train
+from vaopd.training.run import train
 from vaopd.training.step import Step, StepResult
 from vaopd.views import degrade, fit_pixel_budget, reduced
 
@@ -93,7 +93,7 @@ class AskedSampler:
     def take_weights(self, version: int) -> None:
         """Nothing: the sampler has none."""
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Nothing: the sampler holds nothing."""
 
     def sample(

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from vaopd.rollouts.vllm_server import PYTHON_VARIABLE
+from vaopd.rollouts.vllm.server import PYTHON_VARIABLE
 
 # Threads bound to cores wait for each other where the cores are shared with other work.
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

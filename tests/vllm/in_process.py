@@ -16,7 +16,7 @@ from vaopd.objective.divergence import sampled_logprobs
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.rollouts.sampler import SamplingSettings
 from vaopd.rollouts.transformers import TransformersSampler
-from vaopd.rollouts.vllm import VllmSampler
+from vaopd.rollouts.vllm.sampler import VllmSampler
 
 SETTINGS = SamplingSettings(
     num_rollouts=1, temperature=0.0, top_p=1.0, max_new_tokens=112, seed=3, stream="train 1"
@@ -74,7 +74,7 @@ def main() -> None:
             for parameter in model.model.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.004)
         found["distance_of_the_weights"] = difference(sampler, model, prompts)
-        sampler.rest()
+        sampler.sleep()
         found["slept"] = sampler.engine.llm.llm_engine.is_sleeping()
     sampler.close()
     print(json.dumps(found))

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from vaopd.config_sections import DataConfig, ViewConfig
-from vaopd.models.collectives import VARIABLE
+from vaopd.distributed.collectives import VARIABLE
 from vaopd.models.loading import PromptEncoder, load_model
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.records import read_rows
 from vaopd.rollouts.sampler import SamplingSettings
 from vaopd.rollouts.transformers import TransformersSampler
-from vaopd.rollouts.vllm_server import PYTHON_VARIABLE
+from vaopd.rollouts.vllm.server import PYTHON_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 900

@@ -19,7 +19,7 @@ from vaopd.objective.divergence import sampled_logprobs
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
 from vaopd.rollouts.transformers import TransformersSampler
-from vaopd.rollouts.vllm import VllmSampler
+from vaopd.rollouts.vllm.sampler import VllmSampler
 
 pytestmark = pytest.mark.slow
 
@@ -170,7 +170,7 @@ def test_a_server_that_slept_samples_from_the_weights_it_wakes_to(sampler, model
     sampler.take_weights(2)
     (client,) = sampler.engine.clients
     sampler.options = sampler.options.model_copy(update={"sleep": True})
-    sampler.rest()
+    sampler.sleep()
     # A CPU has no memory to let go, but the server takes no requests until all of it is awake.
     assert client.get("is_sleeping").json() == {"is_sleeping": True}
     generator = torch.Generator().manual_seed(1)

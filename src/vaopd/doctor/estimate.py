@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from vaopd.config import RunConfig, TrainingConfig
+from vaopd.devices import pick_dtype
 from vaopd.doctor.architecture import Sizes, measure, read_config, weight_bytes
 from vaopd.doctor.trace import Load, Traced, by_depth
 from vaopd.errors import ConfigError
-from vaopd.models.devices import pick_dtype
 from vaopd.objective.chunks import SCRATCH_SHARE, fitting_tokens
 from vaopd.training.step import first_budget
 

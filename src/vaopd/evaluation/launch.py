@@ -86,7 +86,7 @@ def vllm_engine(
     Raises:
         ConfigError: vLLM is not installed there, or the arguments are no list of words.
     """
-    from vaopd.rollouts.vllm_server import find_python
+    from vaopd.rollouts.vllm.server import find_python
 
     found = find_python(python, "--vllm-python")
     try:

@@ -7,11 +7,11 @@ from statistics import fmean
 from typing import Any
 
 from vaopd.config import RunConfig
+from vaopd.distributed.world import World
 from vaopd.errors import ConfigError
 from vaopd.evaluation.answers import Grade, grade
 from vaopd.evaluation.visual_reliance import TokenAdvantage, answer_changes, score_advantage
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel
-from vaopd.models.parallel import World
 from vaopd.models.prompts import EncodedPrompt, check_same_prompt
 from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
@@ -115,7 +115,7 @@ class Validator:
         Every process answers its turn of the problems and returns the numbers of all.
         """
         problems = [problem for problem in self.problems if problem.answer is not None]
-        turn = self.world.turn(problems)
+        turn = self.world.my_slice(problems)
         encoder = PromptEncoder(student, self.config.data, self.config.view)
         originals = self.world.agree(lambda: [encoder.original(problem) for problem in turn])
         seen = self._answers("original", student, problems, originals, progress)
@@ -160,7 +160,7 @@ class Validator:
             seed=options.seed,
             stream="validation",
         )
-        own = self.world.separately(lambda: sampler.sample(prompts, settings, progress))
+        own = self.world.agree_unless_sharded(lambda: sampler.sample(prompts, settings, progress))
         rollouts = self.world.in_order(own)
         texts = [response_text(student, rollout) for group in rollouts for rollout in group]
         references = [

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 from torch import Tensor
 
+from vaopd.distributed.world import World
 from vaopd.evaluation.answers import Grade, is_same_answer
 from vaopd.models.loading import VisionLanguageModel
-from vaopd.models.parallel import World
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.objective.advantage import visual_advantage
 from vaopd.objective.weights import high_group
@@ -96,7 +96,8 @@ def score_advantage(
         EngineError: A teacher elsewhere does not answer, or refuses.
     """
     world = world or World()
-    responses = [[torch.tensor(r.response_ids) for r in group] for group in world.turn(rollouts)]
+    own_rollouts = world.my_slice(rollouts)
+    responses = [[torch.tensor(r.response_ids) for r in group] for group in own_rollouts]
 
     def everybodys(rows: Sequence[Tensor]) -> list[Tensor]:
         # By problem, because turns go by problem; on the CPU, because processes exchange them.
@@ -117,7 +118,7 @@ def score_advantage(
         ]
         return teacher.score(*views, responses, with_hidden=False), own
 
-    scores, own = world.separately(score)
+    scores, own = world.agree_unless_sharded(score)
     assert scores.degraded_logprobs is not None
     of_teacher, mask = _advantage(
         everybodys(scores.original_logprobs), everybodys(scores.degraded_logprobs)

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
-from vaopd.models.collectives import check_place
+from vaopd.distributed.collectives import check_place
 from vaopd.models.prompts import EncodedPrompt
 
 

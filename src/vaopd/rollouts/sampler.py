@@ -64,7 +64,7 @@ class Sampler(Protocol):
         """
         ...
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Free what only sampling needs, until weights are taken again; a collective."""
         ...
 

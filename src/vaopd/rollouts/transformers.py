@@ -117,7 +117,7 @@ class TransformersSampler:
     def take_weights(self, version: int) -> None:
         """Nothing: the model itself is sampled from, so it cannot be done beside training."""
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Nothing: caches are gone with each call."""
 
     def sample(

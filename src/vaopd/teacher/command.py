@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vaopd.errors import ConfigError
-from vaopd.teacher.token import TOKEN_VARIABLE, checked_token, environment_token
+from vaopd.teacher.remote.auth import TOKEN_VARIABLE, checked_token, environment_token
 
 
 def serve_teacher(
@@ -36,7 +36,7 @@ def serve_teacher(
     config = parse_config(parse_overrides([*(overrides or []), *own]))
     token, is_made = _token(token_file)
     try:
-        from vaopd.teacher import server
+        from vaopd.teacher.remote import server
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"vaopd serve-teacher needs the package {error.name}; install it with "
@@ -45,9 +45,9 @@ def serve_teacher(
     listener = server.listen(host, port)
     from transformers.utils import logging as transformers_logging
 
-    from vaopd.models.devices import pick_device
-    from vaopd.teacher.identity import describe_teacher
+    from vaopd.devices import pick_device
     from vaopd.teacher.local import load_teacher
+    from vaopd.teacher.remote.identity import describe_teacher
 
     transformers_logging.disable_progress_bar()
     teacher = load_teacher(config, pick_device(config.training.device))

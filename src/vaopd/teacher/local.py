@@ -9,16 +9,16 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from vaopd.config import RunConfig
+from vaopd.devices import pick_dtype
 from vaopd.errors import AlignmentError
-from vaopd.models.devices import pick_dtype
 from vaopd.models.loading import VisionLanguageModel, load_model
 from vaopd.models.packing import micro_batches, response_hidden_states, split_by_rollout
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.objective.advantage import view_divergence
 from vaopd.objective.divergence import sampled_logprobs
-from vaopd.teacher.parking import Parking
 from vaopd.teacher.teacher import Responses, TeacherScores
 from vaopd.teacher.vision_cache import cache_vision
+from vaopd.teacher.weight_offload import Parking
 
 
 class LocalTeacher:

@@ -24,10 +24,10 @@ from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageWriter,
 )
 
+from vaopd.distributed.world import World
 from vaopd.errors import RunFolderError
 from vaopd.models import adapters
 from vaopd.models.loading import VisionLanguageModel
-from vaopd.models.parallel import World
 from vaopd.models.sharding import local, spread
 from vaopd.records import new_folder, read_json, write_json
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from vaopd.config import RunConfig
 from vaopd.config_sections import OnBadRow
-from vaopd.models.parallel import World
+from vaopd.distributed.world import World
 from vaopd.problems.bad_rows import BadRow, bad_rows_error, listed
 from vaopd.problems.checks import damaged_images, without_answer, without_reference
 from vaopd.problems.drawn import DrawnProblems

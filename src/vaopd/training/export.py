@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
+from vaopd.devices import DTYPES
 from vaopd.errors import ConfigError, ModelError
 from vaopd.models.adapters import is_adapter_folder
-from vaopd.models.devices import DTYPES
 from vaopd.models.loading import load_model
 from vaopd.records import new_folder
 from vaopd.training.checkpoint import newest_checkpoint

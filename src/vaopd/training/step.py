@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vaopd.config import RunConfig, TrainingConfig
+from vaopd.distributed.world import World
 from vaopd.models.loading import VisionLanguageModel
 from vaopd.models.packing import (
     MicroBatch,
@@ -21,15 +22,14 @@ from vaopd.models.packing import (
     response_hidden_states,
     split_by_rollout,
 )
-from vaopd.models.parallel import World
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.models.sharding import whole
 from vaopd.objective.divergence import weighted_cross_entropy, weighted_reverse_kl
 from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout, Sampler
 from vaopd.teacher.teacher import Teacher, TeacherScores
-from vaopd.training.offload import ActivationOffload
-from vaopd.training.preparing import Preparation, Prepared
+from vaopd.training.activation_offload import ActivationOffload
+from vaopd.training.pipeline import Preparation, Prepared
 from vaopd.training.skipping import Skips
 from vaopd.training.stopwatch import Stopwatch
 from vaopd.training.weighing import Weights, seed_of
@@ -106,7 +106,9 @@ class Step:
         ready = preparation.take(problems, step, watch)
         if coming and self.config.training.rollout_lag:
             preparation.begin(coming, step + 1, watch)
-        loss, divergence = world.separately(lambda: self._accumulate_in_memory(step, ready))
+        loss, divergence = world.agree_unless_sharded(
+            lambda: self._accumulate_in_memory(step, ready)
+        )
         loss = world.sum(loss)
         gradient_norm = self._update(loss)
         divergence = ready.shares.everybodys(divergence)

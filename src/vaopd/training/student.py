@@ -5,11 +5,11 @@ from importlib.util import find_spec
 import torch
 
 from vaopd.config import RunConfig
+from vaopd.devices import pick_dtype
+from vaopd.distributed.world import World
 from vaopd.errors import ConfigError
 from vaopd.models import adapters
-from vaopd.models.devices import pick_dtype
 from vaopd.models.loading import VisionLanguageModel, load_model
-from vaopd.models.parallel import World
 
 
 def load_student(config: RunConfig, world: World) -> VisionLanguageModel:

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator
 
 from vaopd.config import DataConfig, ViewConfig
+from vaopd.devices import pick_device, pick_dtype
 from vaopd.errors import ProblemError
 from vaopd.evaluation.benchmark import Item
 from vaopd.evaluation.engines.engine import Request
 from vaopd.evaluation.predictions import Prediction
 from vaopd.evaluation.protocol import Protocol
-from vaopd.models.devices import pick_device, pick_dtype
 from vaopd.models.loading import PromptEncoder, load_model
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.rollouts.sampler import Rollout, SamplingSettings

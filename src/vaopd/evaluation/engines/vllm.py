@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from vaopd.devices import pick_device, pick_dtype
 from vaopd.errors import EngineError
 from vaopd.evaluation.benchmark import Item
 from vaopd.evaluation.engines.chat import Server
@@ -15,9 +16,8 @@ from vaopd.evaluation.engines.engine import Request
 from vaopd.evaluation.engines.openai import OpenAIEngine
 from vaopd.evaluation.predictions import Prediction
 from vaopd.evaluation.protocol import Protocol
-from vaopd.models.devices import pick_device, pick_dtype
 from vaopd.models.loading import load_model
-from vaopd.rollouts.vllm_server import VllmServer
+from vaopd.rollouts.vllm.server import VllmServer
 
 PROTOCOL_ONLY = {
     "top_k": 0,

@@ -1,0 +1,356 @@
+"""Charts as plain data; the page draws them with uPlot.
+
+uPlot (MIT, 50 kB, no dependency) is embedded because a reader wants to point at a curve, compare
+runs and switch between dark and light, which pictures rendered here would not allow.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from statistics import fmean
+from typing import Any
+
+from vaopd.report.sources import Record, Source
+from vaopd.report.statistics import (
+    SHARES,
+    Number,
+    concentration,
+    even_edges,
+    first_mention,
+    high_positions,
+    histogram,
+)
+
+BINS = 20
+MAX_POINTS = 2000
+"""Points of a scatter; more only blacken it."""
+
+Chart = dict[str, Any]
+Series = dict[str, Any]
+
+CURVES: tuple[tuple[str, str, tuple[tuple[str, str, str], ...]], ...] = (
+    (
+        "Accuracy",
+        "percent",
+        (
+            ("metrics", "accuracy", "training rollouts"),
+            ("validation", "accuracy", "validation"),
+            ("validation", "accuracy_pixelated", "validation, degraded image"),
+        ),
+    ),
+    (
+        "Visual advantage",
+        "nats",
+        (
+            ("metrics", "va/mean", "teacher, all training tokens"),
+            ("validation", "teacher_va", "teacher, high group of validation"),
+            ("validation", "student_va", "student, the same tokens"),
+        ),
+    ),
+    ("Loss", "", (("metrics", "loss", "loss"),)),
+    (
+        "Divergence from the teacher",
+        "nats",
+        (
+            ("metrics", "kl/mean", "reverse KL"),
+            ("metrics", "nll/mean", "negative log-likelihood"),
+        ),
+    ),
+    (
+        "High group",
+        "percent",
+        (
+            ("metrics", "va/high_share", "share of all advantage"),
+            ("metrics", "va/high_zero_share", "share of its tokens with VA 0"),
+        ),
+    ),
+    (
+        "Response length",
+        "tokens",
+        (
+            ("metrics", "response/length", "training rollouts"),
+            ("validation", "response_length", "validation"),
+        ),
+    ),
+    (
+        "Truncated and unparsed",
+        "percent",
+        (
+            ("metrics", "response/truncated_share", "truncated, training"),
+            ("validation", "truncated", "truncated, validation"),
+            ("validation", "unparsed", "unparsed, validation"),
+        ),
+    ),
+    (
+        "Rollout weights",
+        "",
+        (
+            ("metrics", "weights/rollout_max", "largest"),
+            ("metrics", "weights/rollout_min", "smallest"),
+            ("metrics", "weights/effective_share", "effective share of tokens"),
+        ),
+    ),
+    ("Tokens per second", "tokens/s", (("metrics", "tokens_per_second", "response tokens"),)),
+    ("Gradient norm", "", (("metrics", "gradient_norm", "before clipping"),)),
+    ("Learning rate", "", (("metrics", "learning_rate", "learning rate"),)),
+)
+
+
+def curves(sources: Sequence[Source]) -> list[Chart]:
+    """Return charts of everything in ``metrics.jsonl`` and ``validation.jsonl`` by step."""
+    files = {
+        name: [[_flat(row) for row in getattr(source, name)] for source in sources]
+        for name in ("metrics", "validation")
+    }
+    known = {(file, key) for _, _, entries in CURVES for file, key, _ in entries}
+    charts = [_curve_chart(title, unit, entries, files, sources) for title, unit, entries in CURVES]
+    found = {
+        (file, key): None
+        for file, runs in files.items()
+        for rows in runs
+        for row in rows
+        for key in row
+        if key != "step" and (file, key) not in known
+    }
+    # time/sample and time/train share a chart, and so do kinds of problems.
+    families = groupby(sorted(found), key=lambda entry: (entry[0], entry[1].rpartition("/")[0]))
+    for (file, family), entries in families:
+        keys = [key for _, key in entries]
+        for title, members in [(family, keys)] if family else [(key, [key]) for key in keys]:
+            unit = {"time": "seconds", "accuracy_by_kind": "percent"}.get(title, "")
+            named = tuple((file, key, key.rpartition("/")[2]) for key in members)
+            charts.append(_curve_chart(_title(title, file), unit, named, files, sources))
+    return [chart for chart in charts if chart["series"]]
+
+
+def _title(key: str, file: str) -> str:
+    if key == "time":
+        return "Seconds by phase"
+    words = key.replace("_", " ").replace("/", ", ")
+    return words.capitalize() + (" (validation)" if file == "validation" else "")
+
+
+def _curve_chart(
+    title: str,
+    unit: str,
+    entries: Iterable[tuple[str, str, str]],
+    files: dict[str, list[list[dict[str, Any]]]],
+    sources: Sequence[Source],
+) -> Chart:
+    series = []
+    for place, (file, key, label) in enumerate(entries):
+        for number, source in enumerate(sources):
+            points = [(row["step"], row[key]) for row in files[file][number] if key in row]
+            if points:
+                series.append(
+                    _series(label, source, number, place, points, len(sources))
+                    # Few and far between: a line alone would hide where they are.
+                    | {"marks": file == "validation"}
+                )
+    return {"title": title, "unit": unit, "x": "step", "kind": "line", "series": series}
+
+
+def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Number]:
+    """Return the numbers of a row; those of an inner object as ``outer/inner``."""
+    flat: dict[str, Number] = {}
+    for key, value in row.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            flat[prefix + key] = value
+    return flat if prefix or "step" in flat else {}
+
+
+def _series(
+    label: str, source: Source, run: int, place: int, points: Iterable[tuple], runs: int
+) -> Series:
+    """Return a line: colour tells runs apart, or what is measured where there is one run."""
+    xs, ys = zip(*sorted(points), strict=True)
+    return {
+        "label": f"{source.name}: {label}" if runs > 1 else label,
+        "hue": run if runs > 1 else place,
+        "dash": place if runs > 1 else 0,
+        "x": list(xs),
+        "y": list(ys),
+    }
+
+
+def advantage_charts(sources: Sequence[Source]) -> list[Chart]:
+    """Return charts of where visual advantage lies, over all logged rollouts of training."""
+    measured = [measured_records(source) for source in sources]
+    if not any(measured):
+        return []
+    charts = [
+        _concentration(sources, measured),
+        _advantage_histogram(sources, measured),
+        _positions(sources, measured),
+        _first_mentions(sources, measured),
+        _weight_against_length(sources, measured),
+        _weight_by_outcome(sources, measured),
+    ]
+    return [chart for chart in charts if chart["series"]]
+
+
+def measured_records(source: Source) -> list[Record]:
+    """Return the rollouts that carry advantage: of training or scoring, else of validation."""
+    with_advantage = [record for record in source.records if len(record.advantage)]
+    trained = [record for record in with_advantage if record.group.source != "validation"]
+    return trained or with_advantage
+
+
+def _concentration(sources: Sequence[Source], measured: Sequence[list[Record]]) -> Chart:
+    parts: list[tuple[str, Source, int, list[Record]]] = []
+    for number, (source, records) in enumerate(zip(sources, measured, strict=True)):
+        parts.append(("all logged steps", source, number, records))
+        steps = sorted({record.group.step for record in records})
+        if len(sources) == 1 and len(steps) > 1:
+            for step in (steps[0], steps[-1]):
+                some = [record for record in records if record.group.step == step]
+                parts.append((f"step {step}", source, number, some))
+    series = []
+    for place, (label, source, number, records) in enumerate(parts):
+        shares = concentration(value for record in records for value in record.advantage)
+        if shares:
+            points = [(0.0, 0.0), *zip(SHARES, shares, strict=True)]
+            at = 0 if len(sources) > 1 else place
+            series.append(_series(label, source, number, at, points, len(sources)))
+    return {
+        "id": "concentration",
+        "title": "Concentration",
+        "caption": "Share of all visual advantage held by the tokens that have most of it.",
+        "unit": "percent",
+        "x": "top % of tokens",
+        "kind": "line",
+        "series": series,
+    }
+
+
+def _binned(
+    chart: Chart,
+    sources: Sequence[Source],
+    measured: Sequence[list[Record]],
+    values: Callable[[Record], Iterable[Number]],
+    *,
+    split: bool,
+    high: Number | None = None,
+) -> Chart:
+    """Return a histogram with a line for each run, or for right and wrong where there is one."""
+    everything = [value for records in measured for record in records for value in values(record)]
+    edges = even_edges(0.0, high or max(everything, default=1.0), BINS)
+    series = []
+    for number, (source, records) in enumerate(zip(sources, measured, strict=True)):
+        outcomes = {record.is_correct for record in records} if split else set()
+        named: list[tuple[str, list[Record]]] = [("all", records)]
+        if len(sources) == 1 and len(outcomes) > 1:
+            named = [
+                (name, [record for record in records if record.is_correct is outcome])
+                for name, outcome in (("right", True), ("wrong", False))
+            ]
+        for place, (label, some) in enumerate(named):
+            found = [value for record in some for value in values(record)]
+            if found:
+                counts = histogram(found, edges)
+                shares = [count / len(found) for count in counts]
+                # The line ends where the last bin does.
+                points = list(zip(edges, [*shares, shares[-1]], strict=True))
+                name = f"{label} ({len(found):,})"
+                series.append(_series(name, source, number, place, points, len(sources)))
+    return {"kind": "steps", "unit": "percent", "series": series, **chart}
+
+
+def _advantage_histogram(sources: Sequence[Source], measured: Sequence[list[Record]]) -> Chart:
+    chart = {
+        "id": "histogram",
+        "title": "Advantage of a rollout",
+        "caption": "Mean over its tokens; share of rollouts in each bin.",
+        "x": "nats",
+    }
+    return _binned(
+        chart, sources, measured, lambda r: [value_or_zero(r.mean_advantage)], split=True
+    )
+
+
+def value_or_zero(value: Number | None) -> Number:
+    """Return 0 for a number that is not there."""
+    return 0.0 if value is None else value
+
+
+def _positions(sources: Sequence[Source], measured: Sequence[list[Record]]) -> Chart:
+    chart = {
+        "id": "positions",
+        "title": "Where high tokens stand",
+        "caption": "Relative position of the high group's tokens; 0 is the first token.",
+        "x": "position in the response",
+    }
+    return _binned(
+        chart, sources, measured, lambda r: high_positions(r.is_high), split=False, high=1.0
+    )
+
+
+def _first_mentions(sources: Sequence[Source], measured: Sequence[list[Record]]) -> Chart:
+    def first(record: Record) -> list[Number]:
+        place = first_mention(record.advantage, record.is_high) if record.is_high else None
+        return [] if place is None else [place]
+
+    chart = {
+        "id": "first-mention",
+        "title": "First mention",
+        "caption": "First high token with a tenth of the response's largest advantage; "
+        "share of rollouts.",
+        "x": "position in the response",
+    }
+    return _binned(chart, sources, measured, first, split=True, high=1.0)
+
+
+def relative_weights(source: Source) -> list[tuple[Record, Number]]:
+    """Return each weighted rollout with its weight times the number of siblings; 1 is uniform."""
+    return [
+        (record, record.rollout_weight * len(siblings))
+        for siblings in source.siblings.values()
+        for record in siblings
+        if record.rollout_weight is not None
+    ]
+
+
+def _weight_against_length(sources: Sequence[Source], measured: Sequence[list[Record]]) -> Chart:
+    series = []
+    for number, source in enumerate(sources):
+        weighted = relative_weights(source)
+        weighted = weighted[:: -(-len(weighted) // MAX_POINTS) or 1]
+        outcomes = (("right", True), ("wrong", False), ("not graded", None))
+        for place, (label, outcome) in enumerate(outcomes):
+            points = [(r.length, round(w, 4)) for r, w in weighted if r.is_correct is outcome]
+            if points:
+                series.append(_series(label, source, number, place, points, len(sources)))
+    return {
+        "id": "weight-length",
+        "title": "Weight against length",
+        "caption": "Rollout weight times siblings: 1 is what a uniform method gives.",
+        "unit": "",
+        "x": "tokens",
+        "kind": "scatter",
+        "series": series,
+    }
+
+
+def _weight_by_outcome(sources: Sequence[Source], measured: Sequence[list[Record]]) -> Chart:
+    weights = [relative_weights(source) for source in sources]
+    edges = even_edges(0.0, max((w for run in weights for _, w in run), default=1.0), BINS)
+    series, means = [], []
+    for number, (source, run) in enumerate(zip(sources, weights, strict=True)):
+        for place, (label, outcome) in enumerate((("right", True), ("wrong", False))):
+            found = [weight for record, weight in run if record.is_correct is outcome]
+            if found:
+                shares = [count / len(found) for count in histogram(found, edges)]
+                points = list(zip(edges, [*shares, shares[-1]], strict=True))
+                series.append(_series(label, source, number, place, points, len(sources)))
+                name = f"{source.name}, {label}" if len(sources) > 1 else label
+                means.append(f"{name} {fmean(found):.2f} (n={len(found):,})")
+    return {
+        "id": "weight-correctness",
+        "title": "Weight against correctness",
+        "caption": "Rollout weight times siblings. Means: " + "; ".join(means) + ".",
+        "unit": "percent",
+        "x": "weight x siblings",
+        "kind": "steps",
+        "series": series,
+    }

@@ -1,0 +1,1 @@
+"""Sampling by vLLM, which follows the weights of the student."""

@@ -1,0 +1,212 @@
+"""Sampling through vLLM, whose weights follow the student.
+
+Prompts go as token ids with one placeholder an image and the images as they are; vLLM expands the
+placeholders and its expansion must be ours. New weights carry a version, which vLLM reports with
+every response.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vaopd.config_sections import VllmConfig
+from vaopd.distributed.world import World
+from vaopd.errors import AlignmentError, ConfigError, EngineError
+from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.prompts import EncodedPrompt
+from vaopd.rollouts.sampler import Rollout, SamplingSettings
+from vaopd.rollouts.vllm.engines import Engine, Request, Servers
+from vaopd.rollouts.vllm.weights import needs_own_head, snapshot
+
+NEVER = -1e9
+"""Logit bias of an id that is never sampled: its probability is 0 in float32 and float64."""
+
+
+class VllmSampler:
+    """Samples from a vLLM that is started for the run, or from servers that run already.
+
+    Every process of a run has one and asks for its own prompts; the main process hands over the
+    weights. Seeds are a function of (seed, stream, problem, sibling), so a rerun draws the same
+    tokens as far as vLLM's logits are the same; they may depend on which requests share a batch.
+    The transformers sampler promises equal bits, this one does not.
+    """
+
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        options: VllmConfig,
+        *,
+        log: Path,
+        world: World | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Check what can be checked; a server starts with the first weights.
+
+        Raises:
+            ConfigError: vLLM is not installed there, the model is of an untested family, or its
+                weights could not follow.
+            EngineError: A server that is to run already does not answer.
+        """
+        self.model = model
+        self.options = options
+        self.world = world or World(device=model.device)
+        self.image_token_id: int | None = getattr(model.family, "image_token_id", None)
+        if self.image_token_id is None:
+            raise ConfigError(
+                f"sampling.engine=vllm knows the Qwen-VL families only, and {model.name!r} is of "
+                "another; use sampling.engine=transformers"
+            )
+        if options.addresses and needs_own_head(model):
+            raise ConfigError(
+                f"sampling.vllm.addresses is {list(options.addresses)}, but on a CPU vLLM packs a "
+                "tied head once and would sample from the old one; leave it out, so that the run "
+                "starts a server whose head is not tied"
+            )
+        dtype = str(model.compute_dtype).removeprefix("torch.")
+        self.engine: Engine
+        if options.mode == "in_process":
+            from vaopd.rollouts.vllm.in_process import InProcess
+
+            self.engine = InProcess(options, dtype=dtype, device=model.device)
+        else:
+            self.engine = Servers(options, self.world, dtype=dtype, log=log, say=say)
+        self.never = {
+            token: NEVER
+            for token in (*model.forbidden_ids, *range(model.vocab_size, model.head.shape[0]))
+        }
+        # Weights of another run on the same server are never taken for ours.
+        self.run = secrets.token_hex(8)
+        self.held: int | None = None
+        self.version = ""
+
+    def take_weights(self, version: int) -> None:
+        """Give vLLM the student's weights, unless it has this version of them; a collective.
+
+        Raises:
+            EngineError: vLLM does not start, does not answer, or refuses.
+        """
+        if version == self.held:
+            return
+        try:
+            if self.model.device.type == "cuda":
+                # vLLM may share the GPU, where the allocator holds what training needed.
+                self.world.agree(torch.cuda.empty_cache)
+            weights = snapshot(self.model)
+            name = f"{self.run}:{version}"
+            self.version, places = self.world.on_main(
+                lambda: (name, self.engine.give(weights, name))
+            )
+            self.engine.connect(places)
+        except BaseException:
+            self.close()
+            raise
+        self.held = version
+
+    def sample(
+        self, prompts: Sequence[EncodedPrompt], settings: SamplingSettings
+    ) -> list[list[Rollout]]:
+        """Return ``num_rollouts`` responses for each prompt; see ``Sampler``.
+
+        The weights must have been taken: that is a collective, and this is not.
+
+        Raises:
+            EngineError: vLLM ended, refused a request, or sampled from other weights.
+            AlignmentError: vLLM sees another prompt than we do.
+        """
+        assert settings.weights_version == self.held, "take_weights() comes first"
+        try:
+            answers = self.engine.generate([self._request(p, settings) for p in prompts])
+            return [
+                self._siblings(prompt, answer, settings)
+                for prompt, answer in zip(prompts, answers, strict=True)
+            ]
+        except BaseException:
+            self.close()
+            raise
+
+    def sleep(self) -> None:
+        """Let vLLM sleep until it is given weights, where the recipe says so; a collective."""
+        if self.options.sleep and self.held is not None:
+            self.world.on_main(lambda: self.engine.sleep())
+            self.held = None
+
+    def close(self) -> None:
+        """Stop what was started here and remove what it was given."""
+        self.engine.close()
+        self.held = None
+
+    def _siblings(
+        self, prompt: EncodedPrompt, answer: dict[str, Any], settings: SamplingSettings
+    ) -> list[Rollout]:
+        if answer["prompt_token_ids"] != prompt.input_ids.tolist():
+            raise AlignmentError(
+                f"problem {prompt.problem_id}: vLLM makes {len(answer['prompt_token_ids'])} prompt "
+                f"tokens where we make {len(prompt)}; its image processor has other settings than "
+                "the student's, or its transformers another version"
+            )
+        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        if len(choices) != settings.num_rollouts:
+            raise EngineError(
+                f"vLLM gave {len(choices)} responses of {settings.num_rollouts} to problem "
+                f"{prompt.problem_id}"
+            )
+        return [self._rollout(prompt, choice, settings) for choice in choices]
+
+    def _request(self, prompt: EncodedPrompt, settings: SamplingSettings) -> Request:
+        ids = prompt.input_ids.tolist()
+        image = self.image_token_id
+        folded = [
+            token
+            for before, token in zip([None, *ids], ids, strict=False)
+            if not before == token == image
+        ]
+        parameters = {
+            "n": settings.num_rollouts,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "max_tokens": settings.max_new_tokens,
+            "seed": request_seed(settings, prompt.problem_id),
+            "stop_token_ids": self.model.eos_token_ids,
+            "logit_bias": self.never,
+            "detokenize": False,
+        }
+        return Request(folded, tuple(prompt.images), parameters)
+
+    def _rollout(
+        self,
+        prompt: EncodedPrompt,
+        choice: dict[str, Any],
+        settings: SamplingSettings,
+    ) -> Rollout:
+        where = f"response {choice['index']} to problem {prompt.problem_id}"
+        versions = {span["version"] for span in choice["weight_versions"] or []}
+        if versions != {self.version}:
+            raise EngineError(
+                f"{where} was sampled from weights {', '.join(sorted(versions)) or 'unknown'} and "
+                f"not from {self.version}; give each run a server of its own"
+            )
+        ids, reason = tuple(choice["token_ids"]), choice["finish_reason"]
+        ends = [token in self.model.eos_token_ids for token in ids]
+        if not ids or reason not in ("stop", "length") or any(ends[:-1]):
+            raise EngineError(f"{where} has {len(ids)} tokens and ends by {reason!r}")
+        if ends[-1] != (reason == "stop"):
+            raise EngineError(f"{where} ends by {reason!r} with token {ids[-1]}")
+        if forbidden := self.never.keys() & set(ids):
+            raise EngineError(f"{where} holds id {min(forbidden)}, which must never be sampled")
+        return Rollout(
+            prompt.problem_id,
+            choice["index"],
+            ids,
+            reason,
+            weights_version=settings.weights_version,
+        )
+
+
+def request_seed(settings: SamplingSettings, problem_id: str) -> int:
+    """Return the seed of a problem's first sibling; vLLM adds the index of the others."""
+    key = f"{settings.seed}\x00{settings.stream}\x00{problem_id}"
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "little")

@@ -1,0 +1,1 @@
+"""A teacher in other processes: its server, its client and what passes between them."""

@@ -1,0 +1,247 @@
+"""A teacher in other processes, on this machine or others: see ``vaopd serve-teacher``."""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
+
+import torch
+from jaxtyping import Float
+from pydantic import ValidationError
+from torch import Tensor
+
+from vaopd.config import RunConfig, TeacherConfig
+from vaopd.devices import DTYPES
+from vaopd.errors import ConfigError, EngineError, ModelError
+from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.packing import separable_problems
+from vaopd.models.prompts import EncodedPrompt
+from vaopd.teacher.remote.auth import TOKEN_VARIABLE, environment_token
+from vaopd.teacher.remote.identity import check_partner
+from vaopd.teacher.remote.messages import (
+    Dtype,
+    ScoreOptions,
+    TeacherInfo,
+    check_protocol,
+    pack_request,
+    unpack_head,
+    unpack_scores,
+)
+from vaopd.teacher.remote.pool import Address, Servers, Unavailable, nobody_answers
+from vaopd.teacher.teacher import Responses, TeacherScores
+
+logger = logging.getLogger(__name__)
+
+IN_FLIGHT = 2
+"""Requests to each address at a time: one is computed while the next one travels."""
+
+
+class RemoteTeacher:
+    """The teacher of one or several servers; only its language-model head is here."""
+
+    def __init__(
+        self,
+        servers: Servers,
+        info: TeacherInfo,
+        head: Float[Tensor, "V H"],
+        recipe: TeacherConfig,
+        *,
+        share_prefix: bool = True,
+    ) -> None:
+        self.servers = servers
+        self.info = info
+        self.head = head
+        self.batch_tokens = recipe.batch_tokens
+        self.share_prefix = share_prefix
+        self.park_hidden = recipe.park_hidden
+        # The processes of a training do not all begin with the same server.
+        self.first_turn = int(os.environ.get("RANK", 0))
+        # Nothing is won by widening what was computed in bfloat16.
+        self.hidden_dtype: Dtype = recipe.transfer_dtype if info.dtype == "float32" else info.dtype
+
+    @property
+    def name(self) -> str:
+        """As written in the recipe."""
+        return self.info.name
+
+    def whole_head(self) -> AbstractContextManager:
+        """Return a context without effect: every process has the whole head."""
+        return nullcontext()
+
+    def score(
+        self,
+        originals: Sequence[EncodedPrompt],
+        degraded: Sequence[EncodedPrompt] | None,
+        responses: Responses,
+        *,
+        with_hidden: bool = True,
+        with_divergence: bool = False,
+    ) -> TeacherScores:
+        """Return log-probs, and hidden states if wanted, of every response token; see ``Teacher``.
+
+        A request is one forward of those that a local teacher would make.
+
+        Raises:
+            EngineError: No server answers, or one refuses.
+        """
+        options = ScoreOptions(
+            with_degraded=degraded is not None,
+            with_hidden=with_hidden,
+            with_divergence=with_divergence and degraded is not None,
+            hidden_dtype=self.hidden_dtype,
+            batch_tokens=self.batch_tokens,
+            share_prefix=self.share_prefix,
+        )
+        parts = separable_problems(
+            originals,
+            responses,
+            budget_tokens=self.batch_tokens,
+            share_prefix=self.share_prefix,
+            can_pack=self.info.can_pack,
+        )
+
+        def ask(number: int) -> TeacherScores:
+            part = parts[number]
+            body = pack_request(
+                [originals[i] for i in part],
+                None if degraded is None else [degraded[i] for i in part],
+                [responses[i] for i in part],
+                options,
+                self.info.dtype,
+            )
+            self._check_size(body)
+            lengths = [len(response) for i in part for response in responses[i]]
+            return self.servers.ask(
+                number + self.first_turn,
+                "POST",
+                "/score",
+                lambda answer: unpack_scores(answer, lengths, options, self.info),
+                body,
+            )
+
+        pool = ThreadPoolExecutor(IN_FLIGHT * len(self.servers.addresses))
+        try:
+            answers = list(pool.map(ask, range(len(parts))))
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return self._joined(options, parts, answers, responses)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.servers.close()
+
+    def _check_size(self, body: bytes) -> None:
+        # A server that refuses closes the connection, and its answer may get lost.
+        limit = self.info.max_request_bytes
+        if len(body) > limit:
+            raise EngineError(
+                f"a request to score has {len(body) / 1e6:.1f} MB, over the {limit / 1e6:.1f} MB "
+                "that the teacher's server takes; raise its --max-request-mb or lower "
+                "teacher.batch_tokens"
+            )
+
+    def _joined(
+        self,
+        options: ScoreOptions,
+        parts: Sequence[Sequence[int]],
+        answers: Sequence[TeacherScores],
+        responses: Responses,
+    ) -> TeacherScores:
+        """Return the scores of all rollouts in their order, on the device of the head.
+
+        Hidden states that are to be parked stay in the memory they came to.
+        """
+        starts = list(accumulate((len(siblings) for siblings in responses), initial=0))
+        places = [n for part in parts for i in part for n in range(starts[i], starts[i + 1])]
+        here = self.head.device
+        parked = torch.device("cpu") if self.park_hidden else here
+
+        def ordered(field: str, empty: Tensor, device: torch.device = here) -> list[Tensor]:
+            result = [empty.to(device)] * starts[-1]
+            rows = (row for answer in answers for row in getattr(answer, field))
+            for place, row in zip(places, rows, strict=True):
+                result[place] = row.to(device)
+            return result
+
+        none = torch.zeros(0)
+        no_hidden = torch.zeros(0, self.info.hidden_size, dtype=DTYPES[self.hidden_dtype])
+        return TeacherScores(
+            hidden=ordered("hidden", no_hidden, parked) if options.with_hidden else [],
+            original_logprobs=ordered("original_logprobs", none),
+            degraded_logprobs=ordered("degraded_logprobs", none) if options.with_degraded else None,
+            view_divergence=ordered("view_divergence", none) if options.with_divergence else None,
+        )
+
+
+def connect_teacher(
+    config: RunConfig, student: VisionLanguageModel, device: torch.device
+) -> RemoteTeacher:
+    """Return the teacher of ``teacher.addresses``, checked against the recipe and the student.
+
+    An address that does not answer yet is left for later: every answer tells which teacher gave it.
+
+    Raises:
+        ConfigError: There is no token, or a server has another model than the recipe.
+        ModelError: The servers differ, or their teacher does not fit the student.
+        EngineError: No server answers, or one refuses.
+    """
+    recipe = config.teacher
+    token = environment_token()
+    if token is None:
+        raise ConfigError(
+            f"teacher.addresses needs the servers' token in the environment variable "
+            f"{TOKEN_VARIABLE}; set it to the one that vaopd serve-teacher was given or printed"
+        )
+    servers = Servers(recipe.addresses, token, recipe.timeout_seconds)
+    try:
+        info = _agreed(servers, recipe, student)
+        head = servers.ask(0, "GET", "/head", unpack_head).to(device)
+    except BaseException:
+        servers.close()
+        raise
+    return RemoteTeacher(servers, info, head, recipe, share_prefix=config.training.share_prefix)
+
+
+def _agreed(servers: Servers, recipe: TeacherConfig, student: VisionLanguageModel) -> TeacherInfo:
+    """Return what all servers that answer say of their teacher."""
+    found: dict[str, TeacherInfo] = {}
+    reasons: dict[str, str] = {}
+    for address in servers.addresses:
+        try:
+            info = found[address.url] = _info(address)
+        except Unavailable as error:
+            address.failed_at = time.monotonic()
+            reasons[address.url] = str(error)
+            continue
+        check_partner(info, student, recipe, address.url)
+    if not found:
+        raise nobody_answers(reasons)
+    for url, reason in reasons.items():
+        logger.warning("teacher %s does not answer (%s); going on with the others", url, reason)
+    (url, first), *others = found.items()
+    for other, info in others:
+        if info.fingerprint != first.fingerprint:
+            raise ModelError(
+                f"the teachers at {url} and {other} differ in weights, tokenizer, image processor "
+                "or precision; start both with the same model and the same options"
+            )
+    smallest = min(info.max_request_bytes for info in found.values())
+    return first.model_copy(update={"max_request_bytes": smallest})
+
+
+def _info(address: Address) -> TeacherInfo:
+    body = address.ask("GET", "/model")
+    check_protocol(body, f"the teacher at {address.url}")
+    try:
+        return TeacherInfo.model_validate_json(body)
+    except ValidationError as error:
+        raise EngineError(
+            f"{address.url} is no server of vaopd serve-teacher ({error.error_count()} fields of "
+            "its description are wrong); correct teacher.addresses"
+        ) from None

@@ -1,0 +1,166 @@
+"""Addresses of one service, used in turn; one that fails is replaced by the next."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import httpx2
+import tenacity
+
+from vaopd.errors import EngineError
+from vaopd.teacher.remote.auth import TOKEN_VARIABLE
+
+Answer = TypeVar("Answer")
+
+ROUNDS = 3
+"""Times that every address is tried before a request is given up."""
+
+FIRST_WAIT_SECONDS = 1.0
+"""Between the first two rounds; doubled after each."""
+
+REST_SECONDS = 30.0
+"""An address that failed is asked last for so long."""
+
+CONNECT_SECONDS = 10.0
+
+
+class Unavailable(Exception):
+    """A failure of one address that another one, or a later moment, may not have."""
+
+
+class Address:
+    """One server: its connections, and when it last failed."""
+
+    def __init__(self, url: str, token: str, timeout_seconds: float) -> None:
+        self.url = url.rstrip("/")
+        self.failed_at = -REST_SECONDS
+        self.http = httpx2.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=httpx2.Timeout(timeout_seconds, connect=CONNECT_SECONDS),
+            # A proxy of the environment is for the internet, and would be shown the token.
+            trust_env=False,
+        )
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether it failed a moment ago."""
+        return time.monotonic() - self.failed_at < REST_SECONDS
+
+    def ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        """Return the body of an answer.
+
+        Raises:
+            Unavailable: No answer, or a fault of the server.
+            EngineError: The server refuses; the same request elsewhere would fare no better.
+        """
+        try:
+            response = self.http.request(method, path, content=body)
+        except httpx2.TimeoutException as error:
+            raise Unavailable(f"no answer in time, {type(error).__name__}") from None
+        except httpx2.TransportError as error:
+            raise Unavailable(f"{type(error).__name__}: {error}") from None
+        status = response.status_code
+        if status == 401:
+            raise EngineError(
+                f"the teacher at {self.url} refuses the token; set {TOKEN_VARIABLE} to the one "
+                "that its server was given or printed"
+            )
+        if status in (408, 425, 429) or (status >= 500 and status != 507):
+            raise Unavailable(f"status {status}: {_detail(response)}")
+        if status != 200:
+            raise EngineError(
+                f"the teacher at {self.url} refuses the request (status {status}): "
+                f"{_detail(response)}"
+            )
+        return response.content
+
+
+class Servers:
+    """Several addresses of the same thing."""
+
+    def __init__(self, urls: Sequence[str], token: str, timeout_seconds: float) -> None:
+        self.addresses = [Address(url, token, timeout_seconds) for url in urls]
+        self.stopped = threading.Event()
+
+    def ask(
+        self,
+        turn: int,
+        method: str,
+        path: str,
+        read: Callable[[bytes], Answer],
+        body: bytes | None = None,
+    ) -> Answer:
+        """Return what ``read`` makes of the answer of the first address that gives one.
+
+        Args:
+            turn: Which address is asked first, counted round and round.
+            method: Of HTTP.
+            path: Of the resource.
+            read: Raises ``ValueError`` for an answer that makes no sense.
+            body: Of the request.
+
+        Raises:
+            EngineError: No address answers, or one refuses.
+        """
+        count = len(self.addresses)
+        rotated = [self.addresses[(turn + n) % count] for n in range(count)]
+        order = sorted(rotated, key=lambda address: address.is_resting)
+        turns = iter(order * ROUNDS)
+        reasons: dict[str, str] = {}
+
+        def once() -> Answer:
+            address = next(turns)
+            try:
+                answer = read(address.ask(method, path, body))
+            except (Unavailable, ValueError) as error:
+                address.failed_at = time.monotonic()
+                reasons[address.url] = str(error)
+                raise Unavailable from error
+            address.failed_at = -REST_SECONDS
+            return answer
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Unavailable),
+            stop=tenacity.stop_any(
+                tenacity.stop_after_attempt(ROUNDS * count),
+                tenacity.stop_when_event_set(self.stopped),
+            ),
+            wait=lambda state: _wait(state.attempt_number, count),
+            sleep=tenacity.sleep_using_event(self.stopped),
+            reraise=True,
+        )
+        try:
+            return retrying(once)
+        except Unavailable:
+            raise nobody_answers(reasons) from None
+
+    def close(self) -> None:
+        """Close all connections; requests that wait for another attempt give up."""
+        self.stopped.set()
+        for address in self.addresses:
+            address.http.close()
+
+
+def nobody_answers(reasons: dict[str, str]) -> EngineError:
+    """Return the error that tells of every address."""
+    listed = "; ".join(f"{url} ({reason})" for url, reason in reasons.items())
+    return EngineError(
+        f"no teacher answers: {listed}; start vaopd serve-teacher there again and go on with "
+        "--resume"
+    )
+
+
+def _wait(attempt: int, count: int) -> float:
+    """Return no wait for the next address of a round, a growing one before the next round."""
+    rounds, others = divmod(attempt, count)
+    return 0.0 if others else FIRST_WAIT_SECONDS * 2 ** (rounds - 1)
+
+
+def _detail(response: httpx2.Response) -> str:
+    try:
+        text = str(response.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        text = response.text
+    return " ".join(text.split())[:400] or "no text"

@@ -1,0 +1,235 @@
+"""The service behind ``vaopd serve-teacher``: scores that leave the machine as hidden states.
+
+Requests are computed one at a time, in a thread of its own, so that the event loop always answers.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+import uvicorn
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
+from fastapi.responses import StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
+from starlette.requests import ClientDisconnect
+from torch import Tensor
+
+from vaopd.errors import EngineError, VaopdError
+from vaopd.models.loading import VisionLanguageModel
+from vaopd.teacher.local import LocalTeacher
+from vaopd.teacher.remote.messages import (
+    ScoreRequest,
+    TeacherInfo,
+    pack_head,
+    pack_scores,
+    unpack_request,
+)
+
+logger = logging.getLogger(__name__)
+
+ADMITTED = 2
+"""Requests in memory: one is computed while the next one arrives; others wait unread."""
+
+READ_SECONDS = 300.0
+"""A request that arrives slower would keep others waiting."""
+
+CHUNK_BYTES = 1 << 20
+
+
+class Refusal(HTTPException):
+    """A request that is answered by one sentence."""
+
+
+class Meters:
+    """What /metrics shows."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"vaopd_teacher_{name}", text, labels, registry=self.registry)
+
+        self.requests = counter("requests", "Requests to score.")
+        self.errors = counter("errors", "Requests to score that failed, by status.", "status")
+        self.tokens = counter("tokens", "Response tokens scored.")
+        self.seconds = counter("seconds", "Seconds of computing.")
+        self.received = counter("received_bytes", "Bytes of requests to score.")
+        self.sent = counter("sent_bytes", "Bytes of scores.")
+
+
+class Service:
+    """A model, its queue of one, and its meters."""
+
+    def __init__(self, model: VisionLanguageModel, info: TeacherInfo) -> None:
+        self.model = model
+        self.info = info
+        self.meters = Meters()
+        self.admission = asyncio.Semaphore(ADMITTED)
+        self.device = ThreadPoolExecutor(1, thread_name_prefix="teacher")
+
+    async def score(self, request: Request) -> Response:
+        """Return the scores of one request."""
+        self.meters.requests.inc()
+        try:
+            async with self.admission:
+                body = await self._body(request)
+                if await request.is_disconnected():  # it gave up while others were computed
+                    raise Refusal(400, "the client went away")
+                scores = await asyncio.get_running_loop().run_in_executor(
+                    self.device, self._computed, body
+                )
+        except HTTPException as refusal:
+            self.meters.errors.labels(refusal.status_code).inc()
+            raise
+        self.meters.sent.inc(len(scores))
+        return _streamed(scores)
+
+    async def head(self) -> Response:
+        """Return the weights of the language-model head."""
+        loop = asyncio.get_running_loop()
+        return _streamed(await loop.run_in_executor(self.device, pack_head, self.model.head))
+
+    async def _body(self, request: Request) -> bytes:
+        limit = self.info.max_request_bytes
+        sentence = (
+            f"the request is over {limit / 1e6:.1f} MB; raise --max-request-mb of the server or "
+            "lower teacher.batch_tokens"
+        )
+        if int(request.headers.get("content-length", 0)) > limit:
+            raise Refusal(413, sentence)
+        body = bytearray()
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > limit:
+                        raise Refusal(413, sentence)
+        except ClientDisconnect:
+            raise Refusal(400, "the client went away") from None
+        except TimeoutError:
+            raise Refusal(408, f"the request did not arrive in {READ_SECONDS:.0f} s") from None
+        self.meters.received.inc(len(body))
+        return bytes(body)
+
+    def _computed(self, body: bytes) -> bytes:
+        """Return the scores of a body; runs in the one thread of the device."""
+        started = time.perf_counter()
+        try:
+            request = unpack_request(body)
+            check_ids(request, self.model.head)
+            options = request.options
+            teacher = LocalTeacher(
+                self.model, batch_tokens=options.batch_tokens, share_prefix=options.share_prefix
+            )
+            scores = teacher.score(
+                request.originals,
+                request.degraded,
+                request.responses,
+                with_hidden=options.with_hidden,
+                with_divergence=options.with_divergence,
+            )
+            packed = pack_scores(scores, self.info.fingerprint, options.hidden_dtype)
+        except VaopdError as error:
+            raise Refusal(400, str(error)) from None
+        except torch.OutOfMemoryError as error:
+            logger.exception("a request did not fit into memory")
+            raise Refusal(507, f"{error}; lower teacher.batch_tokens") from None
+        except Exception as error:
+            logger.exception("a request failed")
+            raise Refusal(500, f"scoring failed ({type(error).__name__}: {error})") from None
+        self.meters.tokens.inc(sum(len(row) for row in scores.original_logprobs))
+        self.meters.seconds.inc(time.perf_counter() - started)
+        return packed
+
+
+def check_ids(request: ScoreRequest, head: Tensor) -> None:
+    """Check that every id has a row, which a GPU would not survive to say.
+
+    Raises:
+        EngineError: Names the problem.
+    """
+    for prompt, siblings in zip(request.originals, request.responses, strict=True):
+        ids = torch.cat([prompt.input_ids, *siblings])
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(head):
+            raise EngineError(
+                f"problem {prompt.problem_id} has ids from {int(ids.min())} to {int(ids.max())}, "
+                f"but the teacher has ids from 0 to {len(head) - 1}; use models of one tokenizer"
+            )
+
+
+def make_app(model: VisionLanguageModel, info: TeacherInfo, token: str) -> FastAPI:
+    """Return the service as an ASGI application; all but /health asks for the token."""
+    service = Service(model, info)
+    expected = f"Bearer {token}".encode()
+
+    def authorised(request: Request) -> None:
+        given = request.headers.get("authorization", "").encode()
+        if not secrets.compare_digest(given, expected):
+            raise Refusal(
+                401, "the bearer token is missing or wrong", {"WWW-Authenticate": "Bearer"}
+            )
+
+    app = FastAPI(title="vaopd teacher", docs_url=None, redoc_url=None, openapi_url=None)
+    guarded = APIRouter(dependencies=[Depends(authorised)])
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @guarded.get("/model")
+    async def describe() -> TeacherInfo:
+        return info
+
+    @guarded.get("/metrics")
+    async def metrics() -> Response:
+        text = generate_latest(service.meters.registry)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    guarded.add_api_route("/head", service.head, methods=["GET"])
+    guarded.add_api_route("/score", service.score, methods=["POST"])
+    app.include_router(guarded)
+    return app
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a bound socket, before minutes go into loading a model.
+
+    Raises:
+        EngineError: The port is taken, or the host is not one of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        # create_server adds the address to the system's text, which a failed look-up does not have.
+        code = error.errno or 0
+        reason = os.strerror(code) if code > 0 else error.strerror
+        raise EngineError(
+            f"cannot listen on {host} port {port} ({reason}); choose another --port or --host"
+        ) from None
+
+
+def run_server(app: FastAPI, listener: socket.socket) -> None:
+    """Answer requests until the process is told to stop."""
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=30, lifespan="off"
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _streamed(content: bytes) -> Response:
+    def chunks() -> Iterator[bytes]:
+        for start in range(0, len(content), CHUNK_BYTES):
+            yield content[start : start + CHUNK_BYTES]
+
+    return StreamingResponse(
+        chunks(),
+        media_type="application/octet-stream",
+        headers={"Content-Length": str(len(content))},
+    )

@@ -1,0 +1,85 @@
+"""Who learns what: problems of a step over the processes, and rollouts by number."""
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from vaopd.distributed.world import World, balanced_shares
+from vaopd.rollouts.sampler import Rollout
+from vaopd.teacher.teacher import TeacherScores
+
+
+@dataclass(frozen=True, eq=False)
+class Shares:
+    """Which problems and rollouts of a step each process scores and learns."""
+
+    world: World
+    by_rank: list[list[int]]
+    """Problems of each process."""
+
+    num_rollouts: list[int]
+    """Siblings of each problem; rollouts of a step are numbered through, problem by problem."""
+
+    @classmethod
+    def of(cls, groups: list[list[Rollout]], prompt_tokens: list[int], world: World) -> "Shares":
+        """Balance the tokens of prompt and responses over the processes."""
+        loads = [
+            tokens + sum(len(rollout.response_ids) for rollout in group)
+            for tokens, group in zip(prompt_tokens, groups, strict=True)
+        ]
+        return cls(world, balanced_shares(loads, world.size), [len(group) for group in groups])
+
+    @property
+    def num_problems(self) -> int:
+        """Problems of the whole step."""
+        return len(self.num_rollouts)
+
+    @property
+    def problems(self) -> list[int]:
+        """Problems of this process."""
+        return self.by_rank[self.world.rank]
+
+    @property
+    def are_turns(self) -> bool:
+        """Whether every process has the problems of its turn; all give the same answer."""
+        return self.by_rank == self.world.turns(self.num_problems)
+
+    @property
+    def rollouts(self) -> list[int]:
+        """Rollouts of this process."""
+        return self._rollouts(self.world.rank)
+
+    def _rollouts(self, rank: int) -> list[int]:
+        ends = list(accumulate(self.num_rollouts))
+        return [
+            n for p in self.by_rank[rank] for n in range(ends[p] - self.num_rollouts[p], ends[p])
+        ]
+
+    def everybodys(self, values: list[Tensor]) -> list[Tensor]:
+        """Return the value of each rollout of the step, given those of this process."""
+        if self.world.size == 1:
+            return values
+        parts = self.world.gather([value.cpu() for value in values])
+        found = {
+            number: value
+            for rank, part in enumerate(parts)
+            for number, value in zip(self._rollouts(rank), part, strict=True)
+        }
+        return [found[number] for number in range(len(found))]
+
+    def all_scores(self, own: TeacherScores) -> TeacherScores:
+        """Return the log-probs of all processes; hidden states stay where they are."""
+        if self.world.size == 1:
+            return own
+        hidden = [torch.zeros(0, 0)] * sum(self.num_rollouts)
+        for number, states in zip(self.rollouts, own.hidden, strict=True):
+            hidden[number] = states
+        degraded, divergence = own.degraded_logprobs, own.view_divergence
+        return TeacherScores(
+            hidden=hidden,
+            original_logprobs=self.everybodys(own.original_logprobs),
+            degraded_logprobs=None if degraded is None else self.everybodys(degraded),
+            view_divergence=None if divergence is None else self.everybodys(divergence),
+        )

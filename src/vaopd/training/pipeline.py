@@ -1,0 +1,264 @@
+"""What a step learns from: rollouts, their shares, the teacher's scores and the weights.
+
+With ``training.rollout_lag=1`` the next step is prepared beside the learning of this one, by those
+who are elsewhere: a vLLM server, a teacher's server. Its rollouts then come from the weights before
+this step's update.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vaopd.config import RunConfig
+from vaopd.distributed.world import World
+from vaopd.models.loading import PromptEncoder, VisionLanguageModel
+from vaopd.models.prompts import EncodedPrompt
+from vaopd.problems.problem import Problem
+from vaopd.rollouts.sampler import Rollout, Sampler, SamplingSettings
+from vaopd.teacher.teacher import Teacher, TeacherScores
+from vaopd.training.assignment import Shares
+from vaopd.training.prefetch import Encoded, PromptsAhead
+from vaopd.training.references import reference_rollouts
+from vaopd.training.stopwatch import Stopwatch
+from vaopd.training.weighing import Weights, weigh
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sampled:
+    """Rollouts of a step, and the prompts of this process's turn."""
+
+    groups: list[list[Rollout]]
+    """Siblings of every problem of the step, sampled by whichever process."""
+
+    views: Encoded
+    prompt_tokens: list[int]
+    """Of every problem of the step."""
+
+    lag: int
+    """Updates between the weights that sampled and those that learn."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Prepared:
+    """Everything that a step learns from; final before its first forward with gradient."""
+
+    groups: list[list[Rollout]]
+    shares: Shares
+    prompts: list[EncodedPrompt]
+    """Of this process's share."""
+
+    responses: list[list[Tensor]]
+    """Token ids of this process's share, by problem and sibling."""
+
+    scores: TeacherScores | None
+    weights: Weights
+    lag: int
+    seconds_beside: dict[str, float] = field(default_factory=dict)
+    """By phase, of what was done while the step before was learned."""
+
+
+class Preparation:
+    """Prepares steps, one after the other or one ahead."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        student: VisionLanguageModel,
+        teacher: Teacher | None,
+        sampler: Sampler,
+        world: World,
+    ) -> None:
+        self.config = config
+        self.student = student
+        self.teacher = teacher
+        self.sampler = sampler
+        self.world = world
+        self.encoder = PromptEncoder(student, config.data, config.view)
+        self.prompts = PromptsAhead(self._encode)
+        self.samples_beside = config.sampling.engine == "vllm"
+        self.scores_beside = bool(config.teacher.addresses)
+        self.beside = world.beside() if config.training.rollout_lag else world
+        self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="step ahead")
+        self.sampled: Future[Sampled] | None = None
+        self.prepared: Future[Prepared] | None = None
+        self.beside_watch: Stopwatch | None = None
+
+    def encode_ahead(self, problems: Sequence[Problem]) -> None:
+        """Begin to encode the prompts of a coming step beside other work."""
+        self.prompts.begin(self.world.my_slice(problems))
+
+    def take(self, problems: Sequence[Problem], step: int, watch: Stopwatch) -> Prepared:
+        """Return what a step learns from; what was not done ahead is done now.
+
+        Each process samples for its turn of the problems. Then whole sibling groups go to whoever
+        has least, now that their lengths are known, for scoring and training.
+        """
+        sampled, prepared, beside = self.sampled, self.prepared, self.beside_watch
+        self.sampled = self.prepared = self.beside_watch = None
+        if prepared is not None:
+            ready = prepared.result()
+            # The thread goes on with another step, so what follows is not told on its channel.
+            ready = replace(ready, shares=replace(ready.shares, world=self.world))
+            watch.lap("wait")
+        elif sampled is not None:
+            rollouts = sampled.result()
+            watch.lap("wait")
+            ready = self._score(problems, step, rollouts, self.world, watch)
+        else:
+            rollouts = self._sample(problems, step, 0, self.world, watch)
+            ready = self._score(problems, step, rollouts, self.world, watch)
+        return replace(ready, seconds_beside=beside.seconds) if beside else ready
+
+    def begin(self, problems: Sequence[Problem], step: int, watch: Stopwatch) -> None:
+        """Prepare a step from the student as it is now, as far as that works beside training.
+
+        What needs this process's device, or the weights that are about to change, is done now. An
+        error of the rest is raised when the step is taken.
+        """
+        # Of no device: the thread must not wait for what the step before computes.
+        self.beside_watch = beside = Stopwatch(torch.device("cpu"))
+        if self.samples_beside:
+            # vLLM takes the weights before they change.
+            self.sampler.take_weights(self._weights_version(step, 1))
+            watch.lap("sample")
+            self.sampled = self.executor.submit(
+                self._sample, problems, step, 1, self.beside, beside
+            )
+        else:
+            self.sampled = _done(self._sample(problems, step, 1, self.world, watch))
+        if self.scores_beside:
+            sampled = self.sampled
+            self.prepared = self.executor.submit(
+                lambda: self._score(problems, step, sampled.result(), self.beside, beside)
+            )
+
+    def rollouts_ahead(self) -> list[list[dict[str, Any]]] | None:
+        """Return the rollouts of the next step, where they are sampled ahead, for a checkpoint."""
+        if self.sampled is None:
+            return None
+        return [[asdict(rollout) for rollout in group] for group in self.sampled.result().groups]
+
+    def restore(self, problems: Sequence[Problem], rollouts: list[list[dict[str, Any]]]) -> None:
+        """Go on with what ``rollouts_ahead`` gave: the student that said it is gone."""
+        groups = [
+            [Rollout(**{**row, "response_ids": tuple(row["response_ids"])}) for row in group]
+            for group in rollouts
+        ]
+        views = self._views(problems, self.world)
+        sizes = self.world.in_order([len(prompt) for prompt in views[0]])
+        sampled = Sampled(groups=groups, views=views, prompt_tokens=sizes, lag=1)
+        self.sampled = _done(sampled)
+
+    def _sample(
+        self,
+        problems: Sequence[Problem],
+        step: int,
+        lag: int,
+        world: World,
+        watch: Stopwatch,
+    ) -> Sampled:
+        views = self._views(problems, world)
+        watch.lap("data")
+        own = world.my_slice(problems)
+        if self.config.method.name != "sft":
+            # Beside training they were taken before, so nothing is told on this thread.
+            self.sampler.take_weights(self._weights_version(step, lag))
+        together = world.agree if self.samples_beside else world.agree_unless_sharded
+        groups = world.in_order(together(lambda: self._rollouts(own, views[0], step, lag)))
+        self.sampler.sleep()
+        sizes = world.in_order([len(prompt) for prompt in views[0]])
+        watch.lap("sample")
+        return Sampled(groups=groups, views=views, prompt_tokens=sizes, lag=lag)
+
+    def _score(
+        self,
+        problems: Sequence[Problem],
+        step: int,
+        sampled: Sampled,
+        world: World,
+        watch: Stopwatch,
+    ) -> Prepared:
+        groups, views = sampled.groups, sampled.views
+        shares = Shares.of(groups, sampled.prompt_tokens, world)
+        if not shares.are_turns:
+            views = world.agree(lambda: self._encode([problems[i] for i in shares.problems]))
+            watch.lap("data")
+        responses = [
+            [torch.tensor(r.response_ids, dtype=torch.long) for r in group] for group in groups
+        ]
+        own = [responses[i] for i in shares.problems]
+        scores = None
+        if self.teacher is not None and not self.config.method.is_supervised:
+            together = world.agree if self.scores_beside else world.agree_unless_sharded
+            scores = shares.all_scores(together(lambda: self._teacher_scores(views, own)))
+        weights = world.agree(lambda: self._weights(groups, responses, scores, step))
+        watch.lap("score")
+        return Prepared(
+            groups=groups,
+            shares=shares,
+            prompts=views[0],
+            responses=own,
+            scores=scores,
+            weights=weights,
+            lag=sampled.lag,
+        )
+
+    def _views(self, problems: Sequence[Problem], world: World) -> Encoded:
+        return world.agree(lambda: self.prompts.take(world.my_slice(problems)))
+
+    def _encode(self, problems: Sequence[Problem]) -> Encoded:
+        if not self.config.method.needs_advantage:
+            return [self.encoder.original(problem) for problem in problems], None
+        pairs = [self.encoder.both(problem) for problem in problems]
+        return [original for original, _ in pairs], [degraded for _, degraded in pairs]
+
+    def _rollouts(
+        self, problems: Sequence[Problem], prompts: list[EncodedPrompt], step: int, lag: int
+    ) -> list[list[Rollout]]:
+        # For off_policy_kd the sampler is the teacher's: sequence-level distillation.
+        if self.config.method.name == "sft":
+            return [reference_rollouts(problem, self.student) for problem in problems]
+        options = self.config.sampling
+        settings = SamplingSettings(
+            num_rollouts=options.num_rollouts,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            max_new_tokens=options.max_new_tokens,
+            seed=self.config.training.seed,
+            stream=f"train {step}",
+            weights_version=self._weights_version(step, lag),
+        )
+        return self.sampler.sample(prompts, settings)
+
+    def _weights_version(self, step: int, lag: int) -> int:
+        """Return the number of updates behind the weights that a step is sampled from."""
+        # The teacher that off_policy_kd samples from never changes.
+        return 0 if self.config.method.name == "off_policy_kd" else step - 1 - lag
+
+    def _teacher_scores(self, views: Encoded, responses: list[list[Tensor]]) -> TeacherScores:
+        assert self.teacher is not None, "only asked for where there is a teacher"
+        with_divergence = self.config.method.advantage == "view_divergence"
+        return self.teacher.score(*views, responses, with_divergence=with_divergence)
+
+    def _weights(
+        self,
+        groups: list[list[Rollout]],
+        responses: list[list[Tensor]],
+        scores: TeacherScores | None,
+        step: int,
+    ) -> Weights:
+        """Weigh the rollouts of all processes: less work than to exchange what comes of it."""
+        names = [f"{r.problem_id}\x00{r.sibling}" for group in groups for r in group]
+        seed = f"{self.config.training.seed}\x00{step}"
+        keys = [f"{seed}\x00{name}" for name in names]
+        return weigh(self.config.method, responses, scores, tie_keys=keys)
+
+
+def _done(value: Sampled) -> Future[Sampled]:
+    future: Future[Sampled] = Future()
+    future.set_result(value)
+    return future

@@ -1,0 +1,448 @@
+"""A run from recipe to summary: models, data, steps, validations, checkpoints."""
+
+import json
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from vaopd.config import RunConfig, load_config
+from vaopd.devices import DTYPES, pick_device
+from vaopd.distributed.world import World, processes
+from vaopd.errors import ConfigError, TrainingError
+from vaopd.evaluation.validation import Validation, ValidationResult, Validator
+from vaopd.models.compatibility import check_same_pixels, check_same_tokenizer
+from vaopd.models.loading import VisionLanguageModel
+from vaopd.problems.manifest import MANIFEST, check_unchanged, manifest
+from vaopd.problems.problem import Problem
+from vaopd.records import append_row, new_folder, write_json, write_rows, write_text
+from vaopd.rollouts.sampler import Sampler
+from vaopd.rollouts.transformers import TransformersSampler
+from vaopd.rollouts.vllm.sampler import VllmSampler
+from vaopd.teacher.local import LocalTeacher, load_teacher
+from vaopd.teacher.remote.client import connect_teacher
+from vaopd.teacher.teacher import Teacher
+from vaopd.training.alarms import Alarms
+from vaopd.training.best import Best, better, mark_best, restore_best
+from vaopd.training.checkpoint import (
+    checkpoint_path,
+    load_checkpoint,
+    newest_checkpoint,
+    remove_old_checkpoints,
+    save_checkpoint,
+    writing,
+)
+from vaopd.training.data import RunData, read_data
+from vaopd.training.display import Display
+from vaopd.training.extension import extension
+from vaopd.training.metrics import problem_pictures, rollout_rows, step_metrics
+from vaopd.training.result import RunResult, describe, summary
+from vaopd.training.run_folder import (
+    check_free,
+    check_same_recipe,
+    environment,
+    forget_after,
+    remove_run,
+)
+from vaopd.training.schedule import is_due, learning_rate, problems_of_step, total_steps
+from vaopd.training.skipping import Skips, check_may_go_on, describe_skip
+from vaopd.training.startup import ValidationTime, check_prompts, encode_first
+from vaopd.training.step import Step, StepResult
+from vaopd.training.stopping import StopRequest
+from vaopd.training.student import load_student, make_optimizer
+from vaopd.unread import unread_line
+
+
+def train(
+    config: RunConfig,
+    output: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> RunResult:
+    """Train a student by the recipe and return what it reached.
+
+    Started by torchrun or its like, every process calls this and gets the same result.
+
+    Args:
+        config: The resolved recipe.
+        output: Run folder; made here.
+        resume: Go on from the newest checkpoint of an existing run folder.
+        overwrite: Replace an old run folder, once the new run is ready to begin.
+        console: Where progress goes; standard error unless told otherwise.
+
+    Raises:
+        ConfigError: ``resume`` comes with ``overwrite``, or finds the run of another recipe.
+        RunFolderError: The folder exists without ``resume`` or ``overwrite``, or is no run.
+        VaopdError: Anything a user can mend, in one sentence.
+    """
+    output = Path(output)
+    if resume and overwrite:
+        raise ConfigError("--resume keeps the run folder and --overwrite removes it; give only one")
+    try:
+        with processes(config.training.parallel, config.training.device) as world:
+            return _train(config, output, world, resume, overwrite, console)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"{str(error).split('. ')[0]}; go on by --resume with a lower "
+            "training.micro_batch_tokens, teacher.batch_tokens or sampling.batch_tokens, or with "
+            "student.gradient_checkpointing=true; vaopd doctor RECIPE estimates what is needed"
+        ) from error
+
+
+def _train(
+    config: RunConfig,
+    output: Path,
+    world: World,
+    resume: bool,
+    overwrite: bool,
+    console: Console | None,
+) -> RunResult:
+    world.same("options", f"{config.to_yaml()}{resume=}\n{overwrite=}")
+    if resume:
+        world.on_main(lambda: check_same_recipe(config, output))
+    else:
+        world.on_main(lambda: check_free(output, overwrite))
+    shown = (console or Console(stderr=True)) if world.is_main else Console(quiet=True)
+    data = read_data(config, world, shown, output if resume else None)
+    run = world.agree(lambda: Run(config, output, shown, data, world))
+    with run.resources:
+        world.same("problems", json.dumps(run.manifest, indent=1))
+        world.share_weights(run.student.model)
+        run.prepare(is_new=not resume)
+        if overwrite:
+            world.on_main(lambda: remove_run(output))
+        return run.execute(resume)
+
+
+class Run:
+    """The live state of a run: models, optimizer, problems and the folder they write to.
+
+    Every process of a run has one. The main process alone writes and shows.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        output: Path,
+        console: Console,
+        data: RunData,
+        world: World | None = None,
+    ) -> None:
+        self.started = time.perf_counter()
+        self.seconds_before = 0.0
+        self.config = config
+        self.output = output
+        self.world = world = world or World(device=pick_device(config.training.device))
+        self.display = Display(console)
+        self.alarms = Alarms(config, output, self.display.say)
+        self._take(data)
+        self.student = load_student(config, world)
+        self.teacher = _load_teacher(config, world, self.student)
+        self.resources = ExitStack()
+        if self.teacher is not None:
+            self.resources.callback(self.teacher.close)
+        self.optimizer = make_optimizer(config, self.student)
+        sampler = self._sampler(_rollout_model(config, self.student, self.teacher))
+        self.step = Step(config, self.student, self.teacher, sampler, self.optimizer, world)
+        self.about_prompts: list[str] = []
+        self.validator: Validator | None = None
+        self.validation_time: ValidationTime | None = None
+        self.before: ValidationResult | None = None
+        self.after: ValidationResult | None = None
+        self.best: Best | None = None
+
+    def _take(self, data: RunData) -> None:
+        """Learn from these problems, and validate by these."""
+        self.data, allow_overlap = data, self.config.data.allow_overlap
+        self.problems = data.train
+        found = manifest(data.train, data.held_out, allow_overlap=allow_overlap)
+        self.manifest = {**found, "skipped": data.skipped_rows()}
+        self.steps = total_steps(self.config.training, len(self.problems))
+
+    def prepare(self, is_new: bool) -> None:
+        """Check the prompts of a new run, and get ready to validate, before there is a folder.
+
+        Raises:
+            ProblemError: A prompt is too long or cannot be encoded.
+            ConfigError: Nothing of the held-out problems can be validated by.
+        """
+        if is_new:
+            family, console = self.student.family, self.display.console
+            check = partial(check_prompts, self.data, family, self.config, console)
+            self.about_prompts, bad = self.world.on_main(check)
+            if any(bad.values()):
+                self.world.agree(lambda: self._take(self.data.without(bad)))
+            encoder = self.step.preparation.encoder
+            self.world.on_main(lambda: encode_first(self.data, self.config.training, encoder))
+        self.validator = self.world.agree(self._make_validator)
+
+    def _make_validator(self) -> Validator | None:
+        held_out = self.data.held_out
+        if not held_out:
+            return None
+        time = ValidationTime(self.config, len(held_out), self.world.size, self.display.say)
+        self.validation_time = time
+        return Validator(self.config, held_out, self.teacher, self.world, time.on_token)
+
+    def execute(self, resume: bool) -> RunResult:
+        """Make or reopen the folder, take every step that is left and write the summary."""
+        done = self._reopen() if resume else 0
+        self.world.on_main(lambda: self._describe_run(done))
+        has_launcher = self.config.training.parallel != "none"
+        with self.display, StopRequest(self.display.say, has_launcher=has_launcher) as stop:
+            self._say_what_comes(done)
+            if done == 0:
+                self.before = self._validate(0)
+            done = self._take_steps(done, stop)
+            if done < self.steps:
+                return self._result(done)
+            self._export()
+        result, file = self._result(done), self.output / "summary.json"
+        self.world.on_main(lambda: write_json(file, summary(result, self.alarms.raised())))
+        return result
+
+    def _describe_run(self, done: int) -> None:
+        write_text(self.output / "config.yaml", self.config.to_yaml())
+        write_json(self.output / MANIFEST, self.manifest)
+        if done == 0:
+            write_json(self.output / "environment.json", environment(self.world))
+
+    def _result(self, done: int) -> RunResult:
+        return RunResult(
+            self.output,
+            done,
+            self.before,
+            self.after,
+            round(self._seconds(), 1),
+            best=self.best,
+            skipped_steps=self.step.skips.total,
+            is_stopped=done < self.steps,
+            skipped_rows=self.data.num_skipped(),
+        )
+
+    def _sampler(self, model: VisionLanguageModel) -> Sampler:
+        options = self.config.sampling
+        if options.engine == "transformers" or self.config.method.name == "sft":
+            return TransformersSampler(model, batch_tokens=options.batch_tokens)
+        log, say = self.output / "vllm.log", self.display.say
+        sampler = VllmSampler(model, options.vllm, log=log, world=self.world, say=say)
+        self.resources.callback(sampler.close)
+        return sampler
+
+    def _take_steps(self, done: int, stop: StopRequest) -> int:
+        """Take the steps behind ``done`` until the last or a request to stop; return its number."""
+        training = self.config.training
+        bar = self.display.start("training", self.steps, done)
+        coming = problems_of_step(self.problems, done + 1, training) if done < self.steps else []
+        is_stopping = self.world.any(stop.is_made)
+        while done < self.steps and not is_stopping:
+            done = number = done + 1
+            problems = coming
+            if number < self.steps:
+                coming = problems_of_step(self.problems, number + 1, training)
+            rate = learning_rate(training, number, self.steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            result = self.step.run(problems, number, coming if number < self.steps else ())
+            record = partial(self._record, result, problems, number, rate)
+            row = self.world.on_main(record)
+            self.display.step(bar, row, self.steps)
+            is_last = number == self.steps
+            if is_last or is_due(training.validate_every, number):
+                self.after = self._validate(number)
+                self.best = better(self.best, number, self.after)
+            # A new best is saved whenever it comes, so that the checkpoint that a run resumes from
+            # is never older than the best it knows of.
+            is_best = self.best is not None and self.best.step == number
+            # Asked once: a run that stops because of the answer has saved because of it.
+            is_stopping = self.world.any(stop.is_made)
+            if is_last or is_best or is_stopping or is_due(training.save_every, number):
+                self._save(number)
+        self.display.finish(bar)
+        return done
+
+    def _record(
+        self, result: StepResult, problems: list[Problem], step: int, rate: float
+    ) -> dict[str, Any]:
+        """Write what the step was and return its row of numbers."""
+        training, method = self.config.training, self.config.method
+        row = step_metrics(
+            result,
+            problems,
+            self.student,
+            step=step,
+            learning_rate=rate,
+            is_supervised=method.is_supervised,
+        )
+        append_row(self.output / "metrics.jsonl", row)
+        if skipped := result.skipped_in_a_row:
+            line = describe_skip(step, skipped, result.loss, result.gradient_norm, problems)
+            check_may_go_on(skipped, training.max_skipped_steps, line)
+            self.display.say(line)
+        self.alarms.watch_step(row, len(result.rollouts))
+        if is_due(training.log_rollouts_every, step) and method.name != "sft":
+            folder = self.output / "rollouts"
+            rows = rollout_rows(
+                result,
+                problems,
+                self.student,
+                problem_pictures(
+                    problems, self.step.preparation.encoder, folder, saw_both=method.needs_advantage
+                ),
+                step=step,
+                is_supervised=method.is_supervised,
+            )
+            write_rows(folder / f"step_{step:06d}.jsonl", rows)
+        return row
+
+    def _validate(self, step: int) -> ValidationResult | None:
+        validator, validation_time = self.validator, self.validation_time
+        if validator is None or validation_time is None:
+            return None
+        bar = self.display.start("validating", validation_time.responses)
+        # The others answer as many at the same time.
+        validation = validator.examine(
+            self.student, lambda rows: self.display.advance(bar, rows * self.world.size)
+        )
+        self.display.finish(bar)
+        # The main process's numbers for all: whether they are the best decides what is saved.
+        result = self.world.on_main(lambda: self._record_validation(step, validator, validation))
+        self.display.say(f"validation at step {step}: {describe(result)}")
+        return result
+
+    def _record_validation(
+        self, step: int, validator: Validator, validation: Validation
+    ) -> ValidationResult:
+        """Write what a validation found and return its numbers."""
+        # Before the row of numbers: whoever sees that row finds the responses behind it.
+        folder = self.output / "validation"
+        pictures = problem_pictures(
+            validator.problems,
+            self.step.preparation.encoder,
+            folder,
+            saw_both=self.config.validation.pixelated,
+        )
+        rows = [{"step": step, **row, **pictures[row["problem_id"]]} for row in validation.rows]
+        write_rows(folder / f"step_{step:06d}.jsonl", rows)
+        append_row(self.output / "validation.jsonl", {"step": step, **asdict(validation.result)})
+        num_responses = sum(row["view"] == "original" for row in rows)
+        self.alarms.watch_validation(step, validation.result, num_responses)
+        return validation.result
+
+    def _save(self, step: int) -> None:
+        state = {
+            "step": step,
+            "before": asdict(self.before) if self.before else None,
+            "after": asdict(self.after) if self.after else None,
+            "best": asdict(self.best) if self.best else None,
+            "seconds": self._seconds(),
+            "micro_batch_tokens": self.step.micro_batch_tokens,
+            "skips": asdict(self.step.skips),
+            "rollouts_ahead": self.step.preparation.rollouts_ahead(),
+        }
+        folder = checkpoint_path(self.output, step)
+        save_checkpoint(folder, self.student, self.optimizer, state, self.world)
+        self.world.on_main(lambda: self._sort_checkpoints(step))
+
+    def _sort_checkpoints(self, step: int) -> None:
+        """Mark the best and remove those that are not to be kept."""
+        if self.best is not None and self.best.step == step:
+            mark_best(self.output, self.best)
+        training = self.config.training
+        remove_old_checkpoints(self.output, training.keep_checkpoints, training.keep_every)
+
+    def _export(self) -> None:
+        """Write ``final/``, a Hugging Face model folder with whole weights."""
+        self.display.say("saving the final model")
+        dtype = DTYPES[self.config.training.save_dtype]
+        weights = self.student.weights(dtype)
+        adapters = self.student.trained_weights() if self.student.has_adapters else None
+
+        def write() -> None:
+            run = self.output
+            with writing("the final model", run), new_folder(run / "final") as folder:
+                self.student.save(folder, dtype, weights)
+                if adapters is not None:
+                    # In a folder of its own: beside a config.json it would be added once more.
+                    self.student.save_trained(folder / "adapter", adapters)
+
+        self.world.on_main(write)
+
+    def _seconds(self) -> float:
+        """Return how long the run took so far, in all of its processes."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def _reopen(self) -> int:
+        """Load the newest checkpoint and forget what came after it; return its step."""
+        self.world.on_main(lambda: check_unchanged(self.output, self.manifest))
+        newest = self.world.on_main(lambda: newest_checkpoint(self.output))
+        step, best = 0, None
+        if newest is not None:
+            state = load_checkpoint(newest, self.student, self.optimizer, self.world)
+            step = state["step"]
+            self.seconds_before = state["seconds"]
+            if self.config.training.micro_batch_tokens == "auto":
+                # What was found to fit: bits depend on the split into forwards.
+                self.step.micro_batch_tokens = state["micro_batch_tokens"]
+            self.step.skips = Skips(**state.get("skips", {}))
+            self.before = ValidationResult(**state["before"]) if state["before"] else None
+            self.after = ValidationResult(**state["after"]) if state["after"] else None
+            best = state.get("best")
+            ahead = state.get("rollouts_ahead")
+            if ahead is not None:
+                coming = problems_of_step(self.problems, step + 1, self.config.training)
+                self.step.preparation.restore(coming, ahead)
+        saved = self.world.on_main(lambda: load_config(self.output / "config.yaml"))
+        if said := extension(saved.training, self.config.training, len(self.problems), step):
+            self.display.say(said)
+        self.best = self.world.on_main(lambda: restore_best(self.output, best))
+        # Without a checkpoint the first validation is repeated, so its rows go as well.
+        kept = step if newest else -1
+        self.world.on_main(lambda: forget_after(self.output, kept))
+        return step
+
+    def _say_what_comes(self, done: int) -> None:
+        about = self.validation_time.describe() if self.validation_time else None
+        said = [*self.data.skipped_lines(), *self.about_prompts, about]
+        for line in (self._headline(done), unread_line(self.config), *said):
+            if line:
+                self.display.say(line)
+
+    def _headline(self, done: int) -> str:
+        teacher = f" from {self.teacher.name}" if self.teacher else ""
+        resumed = f", resumed after step {done}" if done else ""
+        shared = f" in {self.world.size} processes ({self.world.parallel})"
+        return (
+            f"{self.config.method.name}: {self.student.name}{teacher}, {len(self.problems)} "
+            f"problems, {self.steps} steps on {self.student.device}"
+            f"{shared if self.world.size > 1 else ''}{resumed}"
+        )
+
+
+def _load_teacher(config: RunConfig, world: World, student: VisionLanguageModel) -> Teacher | None:
+    measures = config.validation.pixelated and config.validation.load_teacher
+    if config.method.name == "sft" and not measures:
+        return None
+    if config.teacher.addresses:
+        return connect_teacher(config, student, world.device)
+    teacher = load_teacher(config, world.device, world.shards)
+    check_same_tokenizer(student, teacher.model)
+    check_same_pixels(student, teacher.model)
+    return teacher
+
+
+def _rollout_model(
+    config: RunConfig, student: VisionLanguageModel, teacher: Teacher | None
+) -> VisionLanguageModel:
+    """Return the model whose responses are trained on."""
+    if config.method.name == "off_policy_kd":
+        assert isinstance(teacher, LocalTeacher)
+        return teacher.model
+    return student
