@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks.measure import Arm, NotMeasured, synchronize
 from benchmarks.scales import Scale
 from benchmarks.subjects import Subjects, make_config, make_subjects
+from vaopd.methods.base import StepRollouts
 from vaopd.models.loading import VisionLanguageModel
 from vaopd.models.packing import micro_batches, response_hidden_states
 from vaopd.models.prompts import Batch, EncodedPrompt
@@ -26,9 +27,8 @@ from vaopd.objective.weights import rollout_weights, token_weights
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.teacher.local import LocalTeacher
 from vaopd.training.assignment import Shares
-from vaopd.training.pipeline import Prepared
+from vaopd.training.pipeline import ScoredBatch
 from vaopd.training.step import Step
-from vaopd.training.weighing import weigh
 
 PROBLEMS_TOGETHER = 2
 """Problems in one forward of the plain recipe: the release gives each of 8 GPUs 8 of 64 rows."""
@@ -63,28 +63,29 @@ def make_step(scale: Scale, subjects: Subjects, *, method: str, share_prefix: bo
 
 def update(step: Step, subjects: Subjects, part: slice) -> dict[str, Any]:
     """Score, weigh and accumulate the gradient of some problems; return loss and seconds."""
-    method, device = step.config.method, subjects.student.device.type
+    method, device = step.method, subjects.student.device.type
     prompts, responses = subjects.prompts[part], subjects.responses[part]
-    degraded = subjects.pixelated[part] if method.needs_advantage else None
+    degraded = subjects.pixelated[part] if method.needs.views == 2 else None
     assert step.teacher is not None
     started = time.perf_counter()
     scores = step.teacher.score(prompts, degraded, responses)
     tie_keys = [f"{i} {k}" for i, group in enumerate(responses) for k in range(len(group))]
-    weights = weigh(method, responses, scores, tie_keys=tie_keys)
+    rollouts = StepRollouts(responses=responses, keys=tie_keys)
+    weights = method.weigh(rollouts, scores)
     synchronize(device)
     scored = time.perf_counter()
     # One process has all rollouts of the step, numbered through.
     shares = Shares(step.world, [list(range(len(prompts)))], [len(group) for group in responses])
-    ready = Prepared(
+    ready = ScoredBatch(
         groups=[],
         shares=shares,
         prompts=prompts,
         responses=responses,
+        rollouts=rollouts,
         scores=scores,
-        weights=weights,
         lag=0,
     )
-    loss, _ = step._accumulate(ready)
+    loss, _ = step._accumulate(ready, weights)
     step.optimizer.zero_grad(set_to_none=True)
     synchronize(device)
     seconds = {"score": scored - started, "train": time.perf_counter() - scored}

@@ -23,7 +23,8 @@ PACKAGE = ROOT / "src" / "vaopd"
 STUDENT = "training/student.py"
 STEP = "training/step.py"
 PIPELINE = "training/pipeline.py"
-WEIGHING = "training/weighing.py"
+VA_OPD = "methods/va_opd.py"
+SUPERVISED = "methods/supervised.py"
 RUN = "training/run.py"
 SCHEDULE = "training/schedule.py"
 LOADING = "models/loading.py"
@@ -136,41 +137,41 @@ MUTANTS = (
         effect("sampling.batch_tokens-0"),
     ),
     # Weights.
-    Mutant("epsilon dropped", WEIGHING, "epsilon=method.epsilon,", "", WEIGHTS),
+    Mutant("epsilon dropped", VA_OPD, "epsilon=options.epsilon,", "", WEIGHTS),
     Mutant(
         "rollout_temperature dropped",
-        WEIGHING,
-        "temperature=method.rollout_temperature,",
+        VA_OPD,
+        "temperature=options.rollout_temperature,",
         "",
         WEIGHTS,
     ),
     Mutant(
         "deviation_floor dropped",
-        WEIGHING,
-        "deviation_floor=method.deviation_floor,",
+        VA_OPD,
+        "deviation_floor=options.deviation_floor,",
         "",
         WEIGHTS,
     ),
     Mutant(
         "minimum_advantage dropped",
-        WEIGHING,
-        "minimum_advantage=method.minimum_advantage,",
+        VA_OPD,
+        "minimum_advantage=options.minimum_advantage,",
         "",
         WEIGHTS,
     ),
-    Mutant("high_mass dropped", WEIGHING, "high_mass=method.high_mass,", "", WEIGHTS),
+    Mutant("high_mass dropped", VA_OPD, "high_mass=options.high_mass,", "", WEIGHTS),
     Mutant(
         "high_fraction a constant",
-        WEIGHING,
-        "_keyed_group(advantage, mask, method.high_fraction, tie_keys)",
-        "_keyed_group(advantage, mask, 0.2, tie_keys)",
+        VA_OPD,
+        "batch.top(advantage, options.high_fraction)",
+        "batch.top(advantage, 0.2)",
         WEIGHTS,
     ),
     Mutant(
         "drop_fraction a constant",
-        WEIGHING,
-        "_keyed_group(sign * advantage, mask, method.drop_fraction, keys)",
-        "_keyed_group(sign * advantage, mask, 0.1, keys)",
+        VA_OPD,
+        "batch.top(sign * advantage, options.drop_fraction, purpose=",
+        "batch.top(sign * advantage, 0.1, purpose=",
         effect("method.drop_fraction-0"),
     ),
     Mutant(
@@ -228,8 +229,8 @@ MUTANTS = (
     ),
     Mutant(
         "label_smoothing dropped",
-        STEP,
-        "label_smoothing=self.config.method.label_smoothing,",
+        SUPERVISED,
+        "label_smoothing=self.options.label_smoothing,",
         "",
         wiring("label_smoothing_mixes_the_mean_over_all_ids_into_the_loss"),
     ),

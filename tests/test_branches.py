@@ -50,11 +50,9 @@ BRANCHES = {
     "run.prepare: any(bad.values())": TOLD,
     "run.prepare: is_new": COMMAND,
     "run.train: resume and overwrite": "before there are processes",
-    "pipeline._sample: self.config.method.name != 'sft'": COMMAND,
+    "pipeline._sample: self.method.needs.sampling": COMMAND,
     "pipeline._score: not shares.are_turns": "compares the shares of all, which all know",
-    "pipeline._score: self.teacher is not None and (not self.config.method.is_supervised)": (
-        COMMAND
-    ),
+    "pipeline._score: self.teacher is not None and self.method.needs.views > 0": COMMAND,
     "pipeline.begin: self.samples_beside": COMMAND,
     "pipeline.begin: self.scores_beside": COMMAND,
     "pipeline.take: prepared is not None": HISTORY,

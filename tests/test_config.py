@@ -189,7 +189,7 @@ def test_values_that_cannot_go_together_are_refused(overrides: list[str], messag
 def test_opd_may_drop_tokens_by_another_advantage():
     overrides = ["method.name=opd", "method.drop=highest", "method.advantage=absolute"]
     method = parse_config(parse_overrides(["student.model=s", "data.train=t", *overrides])).method
-    assert method.needs_advantage
+    assert method.needs.views == 2
 
 
 def test_all_errors_are_reported_together():

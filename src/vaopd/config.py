@@ -163,7 +163,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_teacher(self) -> "RunConfig":
-        teacher, samples = self.teacher, self.method.name == "off_policy_kd"
+        teacher, samples = self.teacher, self.method.needs.responses == "teacher"
         if teacher.addresses and samples:
             raise ValueError(
                 "teacher.addresses is set, but method.name=off_policy_kd samples from the teacher, "
@@ -180,7 +180,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check_lag(self) -> "RunConfig":
         is_elsewhere = self.sampling.engine == "vllm" or bool(self.teacher.addresses)
-        is_on_policy = self.method.name not in ("sft", "off_policy_kd")
+        is_on_policy = self.method.needs.responses == "student"
         if self.training.rollout_lag and not (is_elsewhere and is_on_policy):
             raise ValueError(
                 "training.rollout_lag is 1, but nothing of this recipe can work beside training; "

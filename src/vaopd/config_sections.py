@@ -1,5 +1,6 @@
 """The sections of a recipe but ``training``: models, data, method, views, sampling, validation."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -169,6 +170,30 @@ class DataConfig(Section):
     """Images of larger area are scaled down to it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a method asks of the trainer before it can weigh a step."""
+
+    responses: Literal["student", "teacher", "references"] = "student"
+    """Who writes the responses: the student (on-policy), the teacher, or the data set."""
+
+    views: Literal[0, 1, 2] = 1
+    """Views that the teacher scores: none, the image, or the image and its degraded copy."""
+
+    view_divergence: bool = False
+    """Whether the teacher compares both views over the whole vocabulary."""
+
+    @property
+    def sampling(self) -> bool:
+        """Whether responses are sampled."""
+        return self.responses != "references"
+
+    @property
+    def teacher(self) -> bool:
+        """Whether there has to be a teacher."""
+        return self.views > 0 or self.responses == "teacher"
+
+
 class MethodConfig(Section):
     """How visual advantage becomes weights (paper, Eq. 3-6)."""
 
@@ -212,24 +237,24 @@ class MethodConfig(Section):
     """Of the cross-entropy methods only; a softer teacher conditions the reverse KL better."""
 
     @property
-    def is_supervised(self) -> bool:
-        """Whether the loss is the cross-entropy of given text, which needs no teacher scores."""
-        return self.name in ("sft", "off_policy_kd")
-
-    @property
-    def needs_advantage(self) -> bool:
-        """Whether the teacher has to score the degraded view as well."""
-        weighs = self.name in ("va_opd", "rollout_only", "token_only")
-        return weighs or (self.name == "opd" and self.drop != "none")
+    def needs(self) -> Needs:
+        """What the method asks of the trainer."""
+        if self.name == "sft":
+            return Needs(responses="references", views=0)
+        if self.name == "off_policy_kd":
+            return Needs(responses="teacher", views=0)
+        if self.name == "opd" and self.drop == "none":
+            return Needs()
+        return Needs(views=2, view_divergence=self.advantage == "view_divergence")
 
     @model_validator(mode="after")
     def _check_combination(self) -> "MethodConfig":
-        if self.is_supervised and self.drop != "none":
+        if self.needs.views == 0 and self.drop != "none":
             raise ValueError(
                 f"method.drop is {self.drop!r}, but method.name={self.name} scores no tokens; use "
                 "opd or va_opd, or method.drop=none"
             )
-        if self.advantage != "sampled" and not self.needs_advantage:
+        if self.advantage != "sampled" and self.needs.views < 2:
             raise ValueError(
                 f"method.advantage is {self.advantage!r}, but method.name={self.name} uses no "
                 "advantage; use va_opd, rollout_only or token_only, or method.advantage=sampled"

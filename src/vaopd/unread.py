@@ -28,7 +28,7 @@ class Rule:
 
 def _loads_teacher(config: RunConfig) -> bool:
     measures = config.validation.pixelated and config.validation.load_teacher
-    return config.method.name != "sft" or measures
+    return config.method.needs.teacher or measures
 
 
 def _validates(config: RunConfig) -> bool:
@@ -39,8 +39,8 @@ def _validates_degraded(config: RunConfig) -> bool:
     return _validates(config) and config.validation.pixelated
 
 
-def _is_sft(config: RunConfig) -> bool:
-    return config.method.name == "sft"
+def _samples_nothing(config: RunConfig) -> bool:
+    return not config.method.needs.sampling
 
 
 NO_VALIDATION = "data.validation is not set"
@@ -55,7 +55,7 @@ RULES = (
     Rule(
         ("validation.load_teacher",),
         "validation.pixelated is false",
-        lambda config: _is_sft(config) and not config.validation.pixelated,
+        lambda config: _samples_nothing(config) and not config.validation.pixelated,
     ),
     Rule(
         ("validation.top_p", "validation.seed"),
@@ -88,30 +88,30 @@ RULES = (
         "training.device is cpu",
         lambda config: config.training.device == "cpu",
     ),
-    Rule(("teacher.park_hidden",), METHOD, lambda config: config.method.is_supervised),
+    Rule(("teacher.park_hidden",), METHOD, lambda config: config.method.needs.views == 0),
     Rule(
         ("teacher.batch_tokens",),
         METHOD,
-        lambda config: config.method.is_supervised and not _validates_degraded(config),
+        lambda config: config.method.needs.views == 0 and not _validates_degraded(config),
     ),
     Rule(
         ("view",),
         METHOD,
-        lambda config: not (config.method.needs_advantage or _validates_degraded(config)),
+        lambda config: not (config.method.needs.views == 2 or _validates_degraded(config)),
     ),
     # Validation answers the degraded image itself, so it cannot be the small one.
-    Rule(("view.probe",), METHOD, lambda config: not config.method.needs_advantage),
+    Rule(("view.probe",), METHOD, lambda config: config.method.needs.views != 2),
     Rule(("view.ratio",), "view.name is blank", lambda config: config.view.name == "blank"),
     Rule(
         ("sampling.num_rollouts", "sampling.temperature", "sampling.top_p", "sampling.engine",
          "sampling.vllm", "training.log_rollouts_every"),
         METHOD,
-        _is_sft,
+        _samples_nothing,
     ),
     Rule(
         ("sampling.max_new_tokens",),
         METHOD,
-        lambda config: _is_sft(config) and not _validates(config),
+        lambda config: _samples_nothing(config) and not _validates(config),
     ),
     Rule(
         ("sampling.vllm",),
@@ -128,7 +128,8 @@ RULES = (
         ("sampling.batch_tokens",),
         "nothing is sampled in process",
         lambda config: (
-            not _validates(config) and (_is_sft(config) or config.sampling.engine == "vllm")
+            not _validates(config) and (_samples_nothing(config)
+                or config.sampling.engine == "vllm")
         ),
     ),
 )  # fmt: skip

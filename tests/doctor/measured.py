@@ -95,7 +95,7 @@ def measure(*overrides: str) -> Peaks:
             work()
         peaks[phase] = resident + live.peak
 
-    prompts = [step.preparation.encoder.original(problem) for problem in problems]
+    prompts = [step.pipeline.encoder.original(problem) for problem in problems]
     sampler = TransformersSampler(student, batch_tokens=config.sampling.batch_tokens)
     settings = SamplingSettings(
         num_rollouts=config.sampling.num_rollouts,

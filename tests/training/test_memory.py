@@ -243,7 +243,7 @@ def test_auto_halves_until_it_fits_and_the_update_is_the_same(
     whole = record_gradients(step)
     expected = step.run(problems, 1)
     step = make_step("training.micro_batch_tokens=auto")
-    longest = max(len(step.preparation.encoder.original(problem)) for problem in problems)
+    longest = max(len(step.pipeline.encoder.original(problem)) for problem in problems)
     limit = longest + 12
     step.micro_batch_tokens = 8 * limit
     sizes = limit_memory(step, limit)

@@ -17,6 +17,7 @@ from snapshot import SnapshotSampler
 from vaopd.config import RunConfig
 from vaopd.distributed.world import World
 from vaopd.errors import ConfigError, EngineError
+from vaopd.methods import make_method
 from vaopd.models.loading import VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.problem import Problem
@@ -27,7 +28,7 @@ from vaopd.teacher.local import LocalTeacher
 from vaopd.teacher.teacher import TeacherScores
 from vaopd.training import run as run_module
 from vaopd.training.assignment import Shares
-from vaopd.training.pipeline import Preparation
+from vaopd.training.pipeline import Pipeline
 from vaopd.training.run import Run, train
 from vaopd.training.step import Step
 from vaopd.training.stopwatch import Stopwatch
@@ -105,7 +106,7 @@ def test_rollouts_come_from_the_weights_of_one_update_before(
         assert result.loss == expected.loss
     # The weights do change what is said, or the lag could not be seen.
     fresh = TransformersSampler(versions[-1])
-    prompts = [reference.preparation.encoder.original(problem) for problem in problems]
+    prompts = [reference.pipeline.encoder.original(problem) for problem in problems]
     settings = SamplingSettings(
         num_rollouts=3, temperature=0.7, top_p=0.95, max_new_tokens=6, seed=42, stream="train 4"
     )
@@ -235,12 +236,13 @@ def test_what_follows_a_preparation_beside_is_told_on_the_main_channel(
     monkeypatch.setattr(Shares, "all_scores", watched)
     config = make_config(VLLM, SERVER, LAG)
     sampler = SnapshotSampler(student)
-    preparation = Preparation(config, student, teacher, sampler, World())
+    method = make_method(config.method)
+    ahead = Pipeline(config, method, student, teacher, sampler, World())
     watch = Stopwatch(torch.device("cpu"))
-    preparation.begin(problems, 2, watch)
-    ready = preparation.take(problems, 2, watch)
-    assert [world is preparation.beside for world in channels] == [True]
-    assert ready.shares.world is preparation.world is not preparation.beside
+    ahead.begin(problems, 2, watch)
+    ready = ahead.take(problems, 2, watch)
+    assert [world is ahead.beside for world in channels] == [True]
+    assert ready.shares.world is ahead.world is not ahead.beside
 
 
 def test_a_world_of_one_needs_no_channel_of_its_own():

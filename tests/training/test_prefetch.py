@@ -46,7 +46,7 @@ def test_what_is_wrong_is_said_when_the_step_comes():
 
 def test_a_step_prepared_ahead_is_the_same_step(make_step: Callable, problems: list[Problem]):
     now, ahead = make_step(), make_step()
-    ahead.preparation.encode_ahead(problems)
+    ahead.pipeline.encode_ahead(problems)
     one, two = now.run(problems, 1), ahead.run(problems, 1)
     assert one.loss == two.loss
     assert one.gradient_norm == two.gradient_norm

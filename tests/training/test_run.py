@@ -245,8 +245,8 @@ def test_off_policy_distillation_learns_what_the_teacher_samples(
     run = run_module.Run(config, tmp_path / "other", quiet(), data)
     run.student.model.load_state_dict(teacher.model.state_dict())
     problems = problems_of_step(run.problems, 1, config.training)
-    originals = [run.step.preparation.encoder.original(problem) for problem in problems]
-    expected = run.step.preparation._rollouts(problems, originals, 1, 0)
+    originals = [run.step.pipeline.encoder.original(problem) for problem in problems]
+    expected = run.step.pipeline._rollouts(problems, originals, 1, 0)
     assert [row["token_ids"] for row in rows] == [
         list(rollout.response_ids) for group in expected for rollout in group
     ]

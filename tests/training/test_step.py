@@ -10,16 +10,18 @@ from torch import Tensor
 
 from vaopd.config import MethodConfig
 from vaopd.errors import AlignmentError, ProblemError
+from vaopd.methods import make_method
+from vaopd.methods.base import StepRollouts, Weights
+from vaopd.methods.va_opd import VaOpd
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.problem import Problem
 from vaopd.teacher.local import LocalTeacher
 from vaopd.teacher.teacher import TeacherScores
-from vaopd.training import pipeline
 from vaopd.training import step as step_module
+from vaopd.training.metrics import advantage_summary, effective_share
 from vaopd.training.skipping import Skips
 from vaopd.training.step import Step, StepResult
-from vaopd.training.weighing import Weights, advantage_summary, effective_share, weigh
 
 METHODS = ("va_opd", "rollout_only", "token_only", "opd")
 
@@ -90,6 +92,17 @@ SHARES = [
     [1 / 2, 1 / 6, 1 / 6, 1 / 6],
 ]
 LENGTHS = [6, 3, 5, 4]
+
+
+def weigh(
+    method: MethodConfig,
+    responses: list[list[Tensor]],
+    given: TeacherScores,
+    *,
+    tie_keys: list[str],
+) -> Weights:
+    """Return the weights of a method for these responses and scores."""
+    return make_method(method).weigh(StepRollouts(responses=responses, keys=tie_keys), given)
 
 
 def golden_responses() -> list[list[Tensor]]:
@@ -296,11 +309,12 @@ def test_ties_of_a_run_differ_by_seed_step_problem_and_sibling(
 ):
     seen: list[str] = []
 
-    def watched(*args: Any, tie_keys: list[str]) -> Weights:
-        seen.extend(tie_keys)
-        return weigh(*args, tie_keys=tie_keys)
+    def watched(method: VaOpd, batch: StepRollouts, scores: TeacherScores | None) -> Weights:
+        seen.extend(batch.keys)
+        return intact(method, batch, scores)
 
-    monkeypatch.setattr(pipeline, "weigh", watched)
+    intact = VaOpd.weigh
+    monkeypatch.setattr(VaOpd, "weigh", watched)
     for seed in (42, 43):
         step = make_step(f"training.seed={seed}")
         for number in (1, 2):
@@ -383,8 +397,8 @@ class Plain:
     def __init__(self, step: Step, teacher: LocalTeacher, problems: list[Problem]) -> None:
         self.student, frozen = double(step.student), double(teacher.model)
         # Drawn once more: the rollouts do not depend on the student.
-        prompts = [step.preparation.encoder.both(problem) for problem in problems]
-        groups = step.preparation._rollouts(problems, [original for original, _ in prompts], 1, 0)
+        prompts = [step.pipeline.encoder.both(problem) for problem in problems]
+        groups = step.pipeline._rollouts(problems, [original for original, _ in prompts], 1, 0)
         self.kl: list[list[Tensor]] = []
         self.advantage: list[list[list[float]]] = []
         for (original, degraded), group in zip(prompts, groups, strict=True):
@@ -490,7 +504,7 @@ def test_supervised_steps_lower_the_mean_negative_log_likelihood_of_the_referenc
     student = double(step.student)
     per_problem = []
     for problem in problems:
-        prompt = step.preparation.encoder.original(problem)
+        prompt = step.pipeline.encoder.original(problem)
         rows = []
         for text in problem.references:
             ids = student.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -114,7 +114,7 @@ def asked(make_step: Callable[..., Step], problems: list[Problem]) -> list[Sampl
         "sampling.max_new_tokens=7",
         "training.seed=9",
     )
-    sampler = AskedSampler(step.preparation.sampler)
+    sampler = AskedSampler(step.pipeline.sampler)
     again = Step(step.config, step.student, step.teacher, sampler, step.optimizer)
     again.run(problems, 1)
     again.run(problems, 2)

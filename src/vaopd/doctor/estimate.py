@@ -129,7 +129,7 @@ def estimate(
     own = config.student
     student = measure(read_config(own.model), own)
     teacher = None
-    if config.method.name != "sft" or config.validation.load_teacher:
+    if config.method.needs.teacher or config.validation.load_teacher:
         teacher = measure(read_config(config.teacher.model))
     batch = _batch(config, student, lengths, processes)
     result = Estimate()
@@ -137,11 +137,11 @@ def estimate(
         result.notes.append(f"the vision tower of {own.model} is not counted, only its weights")
     plan = _Plan(config, device, processes, student, teacher, batch)
     plan.weights(result)
-    if config.sampling.engine == "vllm" and config.method.name != "sft":
+    if config.sampling.engine == "vllm" and config.method.needs.sampling:
         plan.hand_over(result, capacity)
-    elif config.method.name != "sft":
+    elif config.method.needs.sampling:
         plan.sample(result)
-    if teacher is not None and not config.method.is_supervised:
+    if teacher is not None and config.method.needs.views > 0:
         plan.score(result, teacher)
     plan.train(result)
     return result
@@ -153,7 +153,7 @@ def _batch(config: RunConfig, student: Sizes, lengths: Lengths, processes: int) 
     visual = max(1, round(pixels / side**2))
     return Batch(
         problems=math.ceil(config.training.problems_per_step / processes),
-        siblings=1 if config.method.name == "sft" else config.sampling.num_rollouts,
+        siblings=config.sampling.num_rollouts if config.method.needs.sampling else 1,
         prompt=lengths.text_tokens + visual,
         response=lengths.response_tokens or config.sampling.max_new_tokens,
         patches=visual * student.merge**2,
@@ -229,7 +229,7 @@ class _Plan:
     @property
     def sampled_from(self) -> Sizes:
         """The student, or the teacher of off_policy_kd."""
-        if self.config.method.name == "off_policy_kd" and self.teacher is not None:
+        if self.config.method.needs.responses == "teacher" and self.teacher is not None:
             return self.teacher
         return self.student
 

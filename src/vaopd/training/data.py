@@ -170,7 +170,7 @@ def _found(part: Part, config: RunConfig, console: Console) -> list[BadRow]:
         missing = without_answer(part.problems)
         # Where all have none, the validation itself says what that means.
         found += missing if len(missing) < len(part.problems) else []
-    elif config.method.name == "sft":
+    elif not config.method.needs.sampling:
         found += without_reference(part.problems)
     # Held-out images are few, and read for the manifest anyway.
     if config.data.check_images or part.key == "validation":

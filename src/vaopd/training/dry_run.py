@@ -70,7 +70,7 @@ def _first_problems(
     bad = [one for one in found if isinstance(one, BadRow)] + damaged_images(problems[:1])
     if key == "validation":
         bad += without_answer(problems)
-    elif config.method.name == "sft":
+    elif not config.method.needs.sampling:
         bad += without_reference(problems)
     ids = {row.id for row in bad}
     good = [one for one in problems if one.id not in ids]
@@ -83,7 +83,7 @@ def _first_problems(
 def _not_checked(config: RunConfig) -> list[str]:
     teacher, vllm = config.teacher, config.sampling.vllm
     names = [config.student.model]
-    if config.method.name != "sft" or config.validation.load_teacher:
+    if config.method.needs.teacher or config.validation.load_teacher:
         names += [] if teacher.addresses else [teacher.model]
     servers = [*teacher.addresses, *(vllm.addresses if config.sampling.engine == "vllm" else ())]
     return [

@@ -11,11 +11,12 @@ from PIL import Image
 
 from vaopd.evaluation.answers import Grade, grade
 from vaopd.evaluation.validation import response_text
+from vaopd.methods.base import Weights
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel
+from vaopd.objective.advantage import rollout_advantage
 from vaopd.pictures import save_picture
 from vaopd.problems.problem import Problem
 from vaopd.training.step import StepResult
-from vaopd.training.weighing import advantage_summary, effective_share
 
 
 def step_metrics(
@@ -59,6 +60,34 @@ def step_metrics(
     if result.skipped_in_a_row:
         row["skipped_in_a_row"] = result.skipped_in_a_row
     return {key: value for key, value in row.items() if math.isfinite(value)}
+
+
+def advantage_summary(weights: Weights) -> dict[str, float]:
+    """Return mean advantage, and how much of it and of its absence the high group holds."""
+    if weights.advantage is None or weights.high is None:
+        return {}
+    # Of the gains alone: a signed advantage may add up to anything.
+    gains = weights.advantage.clamp(min=0)
+    mass = gains.sum().clamp(min=1e-12)
+    in_high = gains[weights.high]
+    num_high = max(1, len(in_high))  # no token is in the group at method.high_fraction=0
+    return {
+        "va/mean": rollout_advantage(weights.advantage, weights.mask).mean().item(),
+        "va/high_share": (in_high.sum() / mass).item(),
+        "va/high_zero_share": int((in_high == 0).sum()) / num_high,
+        "weights/rollout_max": weights.rollout.max().item(),
+        "weights/rollout_min": weights.rollout.min().item(),
+    }
+
+
+def effective_share(weights: Weights) -> float:
+    """Return how many equally weighted tokens would tell as much, as a share of all tokens.
+
+    Kish's effective sample size (sum w)^2 / sum w^2 over the number of tokens: 1 where all weigh
+    the same. The variance of a step's gradient grows as this falls.
+    """
+    token = weights.token[weights.mask].double()
+    return (token.sum() ** 2 / (token**2).sum() / len(token)).item()
 
 
 Pictures = dict[str, dict[str, list[str]]]

@@ -1,4 +1,4 @@
-"""What a step learns from: rollouts, their shares, the teacher's scores and the weights.
+"""What a step learns from: rollouts, their shares and the teacher's scores.
 
 With ``training.rollout_lag=1`` the next step is prepared beside the learning of this one, by those
 who are elsewhere: a vLLM server, a teacher's server. Its rollouts then come from the weights before
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vaopd.config import RunConfig
 from vaopd.distributed.world import World
+from vaopd.methods.base import Method, StepRollouts
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.problem import Problem
@@ -24,7 +25,6 @@ from vaopd.training.assignment import Shares
 from vaopd.training.prefetch import Encoded, PromptsAhead
 from vaopd.training.references import reference_rollouts
 from vaopd.training.stopwatch import Stopwatch
-from vaopd.training.weighing import Weights, weigh
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -43,8 +43,8 @@ class Sampled:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Prepared:
-    """Everything that a step learns from; final before its first forward with gradient."""
+class ScoredBatch:
+    """What a step learns from: rollouts of all processes, and the share of this one."""
 
     groups: list[list[Rollout]]
     shares: Shares
@@ -54,25 +54,31 @@ class Prepared:
     responses: list[list[Tensor]]
     """Token ids of this process's share, by problem and sibling."""
 
+    rollouts: StepRollouts
+    """Responses of all processes, as the method weighs them."""
+
     scores: TeacherScores | None
-    weights: Weights
+    """Of all rollouts; none where the method needs no view of the teacher."""
+
     lag: int
     seconds_beside: dict[str, float] = field(default_factory=dict)
     """By phase, of what was done while the step before was learned."""
 
 
-class Preparation:
+class Pipeline:
     """Prepares steps, one after the other or one ahead."""
 
     def __init__(
         self,
         config: RunConfig,
+        method: Method,
         student: VisionLanguageModel,
         teacher: Teacher | None,
         sampler: Sampler,
         world: World,
     ) -> None:
         self.config = config
+        self.method = method
         self.student = student
         self.teacher = teacher
         self.sampler = sampler
@@ -84,14 +90,14 @@ class Preparation:
         self.beside = world.beside() if config.training.rollout_lag else world
         self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="step ahead")
         self.sampled: Future[Sampled] | None = None
-        self.prepared: Future[Prepared] | None = None
+        self.prepared: Future[ScoredBatch] | None = None
         self.beside_watch: Stopwatch | None = None
 
     def encode_ahead(self, problems: Sequence[Problem]) -> None:
         """Begin to encode the prompts of a coming step beside other work."""
         self.prompts.begin(self.world.my_slice(problems))
 
-    def take(self, problems: Sequence[Problem], step: int, watch: Stopwatch) -> Prepared:
+    def take(self, problems: Sequence[Problem], step: int, watch: Stopwatch) -> ScoredBatch:
         """Return what a step learns from; what was not done ahead is done now.
 
         Each process samples for its turn of the problems. Then whole sibling groups go to whoever
@@ -164,7 +170,7 @@ class Preparation:
         views = self._views(problems, world)
         watch.lap("data")
         own = world.my_slice(problems)
-        if self.config.method.name != "sft":
+        if self.method.needs.sampling:
             # Beside training they were taken before, so nothing is told on this thread.
             self.sampler.take_weights(self._weights_version(step, lag))
         together = world.agree if self.samples_beside else world.agree_unless_sharded
@@ -181,7 +187,7 @@ class Preparation:
         sampled: Sampled,
         world: World,
         watch: Stopwatch,
-    ) -> Prepared:
+    ) -> ScoredBatch:
         groups, views = sampled.groups, sampled.views
         shares = Shares.of(groups, sampled.prompt_tokens, world)
         if not shares.are_turns:
@@ -192,18 +198,17 @@ class Preparation:
         ]
         own = [responses[i] for i in shares.problems]
         scores = None
-        if self.teacher is not None and not self.config.method.is_supervised:
+        if self.teacher is not None and self.method.needs.views > 0:
             together = world.agree if self.scores_beside else world.agree_unless_sharded
             scores = shares.all_scores(together(lambda: self._teacher_scores(views, own)))
-        weights = world.agree(lambda: self._weights(groups, responses, scores, step))
         watch.lap("score")
-        return Prepared(
+        return ScoredBatch(
             groups=groups,
             shares=shares,
             prompts=views[0],
             responses=own,
+            rollouts=StepRollouts(responses=responses, keys=self._keys(groups, step)),
             scores=scores,
-            weights=weights,
             lag=sampled.lag,
         )
 
@@ -211,7 +216,7 @@ class Preparation:
         return world.agree(lambda: self.prompts.take(world.my_slice(problems)))
 
     def _encode(self, problems: Sequence[Problem]) -> Encoded:
-        if not self.config.method.needs_advantage:
+        if self.method.needs.views < 2:
             return [self.encoder.original(problem) for problem in problems], None
         pairs = [self.encoder.both(problem) for problem in problems]
         return [original for original, _ in pairs], [degraded for _, degraded in pairs]
@@ -220,7 +225,7 @@ class Preparation:
         self, problems: Sequence[Problem], prompts: list[EncodedPrompt], step: int, lag: int
     ) -> list[list[Rollout]]:
         # For off_policy_kd the sampler is the teacher's: sequence-level distillation.
-        if self.config.method.name == "sft":
+        if not self.method.needs.sampling:
             return [reference_rollouts(problem, self.student) for problem in problems]
         options = self.config.sampling
         settings = SamplingSettings(
@@ -237,25 +242,17 @@ class Preparation:
     def _weights_version(self, step: int, lag: int) -> int:
         """Return the number of updates behind the weights that a step is sampled from."""
         # The teacher that off_policy_kd samples from never changes.
-        return 0 if self.config.method.name == "off_policy_kd" else step - 1 - lag
+        return 0 if self.method.needs.responses == "teacher" else step - 1 - lag
 
     def _teacher_scores(self, views: Encoded, responses: list[list[Tensor]]) -> TeacherScores:
         assert self.teacher is not None, "only asked for where there is a teacher"
-        with_divergence = self.config.method.advantage == "view_divergence"
+        with_divergence = self.method.needs.view_divergence
         return self.teacher.score(*views, responses, with_divergence=with_divergence)
 
-    def _weights(
-        self,
-        groups: list[list[Rollout]],
-        responses: list[list[Tensor]],
-        scores: TeacherScores | None,
-        step: int,
-    ) -> Weights:
-        """Weigh the rollouts of all processes: less work than to exchange what comes of it."""
-        names = [f"{r.problem_id}\x00{r.sibling}" for group in groups for r in group]
+    def _keys(self, groups: list[list[Rollout]], step: int) -> list[str]:
+        """Return the texts that decide ties, one for each rollout of the step."""
         seed = f"{self.config.training.seed}\x00{step}"
-        keys = [f"{seed}\x00{name}" for name in names]
-        return weigh(self.config.method, responses, scores, tie_keys=keys)
+        return [f"{seed}\x00{r.problem_id}\x00{r.sibling}" for group in groups for r in group]
 
 
 def _done(value: Sampled) -> Future[Sampled]:

@@ -179,7 +179,7 @@ class Run:
             self.about_prompts, bad = self.world.on_main(check)
             if any(bad.values()):
                 self.world.agree(lambda: self._take(self.data.without(bad)))
-            encoder = self.step.preparation.encoder
+            encoder = self.step.pipeline.encoder
             self.world.on_main(lambda: encode_first(self.data, self.config.training, encoder))
         self.validator = self.world.agree(self._make_validator)
 
@@ -229,7 +229,7 @@ class Run:
 
     def _sampler(self, model: VisionLanguageModel) -> Sampler:
         options = self.config.sampling
-        if options.engine == "transformers" or self.config.method.name == "sft":
+        if options.engine == "transformers" or not self.config.method.needs.sampling:
             return TransformersSampler(model, batch_tokens=options.batch_tokens)
         log, say = self.output / "vllm.log", self.display.say
         sampler = VllmSampler(model, options.vllm, log=log, world=self.world, say=say)
@@ -279,7 +279,7 @@ class Run:
             self.student,
             step=step,
             learning_rate=rate,
-            is_supervised=method.is_supervised,
+            is_supervised=method.needs.views == 0,
         )
         append_row(self.output / "metrics.jsonl", row)
         if skipped := result.skipped_in_a_row:
@@ -287,17 +287,17 @@ class Run:
             check_may_go_on(skipped, training.max_skipped_steps, line)
             self.display.say(line)
         self.alarms.watch_step(row, len(result.rollouts))
-        if is_due(training.log_rollouts_every, step) and method.name != "sft":
+        if is_due(training.log_rollouts_every, step) and method.needs.sampling:
             folder = self.output / "rollouts"
             rows = rollout_rows(
                 result,
                 problems,
                 self.student,
                 problem_pictures(
-                    problems, self.step.preparation.encoder, folder, saw_both=method.needs_advantage
+                    problems, self.step.pipeline.encoder, folder, saw_both=method.needs.views == 2
                 ),
                 step=step,
-                is_supervised=method.is_supervised,
+                is_supervised=method.needs.views == 0,
             )
             write_rows(folder / f"step_{step:06d}.jsonl", rows)
         return row
@@ -325,7 +325,7 @@ class Run:
         folder = self.output / "validation"
         pictures = problem_pictures(
             validator.problems,
-            self.step.preparation.encoder,
+            self.step.pipeline.encoder,
             folder,
             saw_both=self.config.validation.pixelated,
         )
@@ -345,7 +345,7 @@ class Run:
             "seconds": self._seconds(),
             "micro_batch_tokens": self.step.micro_batch_tokens,
             "skips": asdict(self.step.skips),
-            "rollouts_ahead": self.step.preparation.rollouts_ahead(),
+            "rollouts_ahead": self.step.pipeline.rollouts_ahead(),
         }
         folder = checkpoint_path(self.output, step)
         save_checkpoint(folder, self.student, self.optimizer, state, self.world)
@@ -398,7 +398,7 @@ class Run:
             ahead = state.get("rollouts_ahead")
             if ahead is not None:
                 coming = problems_of_step(self.problems, step + 1, self.config.training)
-                self.step.preparation.restore(coming, ahead)
+                self.step.pipeline.restore(coming, ahead)
         saved = self.world.on_main(lambda: load_config(self.output / "config.yaml"))
         if said := extension(saved.training, self.config.training, len(self.problems), step):
             self.display.say(said)
@@ -428,7 +428,7 @@ class Run:
 
 def _load_teacher(config: RunConfig, world: World, student: VisionLanguageModel) -> Teacher | None:
     measures = config.validation.pixelated and config.validation.load_teacher
-    if config.method.name == "sft" and not measures:
+    if not config.method.needs.teacher and not measures:
         return None
     if config.teacher.addresses:
         return connect_teacher(config, student, world.device)
@@ -442,7 +442,7 @@ def _rollout_model(
     config: RunConfig, student: VisionLanguageModel, teacher: Teacher | None
 ) -> VisionLanguageModel:
     """Return the model whose responses are trained on."""
-    if config.method.name == "off_policy_kd":
+    if config.method.needs.responses == "teacher":
         assert isinstance(teacher, LocalTeacher)
         return teacher.model
     return student

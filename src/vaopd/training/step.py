@@ -15,6 +15,8 @@ from torch import Tensor
 
 from vaopd.config import RunConfig, TrainingConfig
 from vaopd.distributed.world import World
+from vaopd.methods import make_method
+from vaopd.methods.base import StudentStates, TeacherStates, Weights, seed_of
 from vaopd.models.loading import VisionLanguageModel
 from vaopd.models.packing import (
     MicroBatch,
@@ -24,15 +26,13 @@ from vaopd.models.packing import (
 )
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.models.sharding import whole
-from vaopd.objective.divergence import weighted_cross_entropy, weighted_reverse_kl
 from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout, Sampler
 from vaopd.teacher.teacher import Teacher, TeacherScores
 from vaopd.training.activation_offload import ActivationOffload
-from vaopd.training.pipeline import Preparation, Prepared
+from vaopd.training.pipeline import Pipeline, ScoredBatch
 from vaopd.training.skipping import Skips
 from vaopd.training.stopwatch import Stopwatch
-from vaopd.training.weighing import Weights, seed_of
 
 AUTO_TOKENS = 65_536
 """First budget of ``training.micro_batch_tokens=auto`` on a GPU: four times the default."""
@@ -84,7 +84,8 @@ class Step:
         self.teacher = teacher
         self.optimizer = optimizer
         self.world = world or World()
-        self.preparation = Preparation(config, student, teacher, sampler, self.world)
+        self.method = make_method(config.method)
+        self.pipeline = Pipeline(config, self.method, student, teacher, sampler, self.world)
         self.micro_batch_tokens = first_budget(config.training, student.device)
         self.skips = Skips()
 
@@ -100,34 +101,41 @@ class Step:
             step: Its number, from 1.
             coming: Problems of the next step, on which work begins beside that on these.
         """
-        watch, world, preparation = Stopwatch(self.student.device), self.world, self.preparation
+        watch, world, pipeline = Stopwatch(self.student.device), self.world, self.pipeline
         if coming:
-            preparation.encode_ahead(coming)
-        ready = preparation.take(problems, step, watch)
+            pipeline.encode_ahead(coming)
+        # Sampled and scored now, or while the step before was learned.
+        batch = pipeline.take(problems, step, watch)
+        # Final before the first gradient.
+        weights = world.agree(lambda: self.method.weigh(batch.rollouts, batch.scores))
+        watch.lap("score")
         if coming and self.config.training.rollout_lag:
-            preparation.begin(coming, step + 1, watch)
+            # Before the student changes.
+            pipeline.begin(coming, step + 1, watch)
         loss, divergence = world.agree_unless_sharded(
-            lambda: self._accumulate_in_memory(step, ready)
+            lambda: self._accumulate_in_memory(step, batch, weights)
         )
         loss = world.sum(loss)
         gradient_norm = self._update(loss)
-        divergence = ready.shares.everybodys(divergence)
+        divergence = batch.shares.everybodys(divergence)
         watch.lap("train")
         return StepResult(
             loss=loss,
             token_divergence=divergence,
             gradient_norm=gradient_norm,
             micro_batch_tokens=self.micro_batch_tokens,
-            weights=ready.weights,
-            rollouts=[rollout for group in ready.groups for rollout in group],
-            scores=ready.scores,
+            weights=weights,
+            rollouts=[rollout for group in batch.groups for rollout in group],
+            scores=batch.scores,
             skipped_in_a_row=self.skips.in_a_row,
-            lag=ready.lag,
+            lag=batch.lag,
             seconds=watch.seconds,
-            seconds_beside=ready.seconds_beside,
+            seconds_beside=batch.seconds_beside,
         )
 
-    def _accumulate_in_memory(self, step: int, ready: Prepared) -> tuple[float, list[Tensor]]:
+    def _accumulate_in_memory(
+        self, step: int, batch: ScoredBatch, weights: Weights
+    ) -> tuple[float, list[Tensor]]:
         """Return what ``_accumulate`` does, with forwards small enough for the memory there is.
 
         A step that ran out of memory is begun again: its gradients so far are dropped, and its
@@ -138,9 +146,9 @@ class Step:
                 # A resumed run, and a second try, draw what an uninterrupted one does.
                 torch.manual_seed(seed_of(f"dropout\x00{self.config.training.seed}\x00{step}"))
             try:
-                return self._accumulate(ready)
+                return self._accumulate(batch, weights)
             except torch.OutOfMemoryError:
-                if not self._can_shrink(ready.prompts, ready.responses):
+                if not self._can_shrink(batch.prompts, batch.responses):
                     raise
             # Behind the handler, whose traceback holds the tensors of the failed forward.
             self.micro_batch_tokens //= 2
@@ -158,37 +166,37 @@ class Step:
         )
         return self.micro_batch_tokens > longest
 
-    def _accumulate(self, ready: Prepared) -> tuple[float, list[Tensor]]:
+    def _accumulate(self, batch: ScoredBatch, weights: Weights) -> tuple[float, list[Tensor]]:
         """Add up the gradient of this share of the loss; return it and each token's divergence.
 
         Rollouts of the share have numbers of their own here; ``shares.rollouts`` has those of
         the step.
         """
-        training, shares, responses = self.config.training, ready.shares, ready.responses
+        training, shares, responses = self.config.training, batch.shares, batch.responses
         lengths = [len(response) for group in responses for response in group]
         divergence = [torch.zeros(0)] * len(lengths)
         total = 0.0
         self.student.model.train()
         batches = micro_batches(
             self.student,
-            ready.prompts,
+            batch.prompts,
             responses,
             budget_tokens=self.micro_batch_tokens,
             share_prefix=training.share_prefix,
             split_siblings=training.micro_batch_tokens == "auto",
         )
-        with self.student.whole_head(), self._teacher_head(ready.scores):
+        with self.student.whole_head(), self._teacher_head(batch.scores):
             for micro in batches:
                 numbers = [shares.rollouts[i] for i in micro.rollouts]
                 parts = [
-                    ready.weights.token[n, : lengths[i]]
+                    weights.token[n, : lengths[i]]
                     for n, i in zip(numbers, micro.rollouts, strict=True)
                 ]
                 # Eq. 6 is averaged over problems, each counting the same whatever its length and
                 # whichever process has it.
                 token_weight = _cat(parts) / shares.num_problems
                 with self._saving():
-                    loss, values = self._loss(micro, numbers, ready.scores, token_weight)
+                    loss, values = self._loss(micro, numbers, batch.scores, token_weight)
                 loss.backward()
                 total += loss.item()
                 for number, part in split_by_rollout(values.cpu(), micro, lengths):
@@ -216,29 +224,21 @@ class Step:
     ) -> tuple[Tensor, Tensor]:
         student = self.student
         hidden = response_hidden_states(student, micro.batch)
-        token_weight = token_weight.to(student.device)
-        if scores is None or self.teacher is None:
-            return weighted_cross_entropy(
-                hidden,
-                student.head,
-                micro.batch.targets.to(student.device),
-                token_weight,
-                vocab_size=student.vocab_size,
-                label_smoothing=self.config.method.label_smoothing,
-            )
-        head = self.teacher.head
-        # A forward that only keeps others company has no rollout, and the teacher's width.
-        nothing = torch.zeros(0, head.shape[1], device=student.device, dtype=head.dtype)
-        teacher_hidden = [scores.hidden[number] for number in numbers] or [nothing]
-        return weighted_reverse_kl(
-            hidden,
-            student.head,
-            # Parked ones come back here.
-            torch.cat(teacher_hidden).to(hidden.device),
-            head,
-            token_weight,
+        states = StudentStates(
+            hidden=hidden,
+            head=student.head,
+            targets=micro.batch.targets.to(student.device),
             vocab_size=student.vocab_size,
         )
+        teacher = None
+        if scores is not None and self.teacher is not None:
+            head = self.teacher.head
+            # A forward that only keeps others company has no rollout, and the teacher's width.
+            nothing = torch.zeros(0, head.shape[1], device=student.device, dtype=head.dtype)
+            of_teacher = [scores.hidden[number] for number in numbers] or [nothing]
+            # Those that were moved to main memory come back here.
+            teacher = TeacherStates(hidden=torch.cat(of_teacher).to(hidden.device), head=head)
+        return self.method.loss(states, teacher, token_weight.to(student.device))
 
     def _update(self, loss: float) -> float:
         """Apply the gradient if it is finite in all processes; return its norm."""

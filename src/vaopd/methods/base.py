@@ -1,0 +1,178 @@
+"""The seam of a method: what it needs, how it weighs a step, what it minimises.
+
+Sampling, scoring, forwards and the update are the same for all methods. B rollouts of a step,
+T longest response, N response tokens of a micro-batch, H hidden width, V rows of a head.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from vaopd.config import MethodConfig
+from vaopd.config_sections import Needs
+from vaopd.objective.divergence import weighted_reverse_kl
+from vaopd.objective.weights import high_group, uniform_token_weights
+from vaopd.teacher.teacher import TeacherScores
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Weights:
+    """Token weights of a step, and the advantage that they came from."""
+
+    token: Float[Tensor, "B T"]
+    """Weight of each token's term in the loss, which is averaged over problems afterwards."""
+
+    rollout: Float[Tensor, " B"]
+    mask: Bool[Tensor, "B T"]
+    advantage: Float[Tensor, "B T"] | None = None
+    high: Bool[Tensor, "B T"] | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StepRollouts:
+    """The responses of a whole step, of all processes, as a method sees them.
+
+    Rollouts are numbered through: all siblings of the first problem, then of the second, ...
+    """
+
+    responses: Sequence[Sequence[Int[Tensor, " _"]]]
+    """Token ids by problem and sibling."""
+
+    keys: Sequence[str]
+    """A text for each rollout that decides ties, so that the choice does not depend on the order
+    or the padding of the rollouts."""
+
+    @cached_property
+    def mask(self) -> Bool[Tensor, "B T"]:
+        """True at response tokens, False at padding."""
+        lengths = torch.tensor([len(ids) for group in self.responses for ids in group])
+        return torch.arange(int(lengths.max())) < lengths[:, None]
+
+    @cached_property
+    def problem_ids(self) -> Int[Tensor, " B"]:
+        """Number of each rollout's problem; siblings share one."""
+        return torch.tensor([i for i, group in enumerate(self.responses) for _ in group])
+
+    @cached_property
+    def ids(self) -> Int[Tensor, "B T"]:
+        """Token ids, 0 at padding."""
+        ids = torch.zeros(self.mask.shape, dtype=torch.long)
+        ids[self.mask] = torch.cat([row for group in self.responses for row in group])
+        return ids
+
+    @cached_property
+    def uniform(self) -> Float[Tensor, "B T"]:
+        """Weights of plain on-policy distillation (Eq. 1)."""
+        return uniform_token_weights(self.mask, self.problem_ids)
+
+    def pad(self, parts: Sequence[Tensor]) -> Float[Tensor, "B T"]:
+        """Return values of each rollout's tokens side by side, 0 at padding."""
+        padded = torch.zeros(self.mask.shape)
+        padded[self.mask] = torch.cat([part.float().cpu() for part in parts])
+        return padded
+
+    def spread(self, rollout: Float[Tensor, " B"]) -> Float[Tensor, "B T"]:
+        """Return token weights that share each rollout's weight evenly among its tokens."""
+        return rollout[:, None] * self.mask / self.mask.sum(-1, keepdim=True).clamp(min=1)
+
+    def top(
+        self, values: Float[Tensor, "B T"], fraction: float, *, purpose: str = ""
+    ) -> Bool[Tensor, "B T"]:
+        """Return the tokens of largest value in each response; keys decide among equal values.
+
+        Args:
+            values: One for each token.
+            fraction: Share of each response's tokens, in [0, 1]; rounded up to whole tokens.
+            purpose: Two choices of different purpose decide their ties apart.
+        """
+        group = torch.zeros_like(self.mask)
+        for row, (length, key) in enumerate(
+            zip(self.mask.sum(-1).tolist(), self.keys, strict=True)
+        ):
+            seed = seed_of(f"{purpose}\x00{key}" if purpose else key)
+            group[row, :length] = high_group(
+                values[row : row + 1, :length],
+                self.mask[row : row + 1, :length],
+                high_fraction=fraction,
+                generator=torch.Generator().manual_seed(seed),
+            )[0]
+        return group
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StudentStates:
+    """A micro-batch of the student's forward, with gradient."""
+
+    hidden: Float[Tensor, "N H"]
+    """Last hidden states that predict the response tokens."""
+
+    head: Float[Tensor, "V H"]
+    targets: Int[Tensor, " N"]
+    """Ids of the response tokens."""
+
+    vocab_size: int
+    """Ids that the tokenizer has; rows of a head after them are padding."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TeacherStates:
+    """The teacher's hidden states of the same tokens, original view, without gradient."""
+
+    hidden: Float[Tensor, "N Ht"]
+    head: Float[Tensor, "Vt Ht"]
+
+
+class Method(ABC):
+    """What a method decides about a step."""
+
+    measure: ClassVar[Literal["kl", "nll"]] = "kl"
+    """What ``loss`` measures at a token: its name in metrics and records."""
+
+    def __init__(self, options: MethodConfig) -> None:
+        self.options = options
+
+    @property
+    def needs(self) -> Needs:
+        """What is sampled and scored for this method."""
+        return self.options.needs
+
+    @abstractmethod
+    def weigh(self, batch: StepRollouts, scores: TeacherScores | None) -> Weights:
+        """Return the weights of a whole step; they are final before the first gradient.
+
+        Args:
+            batch: Responses of all processes.
+            scores: The teacher's log-probs of them; none where ``needs.views`` is 0.
+        """
+
+    def loss(
+        self,
+        student: StudentStates,
+        teacher: TeacherStates | None,
+        token_weights: Float[Tensor, " N"],
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " N"]]:
+        """Return the sum of weight times measure, and the measure of each token in nats.
+
+        The default is the reverse KL to the teacher over the whole vocabulary (Eq. 1 and 6).
+        """
+        assert teacher is not None, "a method with needs.views=0 has a loss of its own"
+        return weighted_reverse_kl(
+            student.hidden,
+            student.head,
+            teacher.hidden,
+            teacher.head,
+            token_weights,
+            vocab_size=student.vocab_size,
+        )
+
+
+def seed_of(key: str) -> int:
+    """Return a seed that a text decides."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "little")
