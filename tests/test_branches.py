@@ -36,8 +36,8 @@ BRANCHES = {
     "loop._reopen: ahead is not None": TOLD,
     "loop._reopen: newest is not None": TOLD,
     "loop._take_steps: done < self.steps and (not is_stopping)": f"{DATA}; {TOLD}",
-    "loop._take_steps: is_last or _is_due(training.validate_every, number)": DATA,
-    "loop._take_steps: is_last or is_best or is_stopping or _is_due(training.save_every, number)": (
+    "loop._take_steps: is_last or is_due(training.validate_every, number)": DATA,
+    "loop._take_steps: is_last or is_best or is_stopping or is_due(training.save_every, number)": (
         f"{DATA}; {TOLD}: the numbers of a validation are the main process's"
     ),
     "loop._train: overwrite": COMMAND,
