@@ -4,7 +4,6 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from vaopd.evaluation.answers import Grade, extract_answer, grade
 
 

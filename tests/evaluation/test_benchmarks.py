@@ -22,11 +22,11 @@ def item(name: str, **cells: Any) -> Item:
 
 
 def is_right(name: str, question: Item, response: str) -> bool:
-    return BENCHMARKS[name].grade(response, question, "first_committed").is_correct
+    return BENCHMARKS[name].grade(response, question, "last_committed").is_correct
 
 
 def extracted(name: str, question: Item, response: str) -> str | None:
-    return BENCHMARKS[name].grade(response, question, "first_committed").extracted
+    return BENCHMARKS[name].grade(response, question, "last_committed").extracted
 
 
 def metrics(name: str, runs: Iterable[list[tuple[Item, bool]]]) -> dict[str, float]:
@@ -461,7 +461,7 @@ def test_ocrbench_drops_spaces_and_keeps_case_in_formulas():
 
 def test_ocrbench_scores_the_final_span_and_shows_the_raw_text_beside_it():
     response = "It may be CENTRE.\nOr not.\nLet me look.\nNo.\nAnswer: CENTER"
-    verdict = BENCHMARKS["ocrbench"].grade(response, ocr(), "first_committed")
+    verdict = BENCHMARKS["ocrbench"].grade(response, ocr(), "last_committed")
     assert (verdict.is_correct, verdict.variants["raw"]) == (False, True)
     long = "It may be CENTRE.\nOr not.\nLet me look.\nTHEATRE"
     verdict = BENCHMARKS["ocrbench"].grade(long, ocr(), "first_committed")
@@ -510,5 +510,5 @@ def test_last_boxed_is_the_other_rule_for_every_kind_of_answer():
                            ("mmmu", mmmu()), ("wemath", wemath(1, "2steps_1")),
                            ("mathvista", choice())):  # fmt: skip
         grade = BENCHMARKS[name].grade
-        assert not grade(response, question, "first_committed").is_correct
+        assert not grade(response, question, "last_committed").is_correct
         assert grade(response, question, "last_boxed").is_correct

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 import torch
+from vaopd.grading.grades import Grade
 
-from vaopd.evaluation.answers import Grade
 from vaopd.evaluation.visual_reliance import TokenAdvantage, answer_changes
 
 # Two rollouts of three and two tokens. Ranks of the teacher's 0, 1, 4, 0, 2: 1.5, 3, 5, 1.5, 4; of

@@ -11,7 +11,6 @@ from typing import Any
 from vaopd.config_sections import OnBadRow
 from vaopd.errors import ConfigError, ProblemError
 from vaopd.evaluation import tables
-from vaopd.evaluation.answers import Rule
 from vaopd.evaluation.benchmark import Benchmark, Item
 from vaopd.evaluation.benchmarks.problems import problem_benchmark
 from vaopd.evaluation.engines.engine import Engine, Request
@@ -31,6 +30,7 @@ from vaopd.evaluation.progress import shown
 from vaopd.evaluation.protocol import Protocol, claim_folder
 from vaopd.evaluation.registry import BENCHMARKS, find_benchmark
 from vaopd.evaluation.scoring import Score, grade_runs, score_runs, verdict_rows
+from vaopd.grading.reading import Rule
 from vaopd.records import write_json, write_rows, write_text
 
 RESULTS = "results.json"
@@ -51,7 +51,7 @@ class ReadOptions:
 class ScoreOptions:
     """How responses are scored."""
 
-    rule: Rule = "first_committed"
+    rule: Rule = "last_committed"
     judge: Judge | None = None
     seed: int = 0
     """Of the resampling for intervals."""

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from vaopd.evaluation.answers import Rule
 from vaopd.evaluation.benchmark import Benchmark, Graded, Item, Verdict
 from vaopd.evaluation.predictions import Prediction
 from vaopd.evaluation.statistics import percentile_ends, resample_counts
+from vaopd.grading.reading import Rule
 
 RESAMPLES = 1000
 _CHUNK = 100
@@ -75,7 +75,15 @@ def grade_runs(
     """Return the verdict of every response, by sample run and item."""
     return [
         [
-            Graded(item, benchmark.grade(prediction.response, item, rule))
+            Graded(
+                item,
+                benchmark.grade(
+                    prediction.response,
+                    item,
+                    rule,
+                    is_truncated=prediction.finish_reason == "length",
+                ),
+            )
             for item, prediction in zip(items, run, strict=True)
         ]
         for run in runs
@@ -203,6 +211,8 @@ def verdict_rows(
                 "sample": prediction.sample,
                 "extracted": verdict.extracted,
                 "is_correct": verdict.is_correct,
+                "confidence": verdict.confidence,
+                "rule": verdict.rule,
             }
             row |= {f"is_correct_{name}": value for name, value in verdict.variants.items()}
             if judged is not None:
