@@ -23,7 +23,7 @@ _MAX_MARKERS = 2000
 
 _QUALITY = (
     r"(?:(?:final|correct|right|best|most\s{1,2}(?:appropriate|likely|suitable|accurate|plausible|reasonable|logical)|closest|"
-    r"overall|proper|exact|approximate|numerical|only\s{1,2}(?:correct|possible|valid|reasonable)|accurate|appropriate|required|desired|ultimate|chosen|selected)[ \t]{1,3})"
+    r"overall|proper|exact|approximate|numerical|only\s{1,2}(?:correct|possible|valid|reasonable)|accurate|appropriate|required|desired|ultimate|remaining|chosen|selected)[ \t]{1,3})"
 )
 _ANSWER = r"(?:answers?|ans)"
 _OPTION = r"(?:option|choice|letter|one|solution|result|value|statement|response|selection|match|description|interpretation)"
@@ -36,7 +36,7 @@ _IS = (
     r"works[ \t]out[ \t]to(?:[ \t]be)?|turns[ \t]out[ \t]to[ \t]be|remains)"
 )
 _ADVERB = r"(?:,?[ \t]{1,3}(?:therefore|thus|then|hence|indeed|clearly|simply|definitely|still|actually|most[ \t]likely|probably|likely),?(?![A-Za-z]))?"
-_LABEL = rf"(?<![A-Za-z]){_QUALITY}{{0,2}}{_ANSWER}{_OF_QUESTION}[\"'>\]]?[ \t]{{0,3}}(?:\([^()\n]{{0,40}}\)[ \t]{{0,3}})?(?:[:：=≈→]|-(?=[ \t]))"
+_LABEL = rf"(?<![A-Za-z]){_QUALITY}{{0,2}}{_ANSWER}{_OF_QUESTION}[\"'>\]]?[ \t]{{0,3}}(?:\([^()\n]{{0,40}}\)[ \t]{{0,3}})?(?:[:：=≈→]|-(?=[ \t])|(?<=ns)\.(?=[ \t]))"
 _OPTION_LABEL = rf"(?<![A-Za-z])(?:{_QUALITY}{{1,2}}{_OPTION}|(?:(?<=\n)|^)[ \t#>-]{{0,6}}(?:option|choice|letter))[\"']?[ \t]{{0,3}}[:：=]"
 _STATEMENT = (
     rf"(?<![A-Za-z])(?:{_QUALITY}{{0,2}}{_ANSWER}{_OF_QUESTION}|{_QUALITY}{{1,2}}{_OPTION}){_ADVERB}[ \t\n]{{1,3}}{_IS}{_ADVERB}"
@@ -45,7 +45,7 @@ _STATEMENT = (
 _HEADING = rf"(?:(?<=\n)|^)[ \t#>*-]{{0,8}}(?:\d{{1,2}}[.)][ \t]{{0,3}})?(?:the[ \t]{{1,3}})?{_QUALITY}{{0,2}}{_ANSWER}[ \t]{{0,4}}[.:：]?[ \t]{{0,4}}(?=\n)"
 _CHINESE = (
     r"(?:(?:最终|正确|最后|标准|本题|参考|因此|所以)?(?:的)?答案(?:选项)?|正确(?:的)?(?:选项|结果|选择|说法)(?:的)?(?:应该|应|就)?)"
-    r"[ \t\"]{0,4}(?:[:：]|(?:应该|应当|应|就|便)?(?:是|为|选)[ \t]{0,4}[:：]?)|(?:故|应|因此|所以|本题|应该|综上)[，,]?(?:应)?(?:选择?|答案(?:是|为|选)?)[ \t]{0,3}[:：]?|(?:(?<=\n)|^)答[:：]"
+    r"[ \t\"】]{0,4}(?:[:：】]|(?<=】)|(?:应该|应当|应|就|便)?(?:是|为|选)[ \t]{0,4}[:：]?)|(?:故|应|因此|所以|本题|应该|综上)[，,]?(?:应)?(?:选择?|答案(?:是|为|选)?)[ \t]{0,3}[:：]?|(?:(?<=\n)|^)答[:：]"
 )
 _MARKER = re.compile(
     rf"(?P<label>{_LABEL}|{_OPTION_LABEL})|(?P<statement>{_STATEMENT})|(?P<heading>{_HEADING})|(?P<chinese>{_CHINESE})",

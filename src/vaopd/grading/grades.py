@@ -1,10 +1,12 @@
 """The verdict on a response: what it answers, and whether that is right."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vaopd.grading.equality import is_equal
+from vaopd.grading.equality import is_equal, words
 from vaopd.grading.letters import read_choice
+from vaopd.grading.phrases import NEGATION
 from vaopd.grading.reading import Confidence, Reading, Rule, read_answer
 
 
@@ -39,8 +41,20 @@ def grade(
         tolerance: Absolute difference that numbers may have.
     """
     reading = read_answer(response, rule=rule, is_truncated=is_truncated)
-    return graded(
-        reading, reading.text is not None and is_equal(reading.text, answer, tolerance=tolerance)
+    is_correct = reading.text is not None and (
+        is_equal(reading.text, answer, tolerance=tolerance) or _says(reading, answer)
+    )
+    return graded(reading, is_correct)
+
+
+def _says(reading: Reading, answer: str | Sequence[str]) -> bool:
+    """Whether a short sentence ends with a reference in words: "the gear rotates clockwise"."""
+    if reading.confidence != "guessed" or NEGATION.search(reading.span):
+        return False
+    said = f" {words(reading.text or '')}"
+    golds = [answer] if isinstance(answer, str) else answer
+    return any(
+        gold and not re.search(r"\d", gold) and said.endswith(f" {gold}") for gold in map(words, golds)
     )
 
 

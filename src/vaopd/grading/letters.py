@@ -70,7 +70,7 @@ _HEDGE = re.compile(
 _VERDICT = re.compile(
     r"(?<![A-Za-z])(?P<name>option|choice|answer|statement|选项)?\s{0,2}[(\[\"'「【]{0,2}(?P<letter>[A-Z])[)\]\"'」】]{0,2}(?:[:.]?\s[^.\n]{1,80}?)??\s{0,2}(?:\([^()\n]{1,60}\)\s)?"
     r"(?:(?:is|must be|would be|should be|seems|appears to be)\s+(?:therefore |thus |clearly |indeed |definitely |hence |also )?(?:the\s+)?(?:only\s+)?(?:(?:most|best)\s+(?:appropriate|likely|suitable|accurate|reasonable)\s*|(?:correct|right|best|true)\b\s*|answer\b)(?:answer|option|choice|one|match|description)?|"
-    r"(?:best |most accurately |correctly |exactly )?(?:matches|fits|describes|represents|shows)(?: (?:this|the|our|best|exactly|perfectly|it)\\b|(?=\\s*[.!\\n]|$))|(?:是)?(?:正确|对)的?(?:答案|选项)?)",
+    r"(?:best |most accurately |correctly |exactly )?(?:matches|fits|describes|represents|shows)(?: (?:this|the|our|best|exactly|perfectly|it)\\b|(?=\\s*[.!\\n]|$))|(?:选项|项)?(?:是)?(?:正确|对)的?(?:答案|选项)?)",
 )
 _POINTED = re.compile(
     r"(?<![A-Za-z])(?:(?:which|that|this|it|result|value|image|picture|figure|answer|description|calculation|shape)[ \t](?:best[ \t])?(?:is|'s|matches|corresponds[ \t](?:to|with)|fits|must[ \t]be|should[ \t]be|would[ \t]be|aligns[ \t]with|agrees[ \t]with|points[ \t]to|matches[ \t]with|equals|describes|leads[ \t](?:us[ \t])?to)|"
@@ -339,6 +339,10 @@ def _uncommitted(text: str, options: _Options, *, has_commitment: bool) -> Readi
 
 def _bare(line: str, options: _Options, *, is_alone: bool, is_list: bool) -> str | None:
     """Return the option that a line is, or begins with as an answer does."""
+    if is_list and _LIST_LINE.match(line):
+        return None
+    if is_alone and re.match(r"\W*not\b.{1,20}\bbut\b", line, re.IGNORECASE):
+        return _named(line, options)
     whole = _WHOLE.fullmatch(line)
     if whole and whole[1].upper() in options.texts:
         return (

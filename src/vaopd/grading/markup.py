@@ -16,6 +16,8 @@ _ITALIC = re.compile(r"(?<![\w*\\)])\*(?=[^\s*])([^*\n]{1,80})(?<=[^\s*])\*(?![\
 _JSON = re.compile(
     r"\"(?:final_?)?answer\"\s{0,3}:\s{0,3}(?:\"([^\"\n]{1,300})\"|(-?[\d.]{1,40}))", re.IGNORECASE
 )
+_EMOJI = re.compile("[\u2600-\u27bf\u2b00-\u2bff\ufe0f\U0001f000-\U0001faff]")
+_CONTRACTED = re.compile(r"\b(it|that|this|there|here|what|answer|which)'s\b", re.IGNORECASE)
 _DISPLAY = re.compile(r"\\\[|\\\]|\$\$")
 _BOX_OF_ONE = re.compile(
     r"(\\+(?:boxed|fbox))[ \t]{0,4}([0-9]{1,30}(?:\.[0-9]{1,30})?|[A-Za-z])(?![A-Za-z])"
@@ -58,6 +60,7 @@ def plain(text: str) -> str:
     text = text.replace("\\(", " ").replace("\\)", " ")
     for old, new in _SYMBOLS:
         text = text.replace(old, new)
+    text = _CONTRACTED.sub(r"\1 is", _EMOJI.sub(" ", text))
     text = _DEGREE.sub("°", text)
     text = _BOX_OF_ONE.sub(r"\1{\2}", text)
     for _ in range(3):

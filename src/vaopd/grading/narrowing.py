@@ -27,9 +27,9 @@ _NO_ANSWER = re.compile(
     re.IGNORECASE,
 )
 _SUBORDINATE = re.compile(
-    r"\s*(?:,\s*(?:which|because|since|as|so|where|with|given|assuming|when|if|but|while|and (?:the|it|this|we)|making|meaning|using|based|due|after|for|not|rather|according|"
-    r"whereas|indicating|rounded|corresponding|matching|option)\b|\b(?:because|since|as (?:shown|it|the|indicated|seen|given|per|can|required|stated|we)|which (?:is|means|has|was|can|matches|corresponds)|"
-    r"due to|according to|based on|so that|rounded to|when rounded|rather than|instead of|by (?:using|the|applying)|using)\b|\s-\s|\u2014|因为|由于|，)",
+    r"\s*(?:,\s*(?:which|because|since|as|where|with|given|assuming|when|if|but|while|and (?:the|it|this|we)|making|meaning|using|based|due|after|for|not|rather|according|"
+    r"whereas|indicating|rounded|corresponding|matching|option|that is|i\.e\.?|or (?:about|approximately|roughly)|followed by|compared to)\b|\b(?:because|since|as (?:shown|it|the|indicated|seen|given|per|can|required|stated|we)|which (?:is|means|has|was|can|matches|corresponds)|"
+    r"due to|according to|based on|so that|rounded to|when rounded|rather than|instead of|by (?:using|the|applying)|using)\b|\s-\s(?=[A-Za-z]{2})|\u2014|因为|由于|，)",
     re.IGNORECASE,
 )
 _DEPENDENT = re.compile(
@@ -45,6 +45,8 @@ _STRONG_COPULA = re.compile(
     r"\b(?:is|are|was|were|equals?|becomes?|be)\b|=|≈|[是为]|等于", re.IGNORECASE
 )
 _SEEMS = re.compile(r"\b(?:might|may|seems?|appears?|at first|looks like|think|expect)\b", re.IGNORECASE)
+_NOT_BUT = re.compile(r"not\b[^,;.]{1,60}?,?\s+but\s+(?:rather\s+)?", re.IGNORECASE)
+_FIRST_DIGIT = re.compile(r"(?<![\d.,:/^A-Za-z-])[-+¤€£¥]?\d")
 _YES_NO = re.compile(r"(yes|no|true|false)(?=\s*(?:[,.;:!\u2014]|$)|\s+because)", re.IGNORECASE)
 _MATH_WORDS = frozenset(
     ["sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "lim", "exp", "arcsin", "arccos", "arctan", "mod", "gcd", "max", "min", "deg", "and", "or", "to", "per", "by", "squared", "cubed", "pi", "inf"]
@@ -54,6 +56,10 @@ _PROSE_TOKEN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?:'[a-z]+)?")
 _JOINT = frozenset(("and", "or", "to", "by", "per"))
 _UNIT_WORDS = frozenset(
     (
+        "thousand",
+        "million",
+        "billion",
+        "trillion",
         "square",
         "cubic",
         "squared",
@@ -82,7 +88,9 @@ def narrowed(payload: str) -> str | None:
     first = said[0]
     if boxes := boxes_of(first):
         return boxes[-1][1]
-    body = _without_lead_ins(first)
+    body = _without_lead_ins(first.rstrip("! "))
+    if but := _NOT_BUT.match(body):
+        body = body[but.end() :]
     if not body or _NO_ANSWER.match(body):
         return None
     if word := _YES_NO.match(body):
@@ -90,7 +98,11 @@ def narrowed(payload: str) -> str | None:
     value = head_value(body)
     if value is not None:
         return value
-    return _clause(body) if REFUSAL.match(body) else after_verb(body) or _clause(body)
+    if REFUSAL.match(body):
+        return _clause(body)
+    cut = None if _DEPENDENT.match(body) else _SUBORDINATE.search(body)
+    clause = body[: cut.start()] if cut and cut.start() else body
+    return after_verb(clause) or _clause(body)
 
 
 def after_verb(sentence: str, *, is_strict: bool = False) -> str | None:
@@ -100,6 +112,10 @@ def after_verb(sentence: str, *, is_strict: bool = False) -> str | None:
     if len(verbs) > 1:
         # "5√3 ≈ 8.66" is one answer in two forms.
         verbs = [verb for verb in verbs if not verb[0].startswith("≈")] or verbs
+    for verb in verbs[-6:]:
+        tail = _without_lead_ins(body[verb.end() :])
+        if tail and not _NO_ANSWER.match(tail) and head_value(tail) == tail.rstrip(" .。,;"):
+            return head_value(tail)
     for verb in reversed(verbs[-6:]):
         tail = _without_lead_ins(body[verb.end() :])
         if not tail or _NO_ANSWER.match(tail):
@@ -115,6 +131,13 @@ def after_verb(sentence: str, *, is_strict: bool = False) -> str | None:
     return None
 
 
+def only_number(sentence: str) -> str | None:
+    """Return the value with the only number of a sentence: "I see 3 people" has one."""
+    body = undressed(sentence).rstrip(".。!")
+    places = [match.start() for match in _FIRST_DIGIT.finditer(body)]
+    return head_value(body[places[0] :]) if len(places) == 1 else None
+
+
 def _main_clause(body: str) -> str:
     """Return the sentence without a clause that gives reasons, before or after."""
     if _DEPENDENT.match(body):
@@ -124,6 +147,9 @@ def _main_clause(body: str) -> str:
         body = rest if comma else body
     before, but, after = body.partition(", but ")
     if but and _SEEMS.search(before):
+        body = after
+    before, so, after = body.rpartition(", so ")
+    if so and _STRONG_COPULA.search(after):
         body = after
     for cut in _SUBORDINATE.finditer(body):
         if _STRONG_COPULA.search(body, 0, cut.start()):

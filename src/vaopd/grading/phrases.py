@@ -17,6 +17,7 @@ PLEASANTRY = re.compile(
 )
 """A closing line that is friendly and no answer."""
 
+NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|none|without)\b|n't\b", re.IGNORECASE)
 REFUSAL = re.compile(
     r"\b(?:i(?:'m| am) (?:sorry|unable|not able|afraid)|i can(?:'t|not| not)|i (?:do not|don't) (?:know|see|have)|"
     r"unable to|cannot (?:be )?(?:determine|answer|see|read|tell|identify|provide|help|say|conclude)\w*|"

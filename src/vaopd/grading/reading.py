@@ -6,8 +6,9 @@ from typing import Literal
 
 from vaopd.grading.commitments import Commitment, commitments
 from vaopd.grading.markup import boxes_of, plain
-from vaopd.grading.narrowing import after_verb, head_value, narrowed
+from vaopd.grading.narrowing import after_verb, head_value, narrowed, only_number
 from vaopd.grading.phrases import (
+    PLEASANTRY,
     REFUSAL,
     sentences,
     taken_back_at,
@@ -24,6 +25,9 @@ Confidence = Literal["committed", "bare", "guessed", "none"]
 MAX_BARE_WORDS = 8
 """A longer line without a marker is prose."""
 
+MAX_SENTENCE_WORDS = 12
+"""A longer sentence without a verb of saying is no answer in words."""
+
 _CONCLUDES = re.compile(
     r"^\W*(?:therefore|thus|hence|so\b|consequently|in conclusion|as a result|finally|in summary|overall|accordingly|this (?:means|gives|yields)|we (?:get|have|find|obtain)|因此|所以|故|综上|∴)",
     re.IGNORECASE,
@@ -33,7 +37,7 @@ _REASONS = re.compile(
     re.IGNORECASE,
 )
 
-_SAYS = re.compile(r"\b(?:is|are|was|were)\b|=|[是为]", re.IGNORECASE)
+_SAYS = re.compile(r"\b(?:is|are|was|were)\b|=|[是为]|等于", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def _stated(text: str, found: list[Commitment], rule: Rule) -> tuple[Commitment,
 def _answer_of(one: Commitment, text: str) -> str | None:
     if one.rule in ("box", "boxes", "tag"):
         content = undressed(one.payload).rstrip(".。")
-        return content or None
+        return (narrowed(content) if one.rule == "tag" else None) or content or None
     if one.rule == "verdict":
         return after_verb(f"it is {one.payload}") if not REFUSAL.search(one.payload) else None
     if one.rule == "heading":
@@ -148,13 +152,13 @@ def _uncommitted(text: str, *, is_rest: bool) -> Reading:
     last = lines[-1]
     if len(lines) > 1 and (answer := bare(last)) and not _is_heading(last):
         return Reading(answer, "bare last line", "bare", last[:300])
-    said = sentences(last)
+    said = [one for one in sentences(last) if not PLEASANTRY.match(one)] or [last]
     for sentence in [*reversed(said[-2:])][: 2 if len(said) > 1 else 1]:
         if sentence.endswith(("?", "？")):
             continue
         if REFUSAL.search(sentence):
             return no_answer("refusal")
-        if answer := _concluded(sentence, is_only=len(lines) == 1 and len(said) <= 2):
+        if answer := _concluded(sentence, is_only=len(lines) == 1 and len(said) <= 2 and not is_rest):
             return Reading(answer, "last sentence", "guessed", sentence[:300])
     if len(lines) == 1 and (answer := _concluded(said[0], is_only=True)):
         return Reading(answer, "first sentence", "guessed", said[0][:300])
@@ -176,7 +180,7 @@ def bare(line: str) -> str | None:
         if not rest or (len(rest.split()) <= 4 and not re.search(r"\d", rest)):
             return value
     is_short = len(body.split()) <= 4 and len(sentences(body)) == 1
-    if is_short and not _SAYS.search(body) and not re.search(r"[\u4e00-\u9fff]{9}", body):
+    if is_short and not re.search(r"\d", body) and not _SAYS.search(body) and not re.search(r"[\u4e00-\u9fff]{9}", body):
         return body
     return None
 
@@ -187,11 +191,9 @@ def _is_heading(line: str) -> bool:
 
 def _concluded(sentence: str, *, is_only: bool) -> str | None:
     """Return the value that a sentence ends with, where it concludes or is the whole reply."""
-    if not (
-        is_only
-        or _CONCLUDES.match(sentence)
-        or "=" in sentence
-        or re.search(r"\bis\b|\bare\b", sentence)
-    ):
+    body = undressed(_CONCLUDES.sub("", sentence)).rstrip(".!。")
+    if "\\boxed" in body or re.match(r"(?:if|suppose|assum\w+)\b", body, re.IGNORECASE):
         return None
-    return after_verb(_CONCLUDES.sub("", sentence))
+    answer = after_verb(body) or only_number(body)
+    is_short = is_only and len(body.split()) <= MAX_SENTENCE_WORDS
+    return answer or (body if is_short else None)

@@ -22,6 +22,14 @@ _SAID_PARTS = {
     "one quarter": "1/4", "a quarter": "1/4", "one fourth": "1/4", "three quarters": "3/4", "three fourths": "3/4",
     "one fifth": "1/5", "one sixth": "1/6", "one eighth": "1/8", "a dozen": "12", "one hundred": "100", "a hundred": "100",
 }  # fmt: skip
+_SCALES = {
+    "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "万": 10**4,
+    "亿": 10**8,
+}  # fmt: skip
+_SCALED = re.compile(
+    r"([-+¤€£¥]?[\d.,]{1,20})\s*(thousand|million|billion|trillion|万|亿)(?![A-Za-z])(.{0,40})",
+    re.IGNORECASE,
+)
 _CURRENCY = re.compile(r"([-+]?)\s*([¤€£¥₹])\s*(?=[\d.])")
 _BOUNDARY = re.compile(
     r"(?<=[\d})π°²³!])(?=\s*[A-Za-z°%℃℉¤€£¥¢Ωμµ\u4e00-\u9fff\\(])|(?<=\s)(?=[A-Za-z%°(])"
@@ -110,6 +118,10 @@ def stripped(text: str) -> str:
 
 
 def _quantity(text: str) -> Quantity | None:
+    if scaled := _SCALED.fullmatch(text):
+        inner = _quantity(scaled[1] + scaled[3])
+        times = _SCALES[scaled[2].lower()]
+        return Quantity(inner.number * times, inner.unit, inner.label) if inner else None
     said = _said(text)
     if said is not None:
         return said

@@ -18,7 +18,7 @@ _OPENING = re.compile(
     re.IGNORECASE,
 )
 _TRUE = re.compile(
-    r"(?:statement|claim|that|this|it|description|assertion|answer|assumption|caption|premise|you)(?:'s| is| are)(?: indeed| therefore| thus| actually)? (?:(not (?:correct|true|right|accurate)|incorrect|false|wrong|inaccurate|untrue)|(correct|true|right|accurate))\b",
+    r"(?:statement|claim|that|this|it|description|assertion|answer|assumption|caption|premise|you)(?: that [^.\n]{1,80}?)?(?:'s| is| are)(?: indeed| therefore| thus| actually)? (?:(not (?:correct|true|right|accurate)|incorrect|false|wrong|inaccurate|untrue)|(correct|true|right|accurate))\b",
     re.IGNORECASE,
 )
 _ONLY = re.compile(
