@@ -29,7 +29,7 @@ _ANSWER = r"(?:answers?|ans)"
 _OPTION = r"(?:option|choice|letter|one|solution|result|value|statement|response|selection|match|description|interpretation)"
 _OF_QUESTION = (
     r"(?:[ \t]{1,3}(?:to|for|of)[ \t]{1,3}(?:the|this|that|your|our)[ \t]{1,3}(?:\w{1,12}[ \t]{1,3})?(?:question|problem|exercise|task))?"
-    r"(?:[ \t]{1,3}(?:choice|option|letter|here|then|therefore|thus|in this case|among the (?:options|choices)|from the (?:options|choices)))?"
+    r"(?:[ \t]{1,3}(?:that[ \t](?:\w{1,12}[ \t]){0,3}\w{1,12}|choice|option|letter|here|then|therefore|thus|in this case|among the (?:options|choices)|from the (?:options|choices)))?"
 )
 _IS = (
     r"(?:is|was|are|would[ \t]be|should[ \t]be|must[ \t]be|will[ \t]be|has[ \t]to[ \t]be|becomes|comes[ \t]out[ \t](?:to[ \t]be|as)|"
@@ -37,7 +37,7 @@ _IS = (
 )
 _ADVERB = r"(?:,?[ \t]{1,3}(?:therefore|thus|then|hence|indeed|clearly|simply|definitely|still|actually|most[ \t]likely|probably|likely),?(?![A-Za-z]))?"
 _LABEL = rf"(?<![A-Za-z]){_QUALITY}{{0,2}}{_ANSWER}{_OF_QUESTION}[\"'>\]]?[ \t]{{0,3}}(?:\([^()\n]{{0,40}}\)[ \t]{{0,3}})?(?:[:：=≈→]|-(?=[ \t])|(?<=ns)\.(?=[ \t]))"
-_OPTION_LABEL = rf"(?<![A-Za-z])(?:{_QUALITY}{{1,2}}{_OPTION}|(?:(?<=\n)|^)[ \t#>-]{{0,6}}(?:option|choice|letter))[\"']?[ \t]{{0,3}}[:：=]"
+_OPTION_LABEL = rf"(?<![A-Za-z])(?:{_QUALITY}{{1,2}}{_OPTION}|(?:(?<=\n)|^)[ \t#>-]{{0,6}}(?:(?:my[ \t])?(?:option|choice|letter|pick|selection)|correct|right))[\"']?[ \t]{{0,3}}[:：=]"
 _STATEMENT = (
     rf"(?<![A-Za-z])(?:{_QUALITY}{{0,2}}{_ANSWER}{_OF_QUESTION}|{_QUALITY}{{1,2}}{_OPTION}){_ADVERB}[ \t\n]{{1,3}}{_IS}{_ADVERB}"
     r"(?![A-Za-z'-])[ \t]{0,3}[:：=]?"
@@ -62,7 +62,7 @@ _VERDICT = re.compile(
 _CHOOSING = re.compile(
     r"(?<![A-Za-z])(?:(?:I|we|let's|let us)(?:'d|'ll|[ \t]would|[ \t]will|[ \t]should|[ \t]must|[ \t]can)?(?:[ \t](?:therefore|thus|confidently|then|also|have to|need to))?"
     r"[ \t]{1,3}(?:choose|chose|pick|select|go[ \t]with|opt[ \t]for|answer|conclude[ \t](?:that[ \t])?(?:it[ \t]is|with)|settle[ \t]on|say)|"
-    r"my[ \t](?:choice|pick|selection)[ \t]is|(?:(?<=\n)|(?<=[.,:;][ \t]))(?:so[ \t]|thus[ \t]|therefore,?[ \t])?(?:choose|select|pick)(?=[ \t]))[ \t]{0,3}[:：]?",
+    r"my[ \t](?:choice|pick|selection)[ \t]is|(?:^|(?<=\n)|(?<=[.,:;][ \t]))(?:so[ \t]|thus[ \t]|therefore,?[ \t])?(?:choose|select|pick)(?=[ \t]))[ \t]{0,3}[:：]?",
     re.IGNORECASE,
 )
 _BETWEEN_BOXES = re.compile(

@@ -68,13 +68,13 @@ _HEDGE = re.compile(
     re.IGNORECASE,
 )
 _VERDICT = re.compile(
-    r"(?<![A-Za-z])(?P<name>option|choice|answer|statement|选项)?\s{0,2}[(\[\"'「【]{0,2}(?P<letter>[A-Z])[)\]\"'」】]{0,2}(?:[:.]?\s[^.\n]{1,80}?)??\s{0,2}(?:\([^()\n]{1,60}\)\s)?"
+    r"(?<![A-Za-z])(?P<name>option|choice|answer|statement|选项)?\s{0,2}[(\[\"'「【]{0,2}(?P<letter>[A-Z])[)\]\"'」】]{0,2}(?:[:.]?\s(?:(?![A-Z]\b)[^.\n]){1,80}?)??\s{0,2}(?:\([^()\n]{1,60}\)\s)?"
     r"(?:(?:is|must be|would be|should be|seems|appears to be)\s+(?:therefore |thus |clearly |indeed |definitely |hence |also )?(?:the\s+)?(?:only\s+)?(?:(?:most|best)\s+(?:appropriate|likely|suitable|accurate|reasonable)\s*|(?:correct|right|best|true)\b\s*|answer\b)(?:answer|option|choice|one|match|description)?|"
     r"(?:best |most accurately |correctly |exactly )?(?:matches|fits|describes|represents|shows)(?: (?:this|the|our|best|exactly|perfectly|it)\\b|(?=\\s*[.!\\n]|$))|(?:选项|项)?(?:是)?(?:正确|对)的?(?:答案|选项)?)",
 )
 _POINTED = re.compile(
-    r"(?<![A-Za-z])(?:(?:which|that|this|it|result|value|image|picture|figure|answer|description|calculation|shape)[ \t](?:best[ \t])?(?:is|'s|matches|corresponds[ \t](?:to|with)|fits|must[ \t]be|should[ \t]be|would[ \t]be|aligns[ \t]with|agrees[ \t]with|points[ \t]to|matches[ \t]with|equals|describes|leads[ \t](?:us[ \t])?to)|"
-    r"(?:it|that|this)'s|i[ \t](?:think|believe|guess|suspect)(?:[ \t](?:that|it|it's|it[ \t]is|the[ \t]answer[ \t]is))*|corresponds[ \t](?:to|with)|corresponding[ \t]to|matches|matching)[ \t]+(?:(?:clearly|best|exactly|definitely|likely|most[ \t]likely|probably|certainly|indeed|therefore|just|simply)[ \t])?"
+    r"(?<![A-Za-z])(?:(?:which|that|this|it|result|value|image|picture|figure|answer|description|calculation|shape)[ \t](?:best[ \t])?(?:is|'s|matches|corresponds[ \t](?:to|with)|fits|looks[ \t]like|seems[ \t]to[ \t]be|appears[ \t]to[ \t]be|must[ \t]be|should[ \t]be|would[ \t]be|aligns[ \t]with|agrees[ \t]with|points[ \t]to|matches[ \t]with|equals|describes|leads[ \t](?:us[ \t])?to)|"
+    r"(?:it|that|this)'s|i[ \t](?:think|believe|guess|suspect)(?:[ \t](?:that|it|it's|it[ \t]is|the[ \t]answer[ \t]is))*|corresponds[ \t](?:to|with)|corresponding[ \t]to|matches|matching|looks[ \t]like)[ \t]+(?:(?:clearly|best|exactly|definitely|likely|most[ \t]likely|probably|certainly|indeed|therefore|just|simply)[ \t])?"
     rf"(?P<name>option[ \t]|choice[ \t]|answer[ \t]|选项)?[(\[\"']{{0,2}}(?P<letter>[A-Z])[)\]\"']{{0,2}}{_EDGE}",
     re.IGNORECASE,
 )
@@ -341,7 +341,7 @@ def _bare(line: str, options: _Options, *, is_alone: bool, is_list: bool) -> str
     """Return the option that a line is, or begins with as an answer does."""
     if is_list and _LIST_LINE.match(line):
         return None
-    if is_alone and re.match(r"\W*not\b.{1,20}\bbut\b", line, re.IGNORECASE):
+    if is_alone and re.match(r"\W*not\b.{1,20}\bbut\b|\W*不是.{1,20}而是", line, re.IGNORECASE):
         return _named(line, options)
     whole = _WHOLE.fullmatch(line)
     if whole and whole[1].upper() in options.texts:
@@ -413,7 +413,7 @@ def _last_named(text: str, options: _Options) -> str | None:
                 and not match["name"]
                 and (
                     (letter in "AI"
-                    and not re.search(r"\b(?:correct|right|best|answer)", match[0]))
+                    and not re.search(r"\b(?:correct|right|best|answer)|正确|对", match[0]))
                     or _GEOMETRY.search(before[-25:])
                 )
             ):
@@ -425,7 +425,7 @@ def _last_named(text: str, options: _Options) -> str | None:
                 or _HEDGE.search(match[0])
                 or (
                     letter in "AI"
-                    and not re.match(r"\s*(?:$|[.,;:!)])", after)
+                    and not re.match(r"\s*(?:$|[.,;:!)]|to me\b)", after)
                     and not match["name"]
                 )
                 or re.match(r"\s*(?:or|and|/)\s*(?:option\s)?\(?[A-Z]\b", after)
@@ -435,15 +435,19 @@ def _last_named(text: str, options: _Options) -> str | None:
     return max(found)[1] if found else None
 
 
+def _offers_refusal(options: _Options) -> bool:
+    """Whether an option is itself a refusal, such as "cannot be determined"."""
+    return any(REFUSAL.search(text) for text in options.texts.values())
+
+
 def _from_words(lines: list[str], options: _Options) -> Reading:
     """Return the option whose text the last sentence, or a short reply, says."""
     said = sentences("\n".join(lines))
     candidates = [said[-1]] if len(said) > 2 else [*reversed(said)]
     for sentence in candidates:
-        if sentence.endswith(("?", "？")) or REFUSAL.search(sentence) or _HEDGE.search(sentence):
-            if (exact := _by_text(undressed(sentence).rstrip("."), options)) is None:
-                return no_answer("refusal or hedge")
-            return Reading(exact, "option text", "bare", sentence[:300])
+        is_unsure = bool(REFUSAL.search(sentence) or _HEDGE.search(sentence))
+        if sentence.endswith(("?", "？")) or (is_unsure and not _offers_refusal(options)):
+            return no_answer("refusal or hedge")
         letter = _by_mention(sentence, options) or _by_value(sentence, options)
         if letter == SEVERAL:
             return no_answer("several options")

@@ -37,7 +37,7 @@ _DEPENDENT = re.compile(
     re.IGNORECASE,
 )
 _COPULA = re.compile(
-    r"(?:\b(?:is|are|was|were|equals?|becomes?|be|gives?|has|have|of|contains?|shows?|reads?|measures?|costs?|totals?|says?|there (?:is|are)|approximately|about|we (?:get|have|find|obtain)|to be|as)\b|=|≈|:(?=\s)|[是为有]|等于|→|⇒)"
+    r"(?:\b(?:is|are|was|were|equals?|becomes?|be|gives?|has|have|of|contains?|shows?|reads?|measures?|costs?|totals?|says?|(?:length|area|radius|volume|value|measure|width|height|perimeter|slope|side|diameter|mass|speed)(?=\s+[-\d\\])|there (?:is|are)|approximately|about|we (?:get|have|find|obtain)|to be|as)\b|=|≈|:(?=\s)|[是为有]|等于|→|⇒)"
     r"(?:\s+(?:equal to|approximately|about|around|roughly|exactly|therefore|thus|also|now|given by|found to be|a total of|only|just|called|named|known as|likely|probably|clearly|located|indeed|precisely|shown|written))?",
     re.IGNORECASE,
 )

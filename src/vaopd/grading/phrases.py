@@ -29,7 +29,7 @@ REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _HYPOTHESIS = re.compile(
-    r"\b(?:if|whether|(?:might|may|could|would|can|some|one|you) (?:\w+ )?(?:think|say|guess|expect|believe|assume)|suppos\w*|assum\w*|unless|would mean|let's say|imagine|maybe|perhaps|might be|why|"
+    r"\b(?:if|whether|(?<!\bi )(?:might|may|could|would|can|some|one|you) (?:\w+ )?(?:think|say|guess|expect|believe|assume)|suppos\w*|assum\w*|unless|would mean|let's say|imagine|maybe|perhaps|might be|why|"
     r"how|not (?:sure|certain|clear|obvious|say|think|believe|mean)|doubt|guess(?:ing)? that|"
     r"to (?:find|determine|get|check|verify|see|give|provide|reach|write|present)|"
     r"(?:checking|finding|verifying|determining|giving))\b[^.!?,\n]{0,40}$|(?:如果|假设|是否)[^，。\n]{0,10}$",

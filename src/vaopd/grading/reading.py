@@ -160,7 +160,7 @@ def _uncommitted(text: str, *, is_rest: bool) -> Reading:
             return no_answer("refusal")
         if answer := _concluded(sentence, is_only=len(lines) == 1 and len(said) <= 2 and not is_rest):
             return Reading(answer, "last sentence", "guessed", sentence[:300])
-    if len(lines) == 1 and (answer := _concluded(said[0], is_only=True)):
+    if len(lines) == 1 and not is_rest and (answer := _concluded(said[0], is_only=True)):
         return Reading(answer, "first sentence", "guessed", said[0][:300])
     return no_answer("no commitment")
 
