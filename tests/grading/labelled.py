@@ -31,7 +31,9 @@ class Labelled:
 def read(*stems: str) -> list[Labelled]:
     found: list[Labelled] = []
     for stem in stems:
-        parts = re.split(r"^%% (.*)\n", (TEXTS / f"{stem}.txt").read_text(encoding="utf-8"), flags=re.M)
+        parts = re.split(
+            r"^%% (.*)\n", (TEXTS / f"{stem}.txt").read_text(encoding="utf-8"), flags=re.M
+        )
         assert parts[0] == ""
         for number, (header, text) in enumerate(zip(parts[1::2], parts[2::2], strict=True), 1):
             kind, reference, label, *rest = (one.strip() for one in header.split(" :: "))
@@ -39,6 +41,8 @@ def read(*stems: str) -> list[Labelled]:
                 reference = found[-1].reference
             assert rest in ([], ["cut"]), header
             found.append(
-                Labelled(f"{stem}:{number}", kind, reference, label, bool(rest), text.removesuffix("\n"))
+                Labelled(
+                    f"{stem}:{number}", kind, reference, label, bool(rest), text.removesuffix("\n")
+                )
             )
     return found

@@ -23,11 +23,14 @@ _FRACTIONS_OF_ONE = {
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _RAISED = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
 _MIXED = re.compile(
-    r"(?<![\d.])(\d{1,9})(?:\s+|\s*\+?\s*(?=\\frac)|\s+and\s+)(?:(\d{1,9})\s*/\s*(\d{1,9})(?![\d.])|\\frac\s*\{\s*(\d{1,9})\s*\}\s*\{\s*(\d{1,9})\s*\})"
+    r"(?<![\d.])(\d{1,9})(?:\s+|\s*\+?\s*(?=\\frac)|"
+    r"\s+and\s+)(?:(\d{1,9})\s*/\s*(\d{1,9})(?![\d.])|"
+    r"\\frac\s*\{\s*(\d{1,9})\s*\}\s*\{\s*(\d{1,9})\s*\})"
 )
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d{1,100}(?:\.\d{0,100})?|\.\d{1,100})(?:[eE][+-]?\d{1,3}(?![\d.]))?)"
-    r"|(?P<command>\\?(?:frac|sqrt|cdot|times|div|pi|sin|cos|tan|cot|sec|csc|ln|log|pm)(?![A-Za-z])|[√π∛])"
+    r"|(?P<command>\\?(?:frac|sqrt|cdot|times|div|pi|sin|cos|tan|cot|sec|csc|ln|log|"
+    r"pm)(?![A-Za-z])|[√π∛])"
     r"|(?P<mark>[-+*/×·÷^(){}\[\]!|,]))"
 )
 _FUNCTIONS: dict[str, Callable[[float], float]] = {

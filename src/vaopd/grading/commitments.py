@@ -17,52 +17,86 @@ from dataclasses import dataclass
 from vaopd.grading.markup import boxes_of
 from vaopd.grading.phrases import is_hypothetical, sentences, undressed
 
-MAX_PAYLOAD = 2000
-_MAX_MARKERS = 2000
+MAX_PAYLOAD = 600
+_MAX_MARKERS = 200
 """Of a response that loops, only the first and the last are looked at."""
 
 _QUALITY = (
-    r"(?:(?:final|correct|right|best|most\s{1,2}(?:appropriate|likely|suitable|accurate|plausible|reasonable|logical)|closest|"
-    r"overall|proper|exact|approximate|numerical|only\s{1,2}(?:correct|possible|valid|reasonable)|accurate|appropriate|required|desired|ultimate|remaining|chosen|selected)[ \t]{1,3})"
+    r"(?:(?:final|correct|right|best|most\s{1,2}(?:appropriate|likely|suitable|accurate|"
+    r"plausible|reasonable|logical)|closest|"
+    r"overall|proper|exact|approximate|numerical|only\s{1,2}(?:correct|possible|valid|"
+    r"reasonable)|accurate|appropriate|required|desired|ultimate|remaining|chosen|"
+    r"selected)[ \t]{1,3})"
 )
 _ANSWER = r"(?:answers?|ans)"
-_OPTION = r"(?:option|choice|letter|one|solution|result|value|statement|response|selection|match|description|interpretation)"
+_OPTION = (
+    r"(?:option|choice|letter|one|solution|result|value|statement|response|selection|match|"
+    r"description|interpretation)"
+)
 _OF_QUESTION = (
-    r"(?:[ \t]{1,3}(?:to|for|of)[ \t]{1,3}(?:the|this|that|your|our)[ \t]{1,3}(?:\w{1,12}[ \t]{1,3})?(?:question|problem|exercise|task))?"
-    r"(?:[ \t]{1,3}(?:that[ \t](?:\w{1,12}[ \t]){0,3}\w{1,12}|choice|option|letter|here|then|therefore|thus|in this case|among the (?:options|choices)|from the (?:options|choices)))?"
+    r"(?:[ \t]{1,3}(?:to|for|of)[ \t]{1,3}(?:the|this|that|your|"
+    r"our)[ \t]{1,3}(?:\w{1,12}[ \t]{1,3})?(?:question|problem|exercise|task))?"
+    r"(?:[ \t]{1,3}(?:that[ \t](?:\w{1,12}[ \t]){0,3}\w{1,12}|choice|option|letter|here|then|"
+    r"therefore|thus|in this case|among the (?:options|choices)|from the (?:options|"
+    r"choices)))?"
 )
 _IS = (
-    r"(?:is|was|are|would[ \t]be|should[ \t]be|must[ \t]be|will[ \t]be|has[ \t]to[ \t]be|becomes|comes[ \t]out[ \t](?:to[ \t]be|as)|"
+    r"(?:is|was|are|would[ \t]be|should[ \t]be|must[ \t]be|will[ \t]be|has[ \t]to[ \t]be|"
+    r"becomes|comes[ \t]out[ \t](?:to[ \t]be|as)|"
     r"works[ \t]out[ \t]to(?:[ \t]be)?|turns[ \t]out[ \t]to[ \t]be|remains)"
 )
-_ADVERB = r"(?:,?[ \t]{1,3}(?:therefore|thus|then|hence|indeed|clearly|simply|definitely|still|actually|most[ \t]likely|probably|likely),?(?![A-Za-z]))?"
-_LABEL = rf"(?<![A-Za-z]){_QUALITY}{{0,2}}{_ANSWER}{_OF_QUESTION}[\"'>\]]?[ \t]{{0,3}}(?:\([^()\n]{{0,40}}\)[ \t]{{0,3}})?(?:[:：=≈→]|-(?=[ \t])|(?<=ns)\.(?=[ \t]))"
-_OPTION_LABEL = rf"(?<![A-Za-z])(?:{_QUALITY}{{1,2}}{_OPTION}|(?:(?<=\n)|^)[ \t#>-]{{0,6}}(?:(?:my[ \t])?(?:option|choice|letter|pick|selection)|correct|right))[\"']?[ \t]{{0,3}}[:：=]"
+_ADVERB = (
+    r"(?:,?[ \t]{1,3}(?:therefore|thus|then|hence|indeed|clearly|simply|definitely|still|"
+    r"actually|most[ \t]likely|probably|likely),?(?![A-Za-z]))?"
+)
+_LABEL = (
+    rf"(?<![A-Za-z]){_QUALITY}{{0,2}}{_ANSWER}{_OF_QUESTION}[\"'>\]]?[ \t]{{0,3}}(?:\([^()"
+    rf"\n]{{0,40}}\)[ \t]{{0,3}})?(?:[:：=≈→]|-(?=[ \t])|(?<=ns)\.(?=[ \t]))"
+)
+_OPTION_LABEL = (
+    rf"(?<![A-Za-z])(?:{_QUALITY}{{1,2}}{_OPTION}|(?:(?<=\n)|"
+    rf"^)[ \t#>-]{{0,6}}(?:(?:my[ \t])?(?:option|choice|letter|pick|selection)|correct|"
+    rf"right))[\"']?[ \t]{{0,3}}[:：=]"
+)
 _STATEMENT = (
-    rf"(?<![A-Za-z])(?:{_QUALITY}{{0,2}}{_ANSWER}{_OF_QUESTION}|{_QUALITY}{{1,2}}{_OPTION}){_ADVERB}[ \t\n]{{1,3}}{_IS}{_ADVERB}"
+    rf"(?<![A-Za-z])(?:{_QUALITY}{{0,2}}{_ANSWER}{_OF_QUESTION}|"
+    rf"{_QUALITY}{{1,2}}{_OPTION}){_ADVERB}[ \t\n]{{1,3}}{_IS}{_ADVERB}"
     r"(?![A-Za-z'-])[ \t]{0,3}[:：=]?"
 )
-_HEADING = rf"(?:(?<=\n)|^)[ \t#>*-]{{0,8}}(?:\d{{1,2}}[.)][ \t]{{0,3}})?(?:the[ \t]{{1,3}})?{_QUALITY}{{0,2}}{_ANSWER}[ \t]{{0,4}}[.:：]?[ \t]{{0,4}}(?=\n)"
+_HEADING = (
+    rf"(?:(?<=\n)|^)[ \t#>*-]{{0,8}}(?:\d{{1,2}}[.)][ \t]{{0,3}})?(?:the[ \t]{{1,3}})"
+    rf"?{_QUALITY}{{0,2}}{_ANSWER}[ \t]{{0,4}}[.:：]?[ \t]{{0,4}}(?=\n)"
+)
 _CHINESE = (
     r"(?:(?:最终|正确|最后|标准|本题|参考|因此|所以)?(?:的)?答案(?:选项)?|正确(?:的)?(?:选项|结果|选择|说法)(?:的)?(?:应该|应|就)?)"
-    r"[ \t\"】]{0,4}(?:[:：】]|(?<=】)|(?:应该|应当|应|就|便)?(?:是|为|选)[ \t]{0,4}[:：]?)|(?:故|应|因此|所以|本题|应该|综上)[，,]?(?:应)?(?:选择?|答案(?:是|为|选)?)[ \t]{0,3}[:：]?|(?:(?<=\n)|^)答[:：]"
+    r"[ \t\"】]{0,4}(?:[:：】]|(?<=】)|(?:应该|应当|应|就|便)?(?:是|为|选)[ \t]{0,4}[:：]?)|(?:故|应|因此|所以|本题|"
+    r"应该|综上)[，,]?(?:应)?(?:选择?|答案(?:是|为|选)?)[ \t]{0,3}[:：]?|(?:(?<=\n)|^)答[:：]"
 )
 _MARKER = re.compile(
-    rf"(?P<label>{_LABEL}|{_OPTION_LABEL})|(?P<statement>{_STATEMENT})|(?P<heading>{_HEADING})|(?P<chinese>{_CHINESE})",
+    rf"(?P<label>{_LABEL}|{_OPTION_LABEL})|(?P<statement>{_STATEMENT})|"
+    rf"(?P<heading>{_HEADING})|(?P<chinese>{_CHINESE})",
     re.IGNORECASE,
 )
 _TAG = re.compile(
-    r"<(answer|final_answer|finalanswer)>|</(?:answer|final_answer|finalanswer)>|<\|begin_of_box\|>|<\|end_of_box\|>",
+    r"<(answer|final_answer|finalanswer)>|</(?:answer|final_answer|finalanswer)>|"
+    r"<\|begin_of_box\|>|<\|end_of_box\|>",
     re.IGNORECASE,
 )
 _VERDICT = re.compile(
-    rf"(?<![A-Za-z])(?:is|are|must be|would be|should be)[ \t]{{1,3}}(?:therefore |thus |clearly |indeed |hence )?(?:the|our|my)[ \t]{{1,3}}{_QUALITY}{{0,2}}(?:{_ANSWER}|(?<=correct )(?:option|choice|one)|(?<=right )(?:option|choice|one)|(?<=best )(?:option|choice|one)|(?<=appropriate )(?:option|choice|one))(?![A-Za-z])(?!\s{{0,3}}(?:to|choice|option)\s{{1,3}}(?!the|this))",
+    rf"(?<![A-Za-z])(?:is|are|must be|would be|should be)[ \t]{{1,3}}(?:therefore |thus |"
+    rf"clearly |indeed |hence )?(?:the|our|my)[ \t]{{1,3}}{_QUALITY}{{0,2}}(?:{_ANSWER}|"
+    rf"(?<=correct )(?:option|choice|one)|(?<=right )(?:option|choice|one)|"
+    rf"(?<=best )(?:option|choice|one)|(?<=appropriate )(?:option|choice|"
+    rf"one))(?![A-Za-z])(?!\s{{0,3}}(?:to|choice|option)\s{{1,3}}(?!the|this))",
     re.IGNORECASE,
 )
 _CHOOSING = re.compile(
-    r"(?<![A-Za-z])(?:(?:I|we|let's|let us)(?:'d|'ll|[ \t]would|[ \t]will|[ \t]should|[ \t]must|[ \t]can)?(?:[ \t](?:therefore|thus|confidently|then|also|have to|need to))?"
-    r"[ \t]{1,3}(?:choose|chose|pick|select|go[ \t]with|opt[ \t]for|answer|conclude[ \t](?:that[ \t])?(?:it[ \t]is|with)|settle[ \t]on|say)|"
-    r"my[ \t](?:choice|pick|selection)[ \t]is|(?:^|(?<=\n)|(?<=[.,:;][ \t]))(?:so[ \t]|thus[ \t]|therefore,?[ \t])?(?:choose|select|pick)(?=[ \t]))[ \t]{0,3}[:：]?",
+    r"(?<![A-Za-z])(?:(?:I|we|let's|let us)(?:'d|'ll|[ \t]would|[ \t]will|[ \t]should|"
+    r"[ \t]must|[ \t]can)?(?:[ \t](?:therefore|thus|confidently|then|also|have to|need to))?"
+    r"[ \t]{1,3}(?:choose|chose|pick|select|go[ \t]with|opt[ \t]for|answer|"
+    r"conclude[ \t](?:that[ \t])?(?:it[ \t]is|with)|settle[ \t]on|say)|"
+    r"my[ \t](?:choice|pick|selection)[ \t]is|(?:^|(?<=\n)|(?<=[.,:;][ \t]))(?:so[ \t]|"
+    r"thus[ \t]|therefore,?[ \t])?(?:choose|select|pick)(?=[ \t]))[ \t]{0,3}[:：]?",
     re.IGNORECASE,
 )
 _BETWEEN_BOXES = re.compile(

@@ -22,7 +22,8 @@ from vaopd.grading.values import (
 from vaopd.problems.boxed import without_boxes
 
 _CHAIN = re.compile(
-    r"\s*(?:≈|≐|≃|≅|\bor approximately\b|\bor about\b|\bwhich is approximately\b|\(approximately\b|\(approx\.?|\(about\b|\(≈)\s*"
+    r"\s*(?:≈|≐|≃|≅|\bor approximately\b|\bor about\b|\bwhich is approximately\b|"
+    r"\(approximately\b|\(approx\.?|\(about\b|\(≈)\s*"
 )
 _ARTICLE = re.compile(
     r"^(?:(?:in|on|at|it is|it's|this is|they are|called|named)\s+)?(?:(?:an?|the)\s+)?(?=\S)"

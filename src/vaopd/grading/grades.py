@@ -54,7 +54,8 @@ def _says(reading: Reading, answer: str | Sequence[str]) -> bool:
     said = f" {words(reading.text or '')}"
     golds = [answer] if isinstance(answer, str) else answer
     return any(
-        gold and not re.search(r"\d", gold) and said.endswith(f" {gold}") for gold in map(words, golds)
+        gold and not re.search(r"\d", gold) and said.endswith(f" {gold}")
+        for gold in map(words, golds)
     )
 
 

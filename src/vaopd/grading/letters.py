@@ -24,31 +24,44 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SEVERAL = "several"
 """Stands for a commitment to more than one option, or to none of them: no answer."""
 
+MAX_LINE = 1000
+"""A longer line is no bare answer."""
+
 _EDGE = r"(?![A-Za-z0-9'’_=^+/*(\[]|-[A-Za-z0-9]|\s?=|\s[+*/^]\s)"
 _HEAD = re.compile(
-    r"(?:(?:definitely|probably|likely|most likely|clearly|therefore|either|simply|thus|only|just|surely|indeed|the)\s+)*(?:(?:option|choice|answer|letter|选项|选择|选)s?\s*[:：]?\s*)?"
+    r"(?:(?:definitely|probably|likely|most likely|clearly|therefore|either|simply|thus|only|"
+    r"just|surely|indeed|the)\s+)*(?:(?:option|choice|answer|letter|选项|选择|选)s?\s*[:：]?\s*)?"
     rf"[(\[{{<\"'「【（]*\s?([A-Z])\s?(?P<close>[)\]}}>\"'」】）]*){_EDGE}",
     re.IGNORECASE,
 )
 _ALSO = re.compile(
-    r"\s*(?:[,、]?\s*(?:and|or|&|\bor also\b|and/or|as well as|和|或|与|以及|及)\s*(?:also\s+|possibly\s+|maybe\s+|even\s+)?(?:option\s+|choice\s+)?|[/,、]\s*(?:option\s+)?)[(\[]?([A-Z])[)\]]?(?![A-Za-z0-9'])(?P<rest>.{0,12})",
+    r"\s*(?:[,、]?\s*(?:and|or|&|\bor also\b|and/or|as well as|和|或|与|以及|及)\s*(?:also\s+|"
+    r"possibly\s+|maybe\s+|even\s+)?(?:option\s+|choice\s+)?|"
+    r"[/,、]\s*(?:option\s+)?)[(\[]?([A-Z])[)\]]?(?![A-Za-z0-9'])(?P<rest>.{0,12})",
     re.IGNORECASE,
 )
 _STANDS_ALONE = re.compile(
-    r"\s*(?:$|[.,:;!?)\]}。，、：；\u2014|<-]|(?:because|since|for|which|due|as|with|based|according|from|given|in|on|who|where)\b|(?:is|was|seems|appears)\b|(?:因为|由于|是|项|选项|正确))",
+    r"\s*(?:$|[.,:;!?)\]}。，、：；\u2014|<-]|(?:because|since|for|which|due|as|with|based|"
+    r"according|from|given|in|on|who|where)\b|(?:is|was|seems|appears)\b|(?:因为|由于|是|项|选项|正确))",
     re.IGNORECASE,
 )
 _IS_WRONG = re.compile(
-    r"\s*(?:\([^)]{0,60}\)\s*)?(?:is|was|are|seems|looks|can be|cannot be|can't be|does|doesn't|would|isn't|must be)\s*(?:clearly |obviously |definitely |also |therefore )?"
-    r"(?:not|n't|wrong|incorrect|false|ruled|eliminated|excluded|inconsistent|too|impossible|unlikely|out\b|less|only partially|invalid|\bbe (?:correct|right|true)(?<=not be correct))|\s*(?:isn't|cannot|can't|doesn't|不|错)",
+    r"\s*(?:\([^)]{0,60}\)\s*)?(?:is|was|are|seems|looks|can be|cannot be|can't be|does|"
+    r"doesn't|would|isn't|must be)\s*(?:clearly |obviously |definitely |also |therefore )?"
+    r"(?:not|n't|wrong|incorrect|false|ruled|eliminated|excluded|inconsistent|too|impossible|"
+    r"unlikely|out\b|less|only partially|invalid|\bbe (?:correct|right|"
+    r"true)(?<=not be correct))|\s*(?:isn't|cannot|can't|doesn't|不|错)",
     re.IGNORECASE,
 )
 _IS_OTHERWISE = re.compile(
-    r"\s*(?:is|was|seems|looks|might|could|may|would)\s+(?!(?:therefore |thus |clearly |indeed |definitely )?(?:the |our |my )?(?:only |most |best |correct|right|answer|true|closest|not))",
+    r"\s*(?:is|was|seems|looks|might|could|may|would)\s+(?!(?:therefore |thus |clearly |"
+    r"indeed |definitely )?(?:the |our |my )?(?:only |most |best |correct|right|answer|true|"
+    r"closest|not))",
     re.IGNORECASE,
 )
 _NAMED = re.compile(
-    rf"(?<![A-Za-z])(?:option|choice|answer|letter|选项|选择|选)\s{{0,3}}[:：]?\s{{0,2}}[(\[\"']{{0,2}}([A-Z])[)\]\"']{{0,2}}{_EDGE}",
+    rf"(?<![A-Za-z])(?:option|choice|answer|letter|选项|选择|"
+    rf"选)\s{{0,3}}[:：]?\s{{0,2}}[(\[\"']{{0,2}}([A-Z])[)\]\"']{{0,2}}{_EDGE}",
     re.IGNORECASE,
 )
 _BRACKETED = re.compile(rf"(?<![A-Za-z0-9_'])[(\[（]\s?([A-Z])\s?[)\]）]{_EDGE}")
@@ -56,11 +69,18 @@ _CAPITAL = re.compile(
     r"(?<![A-Za-z0-9'\\_^{+*/=-])([A-Z])(?![A-Za-z0-9'_=^+/*(]|-[A-Za-z0-9]|\s?=)"
 )
 _NEGATING = re.compile(
-    r"(?:\bnot|n't|\bnor|\bneither|rather than|instead of|unlike|\bthan|except|\bexclud\w*|eliminat\w*|rul(?:e|ed|es|ing) out|\bwithout|not be|incorrect\w*|wrong\w*|reject\w*|different from|opposed to|不是|而非|排除)\s*(?:the\s)?(?:\w+\s)?(?:options?\s|choices?\s|选项)?[(\[\"']{0,2}$",
+    r"(?:\bnot|n't|\bnor|\bneither|rather than|instead of|unlike|\bthan|except|\bexclud\w*|"
+    r"eliminat\w*|rul(?:e|ed|es|ing) out|\bwithout|not be|incorrect\w*|wrong\w*|reject\w*|"
+    r"different from|opposed to|不是|而非|排除)\s*(?:the\s)?(?:\w+\s)?(?:options?\s|choices?\s|"
+    r"选项)?[(\[\"']{0,2}$",
     re.IGNORECASE,
 )
 _GEOMETRY = re.compile(
-    r"(?:\b(?:points?|angles?|lines?|at|vertex|vertices|segments?|arcs?|circles?|triangles?|planes?|figures?|label(?:l?ed)?|node|set|matrix|side|edge|center|centre|group|column|row|from|to|through|between|of|vector|team|city|town|station|object|gas|bar|curve|region|area|stage|position|block|box|class|type|vitamin|hepatitis|plan|phase|car|man|person|player|student|line segment)\s|[∠△])$",
+    r"(?:\b(?:points?|angles?|lines?|at|vertex|vertices|segments?|arcs?|circles?|triangles?|"
+    r"planes?|figures?|label(?:l?ed)?|node|set|matrix|side|edge|center|centre|group|column|"
+    r"row|from|to|through|between|of|vector|team|city|town|station|object|gas|bar|curve|"
+    r"region|area|stage|position|block|box|class|type|vitamin|hepatitis|plan|phase|car|man|"
+    r"person|player|student|line segment)\s|[∠△])$",
     re.IGNORECASE,
 )
 _HEDGE = re.compile(
@@ -68,23 +88,44 @@ _HEDGE = re.compile(
     re.IGNORECASE,
 )
 _VERDICT = re.compile(
-    r"(?<![A-Za-z])(?P<name>option|choice|answer|statement|选项)?\s{0,2}[(\[\"'「【]{0,2}(?P<letter>[A-Z])[)\]\"'」】]{0,2}(?:[:.]?\s(?:(?![A-Z]\b)[^.\n]){1,80}?)??\s{0,2}(?:\([^()\n]{1,60}\)\s)?"
-    r"(?:(?:is|must be|would be|should be|seems|appears to be)\s+(?:therefore |thus |clearly |indeed |definitely |hence |also )?(?:the\s+)?(?:only\s+)?(?:(?:most|best)\s+(?:appropriate|likely|suitable|accurate|reasonable)\s*|(?:correct|right|best|true)\b\s*|answer\b)(?:answer|option|choice|one|match|description)?|"
-    r"(?:best |most accurately |correctly |exactly )?(?:matches|fits|describes|represents|shows)(?: (?:this|the|our|best|exactly|perfectly|it)\\b|(?=\\s*[.!\\n]|$))|(?:选项|项)?(?:是)?(?:正确|对)的?(?:答案|选项)?)",
+    r"(?<![A-Za-z])(?P<name>option|choice|answer|statement|"
+    r"选项)?\s{0,2}[(\[\"'「【]{0,2}(?P<letter>[A-Z])[)\]\"'」】]{0,2}(?:[:.]?\s(?:(?![A-Z]\b)"
+    r"[^.\n]){1,80}?)??\s{0,2}(?:\([^()\n]{1,60}\)\s)?"
+    r"(?:(?:is|must be|would be|should be|seems|appears to be)\s+(?:therefore |thus |"
+    r"clearly |indeed |definitely |hence |also )?(?:the\s+)?(?:only\s+)?(?:(?:most|"
+    r"best)\s+(?:appropriate|likely|suitable|accurate|reasonable)\s*|(?:correct|right|best|"
+    r"true)\b\s*|answer\b)(?:answer|option|choice|one|match|description)?|"
+    r"(?:best |most accurately |correctly |exactly )?(?:matches|fits|describes|represents|"
+    r"shows)(?: (?:this|the|our|best|exactly|perfectly|it)\\b|(?=\\s*[.!\\n]|$))|(?:选项|"
+    r"项)?(?:是)?(?:正确|对)的?(?:答案|选项)?)",
 )
 _POINTED = re.compile(
-    r"(?<![A-Za-z])(?:(?:which|that|this|it|result|value|image|picture|figure|answer|description|calculation|shape)[ \t](?:best[ \t])?(?:is|'s|matches|corresponds[ \t](?:to|with)|fits|looks[ \t]like|seems[ \t]to[ \t]be|appears[ \t]to[ \t]be|must[ \t]be|should[ \t]be|would[ \t]be|aligns[ \t]with|agrees[ \t]with|points[ \t]to|matches[ \t]with|equals|describes|leads[ \t](?:us[ \t])?to)|"
-    r"(?:it|that|this)'s|i[ \t](?:think|believe|guess|suspect)(?:[ \t](?:that|it|it's|it[ \t]is|the[ \t]answer[ \t]is))*|corresponds[ \t](?:to|with)|corresponding[ \t]to|matches|matching|looks[ \t]like)[ \t]+(?:(?:clearly|best|exactly|definitely|likely|most[ \t]likely|probably|certainly|indeed|therefore|just|simply)[ \t])?"
-    rf"(?P<name>option[ \t]|choice[ \t]|answer[ \t]|选项)?[(\[\"']{{0,2}}(?P<letter>[A-Z])[)\]\"']{{0,2}}{_EDGE}",
+    r"(?<![A-Za-z])(?:(?:which|that|this|it|result|value|image|picture|figure|answer|"
+    r"description|calculation|shape)[ \t](?:best[ \t])?(?:is|'s|matches|"
+    r"corresponds[ \t](?:to|with)|fits|looks[ \t]like|seems[ \t]to[ \t]be|"
+    r"appears[ \t]to[ \t]be|must[ \t]be|should[ \t]be|would[ \t]be|aligns[ \t]with|"
+    r"agrees[ \t]with|points[ \t]to|matches[ \t]with|equals|describes|"
+    r"leads[ \t](?:us[ \t])?to)|"
+    r"(?:it|that|this)'s|i[ \t](?:think|believe|guess|suspect)(?:[ \t](?:that|it|it's|"
+    r"it[ \t]is|the[ \t]answer[ \t]is))*|corresponds[ \t](?:to|with)|corresponding[ \t]to|"
+    r"matches|matching|looks[ \t]like)[ \t]+(?:(?:clearly|best|exactly|definitely|likely|"
+    r"most[ \t]likely|probably|certainly|indeed|therefore|just|simply)[ \t])?"
+    rf"(?P<name>option[ \t]|choice[ \t]|answer[ \t]|"
+    rf"选项)?[(\[\"']{{0,2}}(?P<letter>[A-Z])[)\]\"']{{0,2}}{_EDGE}",
     re.IGNORECASE,
 )
 _SO = re.compile(
-    r"(?:^|[.!?。\n;,]\s{0,3})(?:therefore|thus|so|hence|consequently|accordingly|in conclusion|overall|因此|所以|故)[,，:]?\s{0,3}(?:it is|it's|it must be|i choose|we choose)?\s{0,3}(?:option|choice|answer|选项)?\s{0,2}[(\[\"']{0,2}([A-Z])[)\]\"']{0,2}\s{0,2}(?=$|[.,:;!。\n]|\bis (?:the )?(?:correct|right|best|answer))",
+    r"(?:^|[.!?。\n;,]\s{0,3})(?:therefore|thus|so|hence|consequently|accordingly|"
+    r"in conclusion|overall|因此|所以|故)[,，:]?\s{0,3}(?:it is|it's|it must be|i choose|"
+    r"we choose)?\s{0,3}(?:option|choice|answer|"
+    r"选项)?\s{0,2}[(\[\"']{0,2}([A-Z])[)\]\"']{0,2}\s{0,2}(?=$|[.,:;!。\n]|"
+    r"\bis (?:the )?(?:correct|right|best|answer))",
     re.IGNORECASE | re.MULTILINE,
 )
-_LIST_LINE = re.compile(r"^\W*(?:option\s|choice\s)?\(?([A-Z])[).:：](?!\w)", re.IGNORECASE)
+_LIST_LINE = re.compile(r"^\W{0,10}(?:option\s|choice\s)?\(?([A-Z])[).:：](?!\w)", re.IGNORECASE)
 _WHOLE = re.compile(
-    r"\W*(?:(?:option|choice|answer|letter|选项|选)\s*:?\s*)?[(\[{\"'「【]*([A-Z])[)\]}\"'」】]*\s*[.:。!]?\W*",
+    r"\W{0,20}(?:(?:option|choice|answer|letter|选项|"
+    r"选)\s{0,3}:?\s{0,3})?[(\[{\"'「【]{0,4}([A-Z])[)\]}\"'」】]{0,4}\W{0,20}",
     re.IGNORECASE,
 )
 
@@ -339,6 +380,8 @@ def _uncommitted(text: str, options: _Options, *, has_commitment: bool) -> Readi
 
 def _bare(line: str, options: _Options, *, is_alone: bool, is_list: bool) -> str | None:
     """Return the option that a line is, or begins with as an answer does."""
+    if len(line) > MAX_LINE:
+        return None
     if is_list and _LIST_LINE.match(line):
         return None
     if is_alone and re.match(r"\W*not\b.{1,20}\bbut\b|\W*不是.{1,20}而是", line, re.IGNORECASE):
@@ -374,7 +417,8 @@ def _bare(line: str, options: _Options, *, is_alone: bool, is_list: bool) -> str
     ):
         return letter
     reasons = re.match(
-        r"[)\]\"'}]*\s*(?:$|,?\s*(?:because|since|as|due|is (?:the )?(?:correct|right|best))\b|[,;\u2014-]\s)",
+        r"[)\]\"'}]*\s*(?:$|,?\s*(?:because|since|as|due|is (?:the )?(?:correct|right|"
+        r"best))\b|[,;\u2014-]\s)",
         body[head.end(1) :],
     )
     if head["close"] or "option" in head[0].lower():
@@ -412,8 +456,10 @@ def _last_named(text: str, options: _Options) -> str | None:
                 pattern is _VERDICT
                 and not match["name"]
                 and (
-                    (letter in "AI"
-                    and not re.search(r"\b(?:correct|right|best|answer)|正确|对", match[0]))
+                    (
+                        letter in "AI"
+                        and not re.search(r"\b(?:correct|right|best|answer)|正确|对", match[0])
+                    )
                     or _GEOMETRY.search(before[-25:])
                 )
             ):

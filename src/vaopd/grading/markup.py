@@ -24,10 +24,12 @@ _BOX_OF_ONE = re.compile(
 )
 _WORDS = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt|bb)|mbox|hbox|operatorname\*?|"
-    r"boldsymbol|bm|bold|underline|displaystyle|large|Large|huge|color\{[a-z]{1,10}\})[ \t]{0,4}\{([^{}]*)\}"
+    r"boldsymbol|bm|bold|underline|displaystyle|large|Large|huge|"
+    r"color\{[a-z]{1,10}\})[ \t]{0,4}\{([^{}]*)\}"
 )
 _SPACES = re.compile(
-    r"\\[,;:!>/ ]|\\(?:quad|qquad|left|right|[bB]igg?[lr]?|displaystyle|limits|hspace\{[^{}]{0,10}\}|"
+    r"\\[,;:!>/ ]|\\(?:quad|qquad|left|right|[bB]igg?[lr]?|displaystyle|limits|"
+    r"hspace\{[^{}]{0,10}\}|"
     r"phantom\{[^{}]{0,20}\})(?![A-Za-z])|[\u00a0\u2002-\u200a\u202f\u205f\u3000]"
 )
 _SYMBOLS = (

@@ -11,45 +11,100 @@ from vaopd.grading.values import Quantity, value_of
 MAX_WORDS = 12
 """Longer clauses are prose and no short answer in words."""
 
+MAX_SENTENCE = 1000
+MAX_VALUE = 300
+"""Characters of a sentence, and of a value, that are looked at."""
+
 _LEAD_IN = re.compile(
-    r"(?:(?:approximately|approx\.?|about|around|roughly|nearly|almost|exactly|precisely|simply|just|only|clearly|therefore|thus|hence|so|"
-    r"then|indeed|probably|likely|most likely|definitely|actually|still|now|also|given by|equal to|equals?|closest to|obviously|"
-    r"that|it is|it's|it must be|this is|we have|we get|namely|i\.e\.|estimated (?:to be|at)|calculated (?:to be|as)|found to be|"
+    r"(?:(?:approximately|approx\.?|about|around|roughly|nearly|almost|exactly|precisely|"
+    r"simply|just|only|clearly|therefore|thus|hence|so|"
+    r"then|indeed|probably|likely|most likely|definitely|actually|still|now|also|given by|"
+    r"equal to|equals?|closest to|obviously|"
+    r"that|it is|it's|it must be|this is|we have|we get|namely|i\.e\.|estimated (?:to be|at)|"
+    r"calculated (?:to be|as)|found to be|"
     r"≈|~|∼|=|:|→|⇒|∴|大约|约为|约|为|是|等于)(?:[\s,]+|(?<=[≈~∼=:→⇒∴约为是于])))"
-    r"|(?:(?:the )?(?:highest|lowest|largest|greatest|smallest|most|least|located|situated)\s+)?(?:at|in|on|by|during|around|for)\s+(?:the (?:year|point)\s+)?(?=[(\d-])",
+    r"|(?:(?:the )?(?:highest|lowest|largest|greatest|smallest|most|least|located|"
+    r"situated)\s+)?(?:at|in|on|by|during|around|for)\s+(?:the (?:year|point)\s+)?(?=[(\d-])",
     re.IGNORECASE,
 )
 _NO_ANSWER = re.compile(
-    r"(?:not\b(?!\s+(?:enough|defined|possible|drawn|visible|given|listed|parallel|equal|congruent|similar|a\b|an\b))|unclear|unknown to|obvious\b|straightforward|as follows|below|above\b|in the (?:form|box|range|following)|based on|obtained|"
-    r"found (?:by|in|using)|derived|determined by|given (?:in|below|above|as follows)|what\b|how\b|why\b|a matter of|to be (?:determined|found)|"
-    r"correct\b|incorrect\b|wrong\b|right\b(?!\s+(?:angle|triangle|side|hand|prism|tri))|(?:a )?single|one of the|hidden|here\b|shown (?:in|below|above)|required\b|expected\b|"
-    r"supposed to|likely to|going to|already\b|there\b(?! are| is)|to\b|consistent|reasonable|verified|confirmed)",
+    r"(?:not\b(?!\s+(?:enough|defined|possible|drawn|visible|given|listed|parallel|equal|"
+    r"congruent|similar|a\b|an\b))|unclear|unknown to|obvious\b|straightforward|as follows|"
+    r"below|above\b|in the (?:form|box|range|following)|based on|obtained|"
+    r"found (?:by|in|using)|derived|determined by|given (?:in|below|above|as follows)|what\b|"
+    r"how\b|why\b|a matter of|to be (?:determined|found)|"
+    r"correct\b|incorrect\b|wrong\b|right\b(?!\s+(?:angle|triangle|side|hand|prism|tri))|"
+    r"(?:a )?single|one of the|hidden|here\b|shown (?:in|below|above)|required\b|expected\b|"
+    r"supposed to|likely to|going to|already\b|there\b(?! are| is)|to\b|consistent|"
+    r"reasonable|verified|confirmed)",
     re.IGNORECASE,
 )
 _SUBORDINATE = re.compile(
-    r"\s*(?:,\s*(?:which|because|since|as|where|with|given|assuming|when|if|but|while|and (?:the|it|this|we)|making|meaning|using|based|due|after|for|not|rather|according|"
-    r"whereas|indicating|rounded|corresponding|matching|option|that is|i\.e\.?|or (?:about|approximately|roughly)|followed by|compared to)\b|\b(?:because|since|as (?:shown|it|the|indicated|seen|given|per|can|required|stated|we)|which (?:is|means|has|was|can|matches|corresponds)|"
-    r"due to|according to|based on|so that|rounded to|when rounded|rather than|instead of|by (?:using|the|applying)|using)\b|\s-\s(?=[A-Za-z]{2})|\u2014|因为|由于|，)",
+    r"\s*(?:,\s*(?:which|because|since|as|where|with|given|assuming|when|if|but|while|"
+    r"and (?:the|it|this|we)|making|meaning|using|based|due|after|for|not|rather|according|"
+    r"whereas|indicating|rounded|corresponding|matching|option|that is|i\.e\.?|or (?:about|"
+    r"approximately|roughly)|followed by|compared to)\b|\b(?:because|since|as (?:shown|it|"
+    r"the|indicated|seen|given|per|can|required|stated|we)|which (?:is|means|has|was|can|"
+    r"matches|corresponds)|"
+    r"due to|according to|based on|so that|rounded to|when rounded|rather than|instead of|"
+    r"by (?:using|the|applying)|using)\b|\s-\s(?=[A-Za-z]{2})|\u2014|因为|由于|，)",
     re.IGNORECASE,
 )
 _DEPENDENT = re.compile(
-    r"(?:(?:so|and|but|now|then|therefore|thus|hence),?\s+)?(?:since|because|as|given|if|when|using|from|with|after|by|according|based|in|for|looking|to|at|on|under|substituting|combining|考虑|根据|由于|因为)\b",
+    r"(?:(?:so|and|but|now|then|therefore|thus|hence),?\s+)?(?:since|because|as|given|if|"
+    r"when|using|from|with|after|by|according|based|in|for|looking|to|at|on|under|"
+    r"substituting|combining|考虑|根据|由于|因为)\b",
     re.IGNORECASE,
 )
 _COPULA = re.compile(
-    r"(?:\b(?:is|are|was|were|equals?|becomes?|be|gives?|has|have|of|contains?|shows?|reads?|measures?|costs?|totals?|says?|(?:length|area|radius|volume|value|measure|width|height|perimeter|slope|side|diameter|mass|speed)(?=\s+[-\d\\])|there (?:is|are)|approximately|about|we (?:get|have|find|obtain)|to be|as)\b|=|≈|:(?=\s)|[是为有]|等于|→|⇒)"
-    r"(?:\s+(?:equal to|approximately|about|around|roughly|exactly|therefore|thus|also|now|given by|found to be|a total of|only|just|called|named|known as|likely|probably|clearly|located|indeed|precisely|shown|written))?",
+    r"(?:\b(?:is|are|was|were|equals?|becomes?|be|gives?|has|have|of|contains?|shows?|reads?|"
+    r"measures?|costs?|totals?|says?|(?:length|area|radius|volume|value|measure|width|height|"
+    r"perimeter|slope|side|diameter|mass|speed)(?=\s+[-\d\\])|there (?:is|are)|approximately|"
+    r"about|we (?:get|have|find|obtain)|to be|as)\b|=|≈|:(?=\s)|[是为有]|等于|→|⇒)"
+    r"(?:\s+(?:equal to|approximately|about|around|roughly|exactly|therefore|thus|also|now|"
+    r"given by|found to be|a total of|only|just|called|named|known as|likely|probably|"
+    r"clearly|located|indeed|precisely|shown|written))?",
     re.IGNORECASE,
 )
 _STRONG_COPULA = re.compile(
     r"\b(?:is|are|was|were|equals?|becomes?|be)\b|=|≈|[是为]|等于", re.IGNORECASE
 )
-_SEEMS = re.compile(r"\b(?:might|may|seems?|appears?|at first|looks like|think|expect)\b", re.IGNORECASE)
+_SEEMS = re.compile(
+    r"\b(?:might|may|seems?|appears?|at first|looks like|think|expect)\b", re.IGNORECASE
+)
 _NOT_BUT = re.compile(r"not\b[^,;.]{1,60}?,?\s+but\s+(?:rather\s+)?", re.IGNORECASE)
 _FIRST_DIGIT = re.compile(r"(?<![\d.,:/^A-Za-z-])[-+¤€£¥]?\d")
 _YES_NO = re.compile(r"(yes|no|true|false)(?=\s*(?:[,.;:!\u2014]|$)|\s+because)", re.IGNORECASE)
 _MATH_WORDS = frozenset(
-    ["sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "lim", "exp", "arcsin", "arccos", "arctan", "mod", "gcd", "max", "min", "deg", "and", "or", "to", "per", "by", "squared", "cubed", "pi", "inf"]
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "log",
+        "ln",
+        "lim",
+        "exp",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "mod",
+        "gcd",
+        "max",
+        "min",
+        "deg",
+        "and",
+        "or",
+        "to",
+        "per",
+        "by",
+        "squared",
+        "cubed",
+        "pi",
+        "inf",
+    ]
 )
 _TOKEN = re.compile(r"\S+")
 _PROSE_TOKEN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?:'[a-z]+)?")
@@ -85,7 +140,7 @@ def narrowed(payload: str) -> str | None:
     said = sentences(payload)
     if not said:
         return None
-    first = said[0]
+    first = said[0][:MAX_SENTENCE]
     if boxes := boxes_of(first):
         return boxes[-1][1]
     body = _without_lead_ins(first.rstrip("! "))
@@ -107,7 +162,7 @@ def narrowed(payload: str) -> str | None:
 
 def after_verb(sentence: str, *, is_strict: bool = False) -> str | None:
     """Return the value that a sentence says of its subject: "the length is 5 cm"."""
-    body = _main_clause(undressed(sentence).rstrip(".。!"))
+    body = _main_clause(undressed(sentence[:MAX_SENTENCE]).rstrip(".。!"))
     verbs = list((_STRONG_COPULA if is_strict else _COPULA).finditer(body))
     if len(verbs) > 1:
         # "5√3 ≈ 8.66" is one answer in two forms.
@@ -133,7 +188,7 @@ def after_verb(sentence: str, *, is_strict: bool = False) -> str | None:
 
 def only_number(sentence: str) -> str | None:
     """Return the value with the only number of a sentence: "I see 3 people" has one."""
-    body = undressed(sentence).rstrip(".。!")
+    body = undressed(sentence[:MAX_SENTENCE]).rstrip(".。!")
     places = [match.start() for match in _FIRST_DIGIT.finditer(body)]
     return head_value(body[places[0] :]) if len(places) == 1 else None
 
@@ -169,7 +224,7 @@ def _without_lead_ins(text: str) -> str:
 
 def head_value(text: str) -> str | None:
     """Return the number, formula, point or listing that a text begins with, with its unit."""
-    text = text.rstrip(" .。,;")
+    text = text[:MAX_VALUE].rstrip(" .。,;")
     kept = 0
     tokens = list(_TOKEN.finditer(text))
     for index, token in enumerate(tokens):

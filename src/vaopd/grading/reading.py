@@ -29,11 +29,15 @@ MAX_SENTENCE_WORDS = 12
 """A longer sentence without a verb of saying is no answer in words."""
 
 _CONCLUDES = re.compile(
-    r"^\W*(?:therefore|thus|hence|so\b|consequently|in conclusion|as a result|finally|in summary|overall|accordingly|this (?:means|gives|yields)|we (?:get|have|find|obtain)|因此|所以|故|综上|∴)",
+    r"^\W*(?:therefore|thus|hence|so\b|consequently|in conclusion|as a result|finally|"
+    r"in summary|overall|accordingly|this (?:means|gives|yields)|we (?:get|have|find|obtain)|"
+    r"因此|所以|故|综上|∴)",
     re.IGNORECASE,
 )
 _REASONS = re.compile(
-    r"^\W*(?:to\b|we\b|let\b|first|given\b|since\b|using\b|from\b|in\b|according|looking|based|step\b|the (?:image|figure|diagram|picture|question|problem) (?:shows|asks|is|depicts)|i\b|if\b|by\b|because\b|as\b|here|this\b|note\b|there (?:is|are)\b.{60})",
+    r"^\W*(?:to\b|we\b|let\b|first|given\b|since\b|using\b|from\b|in\b|according|looking|"
+    r"based|step\b|the (?:image|figure|diagram|picture|question|problem) (?:shows|asks|is|"
+    r"depicts)|i\b|if\b|by\b|because\b|as\b|here|this\b|note\b|there (?:is|are)\b.{60})",
     re.IGNORECASE,
 )
 
@@ -158,7 +162,9 @@ def _uncommitted(text: str, *, is_rest: bool) -> Reading:
             continue
         if REFUSAL.search(sentence):
             return no_answer("refusal")
-        if answer := _concluded(sentence, is_only=len(lines) == 1 and len(said) <= 2 and not is_rest):
+        if answer := _concluded(
+            sentence, is_only=len(lines) == 1 and len(said) <= 2 and not is_rest
+        ):
             return Reading(answer, "last sentence", "guessed", sentence[:300])
     if len(lines) == 1 and not is_rest and (answer := _concluded(said[0], is_only=True)):
         return Reading(answer, "first sentence", "guessed", said[0][:300])
@@ -180,7 +186,12 @@ def bare(line: str) -> str | None:
         if not rest or (len(rest.split()) <= 4 and not re.search(r"\d", rest)):
             return value
     is_short = len(body.split()) <= 4 and len(sentences(body)) == 1
-    if is_short and not re.search(r"\d", body) and not _SAYS.search(body) and not re.search(r"[\u4e00-\u9fff]{9}", body):
+    if (
+        is_short
+        and not re.search(r"\d", body)
+        and not _SAYS.search(body)
+        and not re.search(r"[\u4e00-\u9fff]{9}", body)
+    ):
         return body
     return None
 

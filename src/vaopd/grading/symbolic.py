@@ -23,7 +23,8 @@ MAX_BRACKET_DEPTH = 12
 
 _POWER = r"(?:\^|\*\*)"
 _WORDS = re.compile(
-    r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|log|ln|arc|lim|exp|min|max|mod|pi)(?:[^A-Za-z]|$))[^\W\d_]{3,}"
+    r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|log|ln|arc|lim|exp|min|max|mod|"
+    r"pi)(?:[^A-Za-z]|$))[^\W\d_]{3,}"
 )
 _POWER_OF_POWER = re.compile(rf"{_POWER}(?:[\w.\\]+{_POWER}|[({{][^^]{{0,40}}{_POWER})")
 _OPEN_ENDED = re.compile(r"\\(?:sum|prod|o?i*nt|lim|binom)(?![A-Za-z])|\d{3}!|!!|[)}]!")

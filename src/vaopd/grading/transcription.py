@@ -12,7 +12,8 @@ SHORT_REPLY_LINES = 3
 """Longer replies without a commitment are reasoning, of which the last line is the answer."""
 
 _INTRODUCES = re.compile(
-    r"\b(?:text|word|number|sign|it|image|label|formula|expression|says?|reads?|is|answer)\b[^:\n]{0,60}:\s*$",
+    r"\b(?:text|word|number|sign|it|image|label|formula|expression|says?|reads?|is|"
+    r"answer)\b[^:\n]{0,60}:\s*$",
     re.IGNORECASE,
 )
 

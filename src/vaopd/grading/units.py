@@ -108,7 +108,8 @@ _CASED = {
 _POWERS = {"square": 2, "squared": 2, "sq": 2, "sq.": 2, "平方": 2, "cubic": 3, "cubed": 3, "cu": 3, "立方": 3}  # fmt: skip
 _SUPER = {"²": 2, "³": 3, "⁻¹": -1, "⁻²": -2, "⁻³": -3}
 _PIECE = re.compile(
-    r"(?P<power>square|cubic|sq\.?|cu\.?|平方|立方)\s*|(?P<per>/|\bper\b|\bp(?=sec\b)|每)|(?P<times>[·*.⋅×-]|\\cdot|\\times)"
+    r"(?P<power>square|cubic|sq\.?|cu\.?|平方|立方)\s*|(?P<per>/|\bper\b|\bp(?=sec\b)|每)|"
+    r"(?P<times>[·*.⋅×-]|\\cdot|\\times)"
     r"|(?P<name>°\s?[CF]\b|[°%¤€£¥₹¢℃℉Ω]|k?\\Omega|[A-Za-zμµΩ]+(?:\(s\))?|[\u4e00-\u9fff]+)\.?"
     r"(?:\s?\^?\s?\{?\s?(?P<raised>-?[1-3](?!\d)|²|³|⁻[¹²³])\s?\}?|\s+(?P<word>squared|cubed)\b)?"
 )

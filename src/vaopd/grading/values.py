@@ -9,7 +9,28 @@ from vaopd.grading.units import NO_UNIT, Unit, unit_of
 
 MAX_CHARACTERS = 300
 _ENDS = " \t\n.,;:。，；\"'`*"
-_SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+_SMALL = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _SAID = {word: index for index, word in enumerate(_SMALL)}
 _SAID |= {word: 10 * index for index, word in enumerate(_TENS, start=2)}
@@ -46,7 +67,8 @@ _JOINED = re.compile(
     r"\s*(?:[,;，；、]\s*(?:and|or)?|\b(?:and|or)\b|\\(?:lor|vee|land|wedge|cup)\b|[和或])\s*"
 )
 _SYMBOL = re.compile(
-    r"\\?[A-Za-z]{1,8}(?:_\{?\s?\w{1,5}\s?\}?|')?(?:\([a-z]\))?|(?:m\s?)?(?:∠|\\angle|△|\\triangle)\s?[A-Z0-9]{1,3}|[A-Z]{1,4}"
+    r"\\?[A-Za-z]{1,8}(?:_\{?\s?\w{1,5}\s?\}?|')?(?:\([a-z]\))?|(?:m\s?)?(?:∠|\\angle|△|"
+    r"\\triangle)\s?[A-Z0-9]{1,3}|[A-Z]{1,4}"
 )
 
 

@@ -9,20 +9,30 @@ from vaopd.grading.reading import Reading, Rule, no_answer, usable
 from vaopd.grading.thinking import split_reasoning
 
 _WORD = re.compile(
-    r"(?<![A-Za-z])(?:(yes|yeah|yep)|(no|nope))(?![A-Za-z])(?!\.\s?\d)|(?:^|[，。\s])(?:(是的|对|有)|(不是|没有|否|不))",
+    r"(?<![A-Za-z])(?:(yes|yeah|yep)|(no|nope))(?![A-Za-z])(?!\.\s?\d)|(?:^|[，。\s])(?:(是的|对|"
+    r"有)|(不是|没有|否|不))",
     re.IGNORECASE,
 )
 _OPENING = re.compile(
-    r"\W*(?:(?:well|so|ok|okay|hmm|sure|short answer|actually|indeed|based on (?:the|this) (?:image|figure|picture|chart|map|diagram|table|information)(?: provided| shown)?|"
-    r"according to (?:the|this) \w+|in (?:the|this) (?:image|figure|picture|chart)|looking at (?:the|this) \w+|therefore|thus|hence|the answer is|i would say|i'd say|i think|i believe)[\s,:.!-]+)*(?:(yes|yeah|yep)|(no|nope))(?![A-Za-z'])(?!\s+(?:other|one|such|matter|need|doubt|more|longer|clear|information|evidence|way)\b)",
+    r"\W*(?:(?:well|so|ok|okay|hmm|sure|short answer|actually|indeed|based on (?:the|"
+    r"this) (?:image|figure|picture|chart|map|diagram|table|information)(?: provided|"
+    r" shown)?|"
+    r"according to (?:the|this) \w+|in (?:the|this) (?:image|figure|picture|chart)|"
+    r"looking at (?:the|this) \w+|therefore|thus|hence|the answer is|i would say|i'd say|"
+    r"i think|i believe)[\s,:.!-]+)*(?:(yes|yeah|yep)|(no|nope))(?![A-Za-z'])(?!\s+(?:other|"
+    r"one|such|matter|need|doubt|more|longer|clear|information|evidence|way)\b)",
     re.IGNORECASE,
 )
 _TRUE = re.compile(
-    r"(?:statement|claim|that|this|it|description|assertion|answer|assumption|caption|premise|you)(?: that [^.\n]{1,80}?)?(?:'s| is| are)(?: indeed| therefore| thus| actually)? (?:(not (?:correct|true|right|accurate)|incorrect|false|wrong|inaccurate|untrue)|(correct|true|right|accurate))\b",
+    r"(?:statement|claim|that|this|it|description|assertion|answer|assumption|caption|"
+    r"premise|you)(?: that [^.\n]{1,80}?)?(?:'s| is| are)(?: indeed| therefore| thus|"
+    r" actually)? (?:(not (?:correct|true|right|accurate)|incorrect|false|wrong|inaccurate|"
+    r"untrue)|(correct|true|right|accurate))\b",
     re.IGNORECASE,
 )
 _ONLY = re.compile(
-    r"\W*(?:(correct|true|right|indeed|absolutely|certainly|of course)|(incorrect|false|wrong|not (?:correct|true|really|exactly|at all)))(?![A-Za-z])\s*(?:[.,!;:]|$)",
+    r"\W*(?:(correct|true|right|indeed|absolutely|certainly|of course)|(incorrect|false|"
+    r"wrong|not (?:correct|true|really|exactly|at all)))(?![A-Za-z])\s*(?:[.,!;:]|$)",
     re.IGNORECASE,
 )
 
