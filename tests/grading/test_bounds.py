@@ -52,7 +52,7 @@ def lines_run(work: Callable[[], object]) -> int:
 def test_twice_the_looping_text_is_about_twice_the_work(unit: str):
     for reader in READERS:
         short, long = (
-            lines_run(lambda size=size: reader(unit * (size // len(unit))))
+            lines_run(lambda size=size, reader=reader: reader(unit * (size // len(unit))))
             for size in (8_000, 16_000)
         )
         assert long <= 3 * short + 2_000

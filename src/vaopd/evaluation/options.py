@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from vaopd.evaluation.benchmark import Item, Verdict, verdict_of
 from vaopd.grading.grades import grade_choice
-from vaopd.grading.letters import LETTERS
+from vaopd.grading.naming import LETTERS
 from vaopd.grading.reading import Rule
 
 

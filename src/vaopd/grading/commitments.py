@@ -69,7 +69,8 @@ _HEADING = (
 )
 _CHINESE = (
     r"(?:(?:最终|正确|最后|标准|本题|参考|因此|所以)?(?:的)?答案(?:选项)?|正确(?:的)?(?:选项|结果|选择|说法)(?:的)?(?:应该|应|就)?)"
-    r"[ \t\"】]{0,4}(?:[:：】]|(?<=】)|(?:应该|应当|应|就|便)?(?:是|为|选)[ \t]{0,4}[:：]?)|(?:故|应|因此|所以|本题|"
+    r"[ \t\"】]{0,4}(?:[:：】]|(?<=】)|(?:应该|应当|应|就|便)?(?:是|为|选)[ \t]{0,4}[:：]?)|"
+    r"(?:故|应|因此|所以|本题|"
     r"应该|综上)[，,]?(?:应)?(?:选择?|答案(?:是|为|选)?)[ \t]{0,3}[:：]?|(?:(?<=\n)|^)答[:：]"
 )
 _MARKER = re.compile(
@@ -167,7 +168,7 @@ def _tags(text: str) -> list[Commitment]:
 
 
 def _boxes(text: str) -> list[Commitment]:
-    """Return the boxes; neighbours, as in ``\\boxed{3} and \\boxed{4}``, are one answer."""
+    r"""Return the boxes; neighbours, as in ``\boxed{3} and \boxed{4}``, are one answer."""
     found: list[Commitment] = []
     for box, content in boxes_of(text):
         last = found[-1] if found else None

@@ -66,7 +66,7 @@ def _forms(text: str) -> list[str]:
 
 
 def _names_a_value(side: str) -> bool:
-    """Whether the left side of an equation is a name or has variables: no sum that was worked out."""
+    """Whether the left side of an equation has variables, and is no sum that was worked out."""
     return re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", side)) is not None
 
 
@@ -186,7 +186,7 @@ def _same_listings(mine: Listing, gold: Listing, tolerance: float) -> bool:
         return False
     sets = [one.brackets == "{}" for one in (mine, gold)]
     loose = not (mine.brackets and gold.brackets)
-    if loose and "(" in gold.brackets + mine.brackets and not gold.brackets == "":
+    if loose and gold.brackets and "(" in gold.brackets:
         return False
     if not loose and mine.brackets != gold.brackets:
         return False

@@ -196,9 +196,9 @@ def only_number(sentence: str) -> str | None:
 def _main_clause(body: str) -> str:
     """Return the sentence without a clause that gives reasons, before or after."""
     if _DEPENDENT.match(body):
-        head, comma, rest = body.partition(", ")
+        _, comma, rest = body.partition(", ")
         while comma and _STRONG_COPULA.search(rest) is None and ", " in rest:
-            head, comma, rest = rest.partition(", ")
+            _, comma, rest = rest.partition(", ")
         body = rest if comma else body
     before, but, after = body.partition(", but ")
     if but and _SEEMS.search(before):
@@ -286,7 +286,7 @@ def _ends_clause(token: str) -> bool:
 
 
 def _goes_on(tokens: list[re.Match[str]], index: int) -> bool:
-    """Whether a value goes on after a comma: an enumeration or an open bracket, no further clause."""
+    """Whether a value goes on after a comma: with an enumeration or inside a bracket."""
     text = "".join(token[0] for token in tokens[: index + 1])
     if sum(map(text.count, "([{")) > sum(map(text.count, ")]}")):
         return True

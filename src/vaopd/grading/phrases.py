@@ -53,6 +53,10 @@ REFUSAL = re.compile(
     r"need (?:more|to see)|as an ai)\b|无法|不能确定|看不清|不知道|抱歉",
     re.IGNORECASE,
 )
+HEDGE = re.compile(
+    r"\b(?:could|might|may) be|\beither\b|\bpossibly\b|\bperhaps\b|\bmaybe\b|not sure|hard to|可能",
+    re.IGNORECASE,
+)
 _HYPOTHESIS = re.compile(
     r"\b(?:if|whether|(?<!\bi )(?:might|may|could|would|can|some|one|you) (?:\w+ )?(?:think|"
     r"say|guess|expect|believe|assume)|suppos\w*|assum\w*|unless|would mean|let's say|"

@@ -172,7 +172,7 @@ def _uncommitted(text: str, *, is_rest: bool) -> Reading:
 
 
 def bare(line: str) -> str | None:
-    """Return a line that is nothing but an answer: a value, or a few words that say nothing else."""
+    """Return what a line says that is nothing but an answer: a value, or a few words."""
     body = undressed(line).rstrip(".。!")
     if not body or REFUSAL.search(body) or body.endswith(("?", "？", ":")):
         return None

@@ -105,7 +105,9 @@ _CASED = {
 }
 """Symbols that mean something else, or nothing, in another case."""
 
-_POWERS = {"square": 2, "squared": 2, "sq": 2, "sq.": 2, "平方": 2, "cubic": 3, "cubed": 3, "cu": 3, "立方": 3}  # fmt: skip
+_POWERS = {
+    "square": 2, "squared": 2, "sq": 2, "平方": 2, "cubic": 3, "cubed": 3, "cu": 3, "立方": 3,
+}  # fmt: skip
 _SUPER = {"²": 2, "³": 3, "⁻¹": -1, "⁻²": -2, "⁻³": -3}
 _PIECE = re.compile(
     r"(?P<power>square|cubic|sq\.?|cu\.?|平方|立方)\s*|(?P<per>/|\bper\b|\bp(?=sec\b)|每)|"
@@ -156,7 +158,20 @@ def unit_of(text: str) -> Unit | None:
         return NO_UNIT
     if len(text) > 60:
         return None
+    factors = _factors(text)
+    if factors is None:
+        return None
     size, powers = Fraction(1), dict[str, int]()
+    for (kind, scale), power in factors:
+        size *= scale**power
+        for dimension, part in _parts(kind):
+            powers[dimension] = powers.get(dimension, 0) + part * power
+    return Unit(size, tuple(sorted((k, v) for k, v in powers.items() if v)))
+
+
+def _factors(text: str) -> list[tuple[tuple[str, Fraction], int]] | None:
+    """Return the base units of a text with their powers; ``None`` where a part is no unit."""
+    factors: list[tuple[tuple[str, Fraction], int]] = []
     position, sign, pending = 0, 1, 1
     while position < len(text):
         found = _PIECE.match(text, position)
@@ -171,14 +186,11 @@ def unit_of(text: str) -> Unit | None:
             base = _base(found["name"])
             if base is None:
                 return None
-            power = sign * pending * _power(found["raised"], found["word"])
-            size *= base[1] ** power
-            for dimension, part in _parts(base[0]):
-                powers[dimension] = powers.get(dimension, 0) + part * power
+            factors.append((base, sign * pending * _power(found["raised"], found["word"])))
             pending = 1
         elif position == len(text) or sign < 0:
             return None
-    return Unit(size, tuple(sorted((k, v) for k, v in powers.items() if v)))
+    return factors
 
 
 def _parts(dimension: str) -> list[tuple[str, int]]:

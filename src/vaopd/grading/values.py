@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 
 from vaopd.grading.arithmetic import Number, number_of
@@ -39,9 +40,10 @@ _SAID |= {
     for tens in _TENS for ones in _SMALL[1:10] for dash in "- "
 }  # fmt: skip
 _SAID_PARTS = {
-    "one half": "1/2", "a half": "1/2", "half": "1/2", "one third": "1/3", "a third": "1/3", "two thirds": "2/3",
-    "one quarter": "1/4", "a quarter": "1/4", "one fourth": "1/4", "three quarters": "3/4", "three fourths": "3/4",
-    "one fifth": "1/5", "one sixth": "1/6", "one eighth": "1/8", "a dozen": "12", "one hundred": "100", "a hundred": "100",
+    "one half": "1/2", "a half": "1/2", "half": "1/2", "one third": "1/3", "a third": "1/3",
+    "two thirds": "2/3", "one quarter": "1/4", "a quarter": "1/4", "one fourth": "1/4",
+    "three quarters": "3/4", "three fourths": "3/4", "one fifth": "1/5", "one sixth": "1/6",
+    "one eighth": "1/8", "a dozen": "12", "one hundred": "100", "a hundred": "100",
 }  # fmt: skip
 _SCALES = {
     "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "万": 10**4,
@@ -167,12 +169,11 @@ def _said(text: str) -> Quantity | None:
         number = number_of(_SAID_PARTS[low])
         return Quantity(number) if number is not None else None
     if low in _SAID:
-        return Quantity(number_of(str(_SAID[low])) or 0.0 * 1)
+        return Quantity(Fraction(_SAID[low]))
     head, _, rest = low.partition(" ")
     if head in _SAID and rest and re.fullmatch(r"[a-z ]{1,30}", rest):
         unit = unit_of(rest)
-        number = number_of(str(_SAID[head]))
-        assert number is not None
+        number = Fraction(_SAID[head])
         return Quantity(number, unit) if unit else Quantity(number, label=rest)
     return None
 

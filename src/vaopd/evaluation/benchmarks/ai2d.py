@@ -10,7 +10,7 @@ from vaopd.evaluation.benchmark import (
     image_first,
 )
 from vaopd.evaluation.options import grade_letter, option_lines
-from vaopd.grading.letters import LETTERS
+from vaopd.grading.naming import LETTERS
 
 ASK_LETTER = "Answer with the option's letter from the given choices directly."
 

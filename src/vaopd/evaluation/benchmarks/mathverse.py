@@ -17,7 +17,7 @@ from vaopd.evaluation.benchmark import (
 )
 from vaopd.grading.grades import grade as grade_free
 from vaopd.grading.grades import grade_choice
-from vaopd.grading.letters import LETTERS
+from vaopd.grading.naming import LETTERS
 from vaopd.grading.reading import Rule
 
 VERSIONS = (

@@ -113,7 +113,7 @@ def _gold(reference: Any) -> str:
 
 
 def _normalised(answer: str, reference: Any) -> str | None:
-    """Return a number or list as the official normaliser writes it; ``None`` where there is none."""
+    """Return a number or list as the official normaliser writes it, or ``None``."""
     value = value_of(plain(answer))
     while isinstance(value, Assigned):
         value = value.value
