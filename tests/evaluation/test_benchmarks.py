@@ -365,14 +365,30 @@ def test_mmmu_knows_the_subject_and_leaves_the_development_split_out():
         ("\\boxed{\\text{B}}", "B"),
         ("B. the water cycle", "B"),
         ("what the picture shows must be the water cycle", "B"),
-        ("the water cycle", None),  # official: by lot, for at most five words
+        ("the water cycle", "B"),
         ("The answer is the water cycle.", "B"),
         ("no idea", None),
-        ("Answer: (C)\nAnswer: (B)", "C"),
+        ("Answer: (C)\nAnswer: (B)", "B"),
     ],
 )
-def test_mmmu_parses_in_the_official_order_and_draws_no_lots(response: str, letter: str | None):
+def test_mmmu_reads_the_option_that_counts(response: str, letter: str | None):
     assert extracted("mmmu", mmmu(), response) == letter
+
+
+@pytest.mark.parametrize(
+    ("response", "is_right"),
+    [
+        ("B", True),
+        ("(A) is tempting, but (B) fits", True),
+        ("what the picture shows must be the water cycle", True),
+        ("the water cycle", False),  # official: by lot, for at most five words
+        ("\\boxed{B}", False),
+        ("Answer: (B)\nAnswer: (C)", False),
+    ],
+)
+def test_mmmu_keeps_the_official_verdict_beside_and_draws_no_lots(response: str, is_right: bool):
+    verdict = BENCHMARKS["mmmu"].grade(response, mmmu(), "last_committed")
+    assert verdict.variants["official"] == is_right
 
 
 @pytest.mark.parametrize(
@@ -505,10 +521,11 @@ def test_math_vision_needs_no_places_for_the_figure():
 
 
 def test_last_boxed_is_the_other_rule_for_every_kind_of_answer():
-    response = "\\boxed{A} or rather \\boxed{B}"
+    response = "\\boxed{A}, then \\boxed{B}. The answer is A."
     for name, question in (("ai2d", item("ai2d", question="?", answer="1", **LETTERED)),
                            ("mmmu", mmmu()), ("wemath", wemath(1, "2steps_1")),
                            ("mathvista", choice())):  # fmt: skip
         grade = BENCHMARKS[name].grade
-        assert not grade(response, question, "last_committed").is_correct
+        for rule in ("first_committed", "last_committed"):
+            assert not grade(response, question, rule).is_correct
         assert grade(response, question, "last_boxed").is_correct

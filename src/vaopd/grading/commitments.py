@@ -71,7 +71,8 @@ _CHINESE = (
     r"(?:(?:最终|正确|最后|标准|本题|参考|因此|所以)?(?:的)?答案(?:选项)?|正确(?:的)?(?:选项|结果|选择|说法)(?:的)?(?:应该|应|就)?)"
     r"[ \t\"】]{0,4}(?:[:：】]|(?<=】)|(?:应该|应当|应|就|便)?(?:是|为|选)[ \t]{0,4}[:：]?)|"
     r"(?:故|应|因此|所以|本题|"
-    r"应该|综上)[，,]?(?:应)?(?:选择?|答案(?:是|为|选)?)[ \t]{0,3}[:：]?|(?:(?<=\n)|^)答[:：]"
+    r"应该|综上)[，,]?(?:应)?(?:选择?|答案(?:是|为|选)?)[ \t]{0,3}[:：]?|"
+    r"(?:(?<=\n)|^)(?:答[:：]|(?:我)?选择?)"
 )
 _MARKER = re.compile(
     rf"(?P<label>{_LABEL}|{_OPTION_LABEL})|(?P<statement>{_STATEMENT})|"
@@ -211,7 +212,7 @@ def _after(text: str, marker: re.Match[str], rule: str) -> Commitment:
     stop = min(stop, marker.end() + MAX_PAYLOAD)
     payload = text[marker.end() : stop]
     end = marker.end() + payload.find(".") + 1 if "." in payload else stop
-    is_closed = (
+    is_closed = re.search(r"[.。!]\s", payload) is not None or (
         bool(text[stop:].strip())
         or len(sentences(payload)) > 1
         or payload.rstrip().endswith((".", "。", "!"))

@@ -186,14 +186,22 @@ def _same_listings(mine: Listing, gold: Listing, tolerance: float) -> bool:
         return False
     sets = [one.brackets == "{}" for one in (mine, gold)]
     loose = not (mine.brackets and gold.brackets)
-    if loose and gold.brackets and "(" in gold.brackets:
+    if loose and "(" in gold.brackets and not _is_point(mine):
         return False
     if not loose and mine.brackets != gold.brackets:
         return False
+    if gold.brackets == "()" and _is_point(mine):
+        mine = Listing("()", tuple(map(_innermost, mine.items)))
     items = [tuple(_unnamed(one)) for one in (mine, gold)]
     if any(sets) or all(isinstance(v, Assigned) for v in (*mine.items, *gold.items)):
         return _same_members(list(items[0]), list(items[1]), tolerance)
     return all(_same_values(a, b, tolerance) for a, b in zip(*items, strict=True))
+
+
+def _is_point(listing: Listing) -> bool:
+    """Whether a listing gives the coordinates of a point by name, in their order."""
+    names = [item.symbol for item in listing.items if isinstance(item, Assigned)]
+    return len(names) == len(listing.items) and names == ["x", "y", "z"][: len(names)]
 
 
 def _unnamed(listing: Listing) -> list[Value]:

@@ -48,13 +48,19 @@ def grade(
 
 
 def _says(reading: Reading, answer: str | Sequence[str]) -> bool:
-    """Whether a short sentence ends with a reference in words: "the gear rotates clockwise"."""
+    """Whether a short sentence begins or ends with a reference in words.
+
+    Of "the gear rotates clockwise" the answer is its last word, of "Sunday had the most visitors"
+    its first; a sentence that negates says neither.
+    """
     if reading.confidence != "guessed" or NEGATION.search(reading.span):
         return False
-    said = f" {words(reading.text or '')}"
+    said = words(reading.text or "")
     golds = [answer] if isinstance(answer, str) else answer
     return any(
-        gold and not re.search(r"\d", gold) and said.endswith(f" {gold}")
+        gold
+        and not re.search(r"\d", gold)
+        and said.startswith(f"{gold} ") | said.endswith(f" {gold}")
         for gold in map(words, golds)
     )
 

@@ -124,6 +124,8 @@ def _uncommitted(text: str, options: Options, *, has_commitment: bool) -> Readin
         return Reading(letter, "said to be right", "guessed", whole[-300:])
     if has_commitment:
         return no_answer("no option named")
+    if is_list and _LIST_LINE.match(lines[-1]):
+        return no_answer("a list of options")
     return _from_words(lines, options)
 
 
@@ -176,7 +178,7 @@ def _from_words(lines: list[str], options: Options) -> Reading:
         is_unsure = bool(REFUSAL.search(sentence) or HEDGE.search(sentence))
         if sentence.endswith(("?", "？")) or (is_unsure and not _offers_refusal(options)):
             return no_answer("refusal or hedge")
-        letter = by_mention(sentence, options) or by_value(sentence, options)
+        letter = by_mention(sentence, options) or by_value(sentence, options, is_prose=True)
         if letter == SEVERAL:
             return no_answer("several options")
         if letter:

@@ -7,8 +7,8 @@ from functools import lru_cache
 
 from vaopd.grading.equality import is_equal, words
 from vaopd.grading.markup import plain
-from vaopd.grading.narrowing import narrowed
-from vaopd.grading.phrases import sentences, undressed
+from vaopd.grading.narrowing import after_verb, narrowed, only_number
+from vaopd.grading.phrases import NEGATION, sentences, undressed
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SEVERAL = "several"
@@ -180,9 +180,9 @@ def _is_chosen(sentence: str, match: re.Match[str], pattern: re.Pattern[str]) ->
     )
 
 
-def by_value(sentence: str, options: Options) -> str | None:
-    """Return the only option that equals the value which a sentence states."""
-    value = narrowed(sentence)
+def by_value(sentence: str, options: Options, *, is_prose: bool = False) -> str | None:
+    """Return the only option that equals the value which an answer, or a sentence, states."""
+    value = after_verb(sentence) or only_number(sentence) if is_prose else narrowed(sentence)
     if value is None:
         return None
     equal = [
@@ -194,6 +194,12 @@ def by_value(sentence: str, options: Options) -> str | None:
 @lru_cache(maxsize=65536)
 def _is_same(value: str, option: str) -> bool:
     return is_equal(value, option)
+
+
+def _is_denied(before: str) -> bool:
+    """Whether a mention is negated: "not taken at sunset"; what follows "but" is not."""
+    clause = re.split(r"\b(?:but|so|therefore|hence|thus|because|since|and|is|are)\b", before)[-1]
+    return NEGATING.search(before[-40:]) is not None or NEGATION.search(clause) is not None
 
 
 def by_mention(sentence: str, options: Options) -> str | None:
@@ -209,9 +215,7 @@ def by_mention(sentence: str, options: Options) -> str | None:
         if text and not re.fullmatch(r"[\W\d]*|\w", text)
     }
     found = [
-        letter
-        for letter, place in at.items()
-        if place >= 0 and not NEGATING.search(said[: place + 1][-40:])
+        letter for letter, place in at.items() if place >= 0 and not _is_denied(said[: place + 1])
     ]
     meant = [
         one

@@ -73,7 +73,11 @@ _SEEMS = re.compile(
     r"\b(?:might|may|seems?|appears?|at first|looks like|think|expect)\b", re.IGNORECASE
 )
 _NOT_BUT = re.compile(r"not\b[^,;.]{1,60}?,?\s+but\s+(?:rather\s+)?", re.IGNORECASE)
-_FIRST_DIGIT = re.compile(r"(?<![\d.,:/^A-Za-z-])[-+¤€£¥]?\d")
+_FIRST_DIGIT = re.compile(
+    r"(?<![\d.,:/^A-Za-z-])[-+¤€£¥]?\d|\b(?P<word>two|three|four|five|six|seven|eight|nine|ten|"
+    r"eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty)\b",
+    re.IGNORECASE,
+)
 _YES_NO = re.compile(r"(yes|no|true|false)(?=\s*(?:[,.;:!\u2014]|$)|\s+because)", re.IGNORECASE)
 _MATH_WORDS = frozenset(
     [
@@ -189,8 +193,11 @@ def after_verb(sentence: str, *, is_strict: bool = False) -> str | None:
 def only_number(sentence: str) -> str | None:
     """Return the value with the only number of a sentence: "I see 3 people" has one."""
     body = undressed(sentence[:MAX_SENTENCE]).rstrip(".。!")
-    places = [match.start() for match in _FIRST_DIGIT.finditer(body)]
-    return head_value(body[places[0] :]) if len(places) == 1 else None
+    places = list(_FIRST_DIGIT.finditer(body))
+    if not places or (len(places) > 1 and places[0].start() > 0):
+        return None
+    word = places[0]["word"]
+    return word or head_value(body[places[0].start() :])
 
 
 def _main_clause(body: str) -> str:
@@ -274,7 +281,7 @@ def _is_symbolic(token: str) -> bool:
         )
     said = [word for word in _PROSE_TOKEN.findall(bare) if word.lower() not in _MATH_WORDS]
     if not said:
-        return re.search(r"[\d\\=<>≤≥^+*/()\[\]{}|°%π√±¤€£¥∠△∞-]|^.$", bare) is not None
+        return re.search(r"[\d\\=<>≤≥^+*/()\[\]{}|°²³%π√±¤€£¥∠△∞-]|^.$", bare) is not None
     if all(word.isupper() and len(word) <= 4 for word in said) and re.search(r"[=∠△+/<>]", bare):
         return True
     number = re.match(r"[-+¤€£¥]?[\d.,/]*\d", bare)

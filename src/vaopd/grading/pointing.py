@@ -10,9 +10,9 @@ _VERDICT = re.compile(
     r"(?<![A-Za-z])(?P<name>[Oo]ption|OPTION|[Cc]hoice|[Aa]nswer|[Ss]tatement|"
     r"选项)?\s{0,2}[(\[\"'「【]{0,2}(?P<letter>[A-Z])[)\]\"'」】]{0,2}(?:[:.]?\s(?:(?![A-Z]\b)"
     r"[^.\n]){1,80}?)??\s{0,2}(?:\([^()\n]{1,60}\)\s)?"
-    r"(?:(?:is|must be|would be|should be|seems|appears to be)\s+(?:therefore |thus |"
-    r"clearly |indeed |definitely |hence |also )?(?:the\s+)?(?:only\s+)?(?:(?:most|"
-    r"best)\s+(?:appropriate|likely|suitable|accurate|reasonable)\s*|(?:correct|right|best|"
+    r"(?:(?:is|must be|would be|should be|seems(?: to be)?|appears(?: to be)?)\s+"
+    r"(?:therefore |thus |clearly |indeed |definitely |hence |also )?(?:the\s+)?"
+    r"(?:only\s+)?(?:(?:most|best)\s+(?:appropriate|likely|suitable|accurate|reasonable)\s*|(?:correct|right|best|"
     r"true)\b\s*|answer\b)(?:answer|option|choice|one|match|description)?|"
     r"(?:best |most accurately |correctly |exactly )?(?:matches|fits|describes|represents|"
     r"shows)(?: (?:this|the|our|best|exactly|perfectly|it)\b|(?=\s*[.!\n]|$))|(?:选项|"
@@ -20,9 +20,9 @@ _VERDICT = re.compile(
 )
 _POINTED = re.compile(
     r"(?<![A-Za-z])(?:(?:which|that|this|it|result|value|image|picture|figure|answer|"
-    r"description|calculation|shape)[ \t](?:best[ \t])?(?:is|'s|matches|"
-    r"corresponds[ \t](?:to|with)|fits|looks[ \t]like|seems[ \t]to[ \t]be|"
-    r"appears[ \t]to[ \t]be|must[ \t]be|should[ \t]be|would[ \t]be|aligns[ \t]with|"
+    r"description|calculation|shape|solution|choice|option|conclusion)[ \t]"
+    r"(?:best[ \t])?(?:is|'s|matches|corresponds[ \t](?:to|with)|fits|"
+    r"looks[ \t]like|seems[ \t]to[ \t]be|appears[ \t]to[ \t]be|must[ \t]be|should[ \t]be|would[ \t]be|aligns[ \t]with|"
     r"agrees[ \t]with|points[ \t]to|matches[ \t]with|equals|describes|"
     r"leads[ \t](?:us[ \t])?to)|"
     r"(?:it|that|this)'s|i[ \t](?:think|believe|guess|suspect)(?:[ \t](?:that|it|it's|"
@@ -40,6 +40,10 @@ _SO = re.compile(
     r"选项)?\s{0,2}[(\[\"']{0,2}(?P<letter>[A-Z])[)\]\"']{0,2}\s{0,2}(?=$|[.,:;!。\n]|"
     r"\bis (?:the )?(?:correct|right|best|answer))",
     re.IGNORECASE | re.MULTILINE,
+)
+_ONLY = re.compile(
+    r"\b[Oo]nly\s(?:option\s|choice\s|answer\s)?\(?(?P<letter>[A-Z])\)?\s"
+    r"(?:satisf|work|fit|match|make|meet|remain|agree|is\b|can\b|contain|show|describe)"
 )
 _CALLED_RIGHT = re.compile(r"\b(?:correct|right|best|answer)|正确|对")
 _ENDS = re.compile(r"\s*(?:$|[.,:;!)]|to me\b)")
@@ -92,4 +96,5 @@ _STATEMENTS: tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str]], bool]],
     (_VERDICT, _is_called_right),
     (_POINTED, _is_pointed_at),
     (_SO, _always),
+    (_ONLY, _always),
 )

@@ -41,6 +41,9 @@ _REASONS = re.compile(
     re.IGNORECASE,
 )
 
+_DENIED = re.compile(
+    r"(?:\bnot|n't|\bcannot|\bnever)\s+(?:be\s+|equal\s+(?:to\s+)?)?$", re.IGNORECASE
+)
 _SAYS = re.compile(r"\b(?:is|are|was|were)\b|=|[是为]|等于", re.IGNORECASE)
 
 
@@ -206,5 +209,7 @@ def _concluded(sentence: str, *, is_only: bool) -> str | None:
     if "\\boxed" in body or re.match(r"(?:if|suppose|assum\w+)\b", body, re.IGNORECASE):
         return None
     answer = after_verb(body) or only_number(body)
+    if answer and _DENIED.search(body[: max(body.find(answer), 0)]):
+        return None
     is_short = is_only and len(body.split()) <= MAX_SENTENCE_WORDS
     return answer or (body if is_short else None)

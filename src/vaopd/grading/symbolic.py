@@ -29,6 +29,8 @@ _WORDS = re.compile(
 _POWER_OF_POWER = re.compile(rf"{_POWER}(?:[\w.\\]+{_POWER}|[({{][^^]{{0,40}}{_POWER})")
 _OPEN_ENDED = re.compile(r"\\(?:sum|prod|o?i*nt|lim|binom)(?![A-Za-z])|\d{3}!|!!|[)}]!")
 _EXPONENT = re.compile(rf"([)}}\]]?){_POWER}[{{(+-]*(\d{{1,9}})")
+_RAISED = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
+_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _FORMULA = re.compile(r"[\d\\=<>≤≥^+*/()\[\]{}|_∪∞-]")
 
 
@@ -107,4 +109,5 @@ def _as_latex(answer: str) -> str:
         ("√", r"\sqrt "),
     ):
         answer = answer.replace(mark, command)
+    answer = _RAISED.sub(lambda m: f"^{{{m[0].translate(_DIGITS)}}}", answer)
     return r"\boxed{" + answer + "}"

@@ -18,7 +18,7 @@ from vaopd.evaluation.options import lettered, option_lines
 from vaopd.grading.grades import Grade, grade_choice, graded
 from vaopd.grading.markup import plain
 from vaopd.grading.reading import Rule, read_answer
-from vaopd.grading.values import Assigned, Listing, Quantity, Value, value_of
+from vaopd.grading.values import Listing, Quantity, Value, value_of
 
 _HINTS = {
     "text": "and provide the correct option letter, e.g., A, B, C, D, at the end.",
@@ -114,9 +114,8 @@ def _gold(reference: Any) -> str:
 
 def _normalised(answer: str, reference: Any) -> str | None:
     """Return a number or list as the official normaliser writes it, or ``None``."""
-    value = value_of(plain(answer))
-    while isinstance(value, Assigned):
-        value = value.value
+    # Of "x = 5 + 7 = 12" the last side counts.
+    value = value_of(plain(answer).rpartition("=")[2])
     kind = reference["answer_type"]
     if kind == "list":
         return _list_text(value)
