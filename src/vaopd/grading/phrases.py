@@ -50,7 +50,7 @@ REFUSAL = re.compile(
     r"without (?:more|further|additional)|more) information|"
     r"no (?:image|figure|picture) (?:is |was |has been )?(?:provided|attached|visible)|"
     r"none of the (?:given |listed |provided |above )?(?:options|choices|answers)?|not sure|"
-    r"uncertain|could not (?:determine|find|see)|"
+    r"no idea|uncertain|could not (?:determine|find|see)|"
     r"need (?:more|to see)|as an ai)\b|无法|不能确定|看不清|不知道|抱歉",
     re.IGNORECASE,
 )
@@ -144,7 +144,7 @@ def without_pleasantries(lines: list[str]) -> list[str]:
 
 def undressed(text: str) -> str:
     """Return a text without markers of lists, headings and emphasis around it."""
-    text = text.strip(_DRESS)
+    text = text.strip().strip(_DRESS).strip()
     # A dash with a blank after it opens a list, without one it is a sign.
     return (
         _BULLET.sub("", text).rstrip("-").strip(_DRESS)

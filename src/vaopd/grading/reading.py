@@ -102,7 +102,7 @@ def read_answer(
         one, answer = stated
         back = taken_back_at(text, one.end) if rule == "last_committed" else None
         if back is None:
-            return Reading(answer, one.rule, "committed", one.payload[:300], is_truncated)
+            return Reading(answer.strip(), one.rule, "committed", one.payload[:300], is_truncated)
         start = back
     if is_truncated:
         return no_answer("cut before an answer", is_truncated=True)
@@ -176,7 +176,7 @@ def _uncommitted(text: str, *, is_rest: bool) -> Reading:
 
 def bare(line: str) -> str | None:
     """Return what a line says that is nothing but an answer: a value, or a few words."""
-    body = undressed(line).rstrip(".。!")
+    body = undressed(undressed(line).rstrip(".。!"))
     if not body or REFUSAL.search(body) or body.endswith(("?", "？", ":")):
         return None
     if "\\boxed" in body:
