@@ -9,7 +9,7 @@ import pytest
 from vaopd.errors import ProblemError
 from vaopd.evaluation.benchmark import Benchmark, Graded, Item, Verdict
 from vaopd.evaluation.registry import BENCHMARKS, PAPER
-from vaopd.evaluation.scoring import metrics_of, tables_of
+from vaopd.evaluation.scoring import metrics_of, rule_difference, tables_of
 
 IMAGE = b"not looked at"
 LETTERED: dict[str, Any] = {"options": ["mitosis", "the water cycle", "an acute triangle"]}
@@ -518,6 +518,15 @@ def test_math_vision_does_not_list_options_that_are_but_letters_of_the_figure():
 def test_math_vision_needs_no_places_for_the_figure():
     question = item("math_vision", id="1", question="How many?", answer="3", options=[])
     assert question.prompt.startswith("<image>")
+
+
+def test_the_share_where_two_rules_differ_is_of_all_responses():
+    question = wemath(1, "2steps_1")
+    first, second = (
+        [[Graded(question, Verdict(said, False)) for said in run] for run in runs]
+        for runs in ((("A", "B"), ("A", None)), (("A", "C"), ("A", "B")))
+    )
+    assert rule_difference(first, second) == 2 / 4
 
 
 def test_last_boxed_is_the_other_rule_for_every_kind_of_answer():

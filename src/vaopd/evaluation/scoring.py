@@ -46,6 +46,9 @@ class Score:
     truncated: float
     """Share of responses that hit the length limit."""
 
+    rules_differ: float
+    """Share of responses whose first and last committed answer are not the same."""
+
     response_tokens: float | None
     """Mean, where counted."""
 
@@ -64,6 +67,7 @@ class Score:
             "samples": self.num_samples,
             "unparsed": self.unparsed,
             "truncated": self.truncated,
+            "rules_differ": self.rules_differ,
             "response_tokens": self.response_tokens,
             "metrics": {name: metric.as_json() for name, metric in self.metrics.items()},
         }
@@ -90,12 +94,22 @@ def grade_runs(
     ]
 
 
+def rule_difference(first: Sequence[Sequence[Graded]], second: Sequence[Sequence[Graded]]) -> float:
+    """Return the share of responses of which two rules read different answers."""
+    return fmean(
+        one.verdict.extracted != other.verdict.extracted
+        for runs in zip(first, second, strict=True)
+        for one, other in zip(*runs, strict=True)
+    )
+
+
 def score_runs(
     benchmark: Benchmark,
     graded: Sequence[Sequence[Graded]],
     runs: Sequence[Sequence[Prediction]],
     *,
     seed: int = 0,
+    rules_differ: float = 0.0,
 ) -> Score:
     """Return all metrics of a benchmark.
 
@@ -112,6 +126,7 @@ def score_runs(
         num_samples=len(runs),
         unparsed=fmean(one.verdict.extracted is None for run in graded for one in run),
         truncated=fmean(one.finish_reason == "length" for one in flat),
+        rules_differ=rules_differ,
         response_tokens=fmean(tokens) if tokens else None,
     )
 
