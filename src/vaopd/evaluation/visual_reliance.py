@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 from torch import Tensor
 
-from vaopd.evaluation.answers import Grade, is_same_answer
+from vaopd.grading.grades import Grade, is_same_answer
 from vaopd.models.loading import VisionLanguageModel
 from vaopd.models.parallel import World
 from vaopd.models.prompts import EncodedPrompt
