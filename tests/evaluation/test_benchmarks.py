@@ -9,7 +9,7 @@ import pytest
 from vaopd.errors import ProblemError
 from vaopd.evaluation.benchmark import Benchmark, Graded, Item, Verdict
 from vaopd.evaluation.registry import BENCHMARKS, PAPER
-from vaopd.evaluation.scoring import metrics_of, tables_of
+from vaopd.evaluation.scoring import metrics_of, rule_difference, tables_of
 
 IMAGE = b"not looked at"
 LETTERED: dict[str, Any] = {"options": ["mitosis", "the water cycle", "an acute triangle"]}
@@ -22,11 +22,11 @@ def item(name: str, **cells: Any) -> Item:
 
 
 def is_right(name: str, question: Item, response: str) -> bool:
-    return BENCHMARKS[name].grade(response, question, "first_committed").is_correct
+    return BENCHMARKS[name].grade(response, question, "last_committed").is_correct
 
 
 def extracted(name: str, question: Item, response: str) -> str | None:
-    return BENCHMARKS[name].grade(response, question, "first_committed").extracted
+    return BENCHMARKS[name].grade(response, question, "last_committed").extracted
 
 
 def metrics(name: str, runs: Iterable[list[tuple[Item, bool]]]) -> dict[str, float]:
@@ -365,14 +365,30 @@ def test_mmmu_knows_the_subject_and_leaves_the_development_split_out():
         ("\\boxed{\\text{B}}", "B"),
         ("B. the water cycle", "B"),
         ("what the picture shows must be the water cycle", "B"),
-        ("the water cycle", None),  # official: by lot, for at most five words
+        ("the water cycle", "B"),
         ("The answer is the water cycle.", "B"),
         ("no idea", None),
-        ("Answer: (C)\nAnswer: (B)", "C"),
+        ("Answer: (C)\nAnswer: (B)", "B"),
     ],
 )
-def test_mmmu_parses_in_the_official_order_and_draws_no_lots(response: str, letter: str | None):
+def test_mmmu_reads_the_option_that_counts(response: str, letter: str | None):
     assert extracted("mmmu", mmmu(), response) == letter
+
+
+@pytest.mark.parametrize(
+    ("response", "is_right"),
+    [
+        ("B", True),
+        ("(A) is tempting, but (B) fits", True),
+        ("what the picture shows must be the water cycle", True),
+        ("the water cycle", False),  # official: by lot, for at most five words
+        ("\\boxed{B}", False),
+        ("Answer: (B)\nAnswer: (C)", False),
+    ],
+)
+def test_mmmu_keeps_the_official_verdict_beside_and_draws_no_lots(response: str, is_right: bool):
+    verdict = BENCHMARKS["mmmu"].grade(response, mmmu(), "last_committed")
+    assert verdict.variants["official"] == is_right
 
 
 @pytest.mark.parametrize(
@@ -461,7 +477,7 @@ def test_ocrbench_drops_spaces_and_keeps_case_in_formulas():
 
 def test_ocrbench_scores_the_final_span_and_shows_the_raw_text_beside_it():
     response = "It may be CENTRE.\nOr not.\nLet me look.\nNo.\nAnswer: CENTER"
-    verdict = BENCHMARKS["ocrbench"].grade(response, ocr(), "first_committed")
+    verdict = BENCHMARKS["ocrbench"].grade(response, ocr(), "last_committed")
     assert (verdict.is_correct, verdict.variants["raw"]) == (False, True)
     long = "It may be CENTRE.\nOr not.\nLet me look.\nTHEATRE"
     verdict = BENCHMARKS["ocrbench"].grade(long, ocr(), "first_committed")
@@ -504,11 +520,21 @@ def test_math_vision_needs_no_places_for_the_figure():
     assert question.prompt.startswith("<image>")
 
 
+def test_the_share_where_two_rules_differ_is_of_all_responses():
+    question = wemath(1, "2steps_1")
+    first, second = (
+        [[Graded(question, Verdict(said, False)) for said in run] for run in runs]
+        for runs in ((("A", "B"), ("A", None)), (("A", "C"), ("A", "B")))
+    )
+    assert rule_difference(first, second) == 2 / 4
+
+
 def test_last_boxed_is_the_other_rule_for_every_kind_of_answer():
-    response = "\\boxed{A} or rather \\boxed{B}"
+    response = "\\boxed{A}, then \\boxed{B}. The answer is A."
     for name, question in (("ai2d", item("ai2d", question="?", answer="1", **LETTERED)),
                            ("mmmu", mmmu()), ("wemath", wemath(1, "2steps_1")),
                            ("mathvista", choice())):  # fmt: skip
         grade = BENCHMARKS[name].grade
-        assert not grade(response, question, "first_committed").is_correct
+        for rule in ("first_committed", "last_committed"):
+            assert not grade(response, question, rule).is_correct
         assert grade(response, question, "last_boxed").is_correct

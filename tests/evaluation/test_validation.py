@@ -274,8 +274,16 @@ def test_the_answer_change_rate_compares_siblings_of_the_two_views(
     student: VisionLanguageModel, problems: list[Problem], monkeypatch: pytest.MonkeyPatch
 ):
     script = Script(
-        [["\\boxed{1}", "\\boxed{2}"], ["no", "\\boxed{4}"], ["\\boxed{5}", "\\boxed{6}"]],
-        [["\\boxed{1.0}", "\\boxed{3}"], ["never", "no"], ["\\boxed{6}", "\\boxed{5}"]],
+        [
+            ["\\boxed{1}", "\\boxed{2}"],
+            ["I do not know", "\\boxed{4}"],
+            ["\\boxed{5}", "\\boxed{6}"],
+        ],
+        [
+            ["\\boxed{1.0}", "\\boxed{3}"],
+            ["I cannot tell", "No idea"],
+            ["\\boxed{6}", "\\boxed{5}"],
+        ],
     )
     monkeypatch.setattr(validation, "TransformersSampler", script)
     found = Validator(config(), problems).examine(student)

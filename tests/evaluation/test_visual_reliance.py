@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from vaopd.evaluation.answers import Grade
 from vaopd.evaluation.visual_reliance import TokenAdvantage, answer_changes
+from vaopd.grading.grades import Grade
 
 # Two rollouts of three and two tokens. Ranks of the teacher's 0, 1, 4, 0, 2: 1.5, 3, 5, 1.5, 4; of
 # the student's 0, 2, 3, 1, 0: 1.5, 4, 5, 3, 1.5.

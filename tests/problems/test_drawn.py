@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vaopd.errors import ConfigError
-from vaopd.evaluation.answers import grade
+from vaopd.grading.grades import grade
 from vaopd.problems.dialects import DIALECTS
 from vaopd.problems.drawn import DrawnProblems, parse_source
 from vaopd.problems.figures import KINDS, SIDE_PIXELS, Canvas

@@ -803,5 +803,5 @@ def test_the_log_says_before_the_first_step_what_images_and_prompts_become(
     assert (
         "a validation samples 3 problems x 2 x 2 views = 12 responses of at most 6 tokens" in text
     )
-    assert text.index("a validation samples") < text.index("validating takes at most about")
-    assert text.index("validating takes at most about") < text.index("validation at step 0")
+    assert text.index("a validation samples") < text.index("sampling them takes at most about")
+    assert text.index("sampling them takes at most about") < text.index("validation at step 0")

@@ -90,8 +90,8 @@ def test_the_time_of_a_validation_is_told_once_from_its_first_tokens(make_config
     # Before the prompts at 0 s, the first token at 1 s, the eighth at 8 s: a second a token.
     # 40 responses, 8 at a time: 5 batches of 1 + 100 seconds.
     assert said == [
-        "validating takes at most about 8 min, if every response runs to 101 tokens (8 at a time, "
-        "1.000 s a token)"
+        "sampling them takes at most about 8 min, if every response runs to 101 tokens (8 at a "
+        "time, 1.000 s a token)"
     ]
     for tokens in range(9):
         estimate.on_token(8, tokens)
@@ -103,10 +103,18 @@ def test_processes_share_the_time_and_two_views_double_it(make_config: Callable)
     estimate, said = timed(make_config, 3, "validation.pixelated=true")
     for tokens in range(9):
         estimate.on_token(16, tokens)
-    assert said[0].startswith("validating takes at most about 3 min")
+    assert said[0].startswith("sampling them takes at most about 3 min")
+    assert said[0].endswith("; scoring both views comes on top")
     assert estimate.describe() == (
         "a validation samples 10 problems x 4 x 2 views = 80 responses of at most 101 tokens"
     )
+
+
+def test_a_validation_without_a_teacher_scores_nothing(make_config: Callable):
+    estimate, said = timed(make_config, 1, "validation.pixelated=true", "method.name=sft")
+    for tokens in range(9):
+        estimate.on_token(8, tokens)
+    assert said[0].endswith("s a token)")
 
 
 def test_responses_that_end_at_once_tell_nothing(make_config: Callable):

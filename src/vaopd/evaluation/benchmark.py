@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from vaopd.evaluation.answers import Rule
+from vaopd.grading.grades import Grade
+from vaopd.grading.reading import Confidence, Rule
 from vaopd.problems.problem import IMAGE_PLACEHOLDER, Problem
 
 
@@ -61,8 +62,18 @@ class Verdict:
     variants: Mapping[str, bool] = field(default_factory=dict)
     """Verdicts of other published rules, by name."""
 
+    confidence: Confidence = "none"
+    rule: str = ""
+    """Which rule of the grammar read the answer, or why there is none."""
 
-UNPARSED = Verdict(None, False)
+
+def verdict_of(grade: Grade, variants: Mapping[str, bool] | None = None) -> Verdict:
+    """Return a grade as the verdict of a benchmark."""
+    return Verdict(grade.extracted, grade.is_correct, variants or {}, grade.confidence, grade.rule)
+
+
+OFFICIAL = "official"
+"""Name of the verdict by the rule of a set's owners, where it is not ours."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,17 @@ class Measurement:
     part: str
     cluster: str
     value: float
+
+
+@runtime_checkable
+class Grader(Protocol):
+    """A rule that gives the verdict on one response."""
+
+    def __call__(
+        self, response: str, item: Item, rule: Rule, *, is_truncated: bool = False
+    ) -> Verdict:
+        """Return what a response answers and whether that is right."""
+        ...
 
 
 Row = Mapping[str, Any]
@@ -122,7 +144,7 @@ class Benchmark:
     item: Callable[[Row], Item | None]
     """One row to its item; ``None`` for rows of another split or version."""
 
-    grade: Callable[[str, Item, Rule], Verdict]
+    grade: Grader
     measure: Callable[[Sequence[Graded]], Iterable[Measurement]]
     """Values of one sample run."""
 
@@ -148,6 +170,8 @@ def by_category(
     for graded in run:
         item, value = graded.item, float(graded.verdict.is_correct)
         yield Measurement("accuracy", item.cluster or item.id, value)
+        for name, is_right in graded.verdict.variants.items():
+            yield Measurement(name, item.cluster or item.id, float(is_right))
         if category is not None and (name := category(item)):
             yield Measurement(f"accuracy/{name}", item.cluster or item.id, value)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from vaopd.errors import ProblemError
 from vaopd.evaluation.benchmark import ImageSource, StoredImage
-from vaopd.evaluation.choices import LETTERS
+from vaopd.grading.naming import LETTERS
 
 
 def text(row: Mapping[str, Any], *columns: str) -> str:

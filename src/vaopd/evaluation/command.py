@@ -44,7 +44,8 @@ MinPixels = Annotated[
 ]
 MaxPixels = Annotated[int, typer.Option(help="Larger images are scaled down.")]
 ExtractionOption = Annotated[
-    Literal["first_committed", "last_boxed"], typer.Option(help="Which answer counts.")
+    Literal["last_committed", "first_committed", "last_boxed"],
+    typer.Option(help="Which answer counts."),
 ]
 OnBadRow = Annotated[
     Literal["error", "skip"], typer.Option(help="Stop at a bad row, or count and skip it.")
@@ -90,7 +91,7 @@ def evaluate(  # noqa: PLR0913 - one parameter for each option
     seed: SeedOption = 42,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = 4_194_304,
-    extraction: ExtractionOption = "first_committed",
+    extraction: ExtractionOption = "last_committed",
     on_bad_row: OnBadRow = "error",
     limit: LimitOption = None,
     device: Device = "auto",

@@ -11,7 +11,6 @@ from typing import Any
 from vaopd.config_sections import OnBadRow
 from vaopd.errors import ConfigError, ProblemError
 from vaopd.evaluation import tables
-from vaopd.evaluation.answers import Rule
 from vaopd.evaluation.benchmark import Benchmark, Item
 from vaopd.evaluation.benchmarks.problems import problem_benchmark
 from vaopd.evaluation.engines.engine import Engine, Request
@@ -30,7 +29,8 @@ from vaopd.evaluation.predictions import (
 from vaopd.evaluation.progress import shown
 from vaopd.evaluation.protocol import Protocol, claim_folder
 from vaopd.evaluation.registry import BENCHMARKS, find_benchmark
-from vaopd.evaluation.scoring import Score, grade_runs, score_runs, verdict_rows
+from vaopd.evaluation.scoring import Score, grade_runs, rule_difference, score_runs, verdict_rows
+from vaopd.grading.reading import Rule
 from vaopd.records import write_json, write_rows, write_text
 
 RESULTS = "results.json"
@@ -51,7 +51,7 @@ class ReadOptions:
 class ScoreOptions:
     """How responses are scored."""
 
-    rule: Rule = "first_committed"
+    rule: Rule = "last_committed"
     judge: Judge | None = None
     seed: int = 0
     """Of the resampling for intervals."""
@@ -183,13 +183,21 @@ def score_folder(
     """Score responses and write their verdicts into a folder."""
     runs = sample_runs(predictions, items, benchmark)
     graded = grade_runs(benchmark, items, runs, options.rule)
-    score = score_runs(benchmark, graded, runs, seed=options.seed)
+    other: Rule = "first_committed" if options.rule != "first_committed" else "last_committed"
+    difference = rule_difference(graded, grade_runs(benchmark, items, runs, other))
+    score = score_runs(benchmark, graded, runs, seed=options.seed, rules_differ=difference)
     details: dict[str, Any] = {"extraction": options.rule}
     judged = None
     if options.judge is not None and benchmark.judge_question is not None:
         with shown(f"{benchmark.name} judge", len(items) * len(runs), "replies") as advance:
             judged = options.judge.judge(benchmark, items, runs, output, advance)
-        by_judge = score_runs(benchmark, with_judge(graded, runs, judged), runs, seed=options.seed)
+        by_judge = score_runs(
+            benchmark,
+            with_judge(graded, runs, judged),
+            runs,
+            seed=options.seed,
+            rules_differ=difference,
+        )
         details["judge"] = {
             "model": options.judge.model,
             "agreement": asdict(agreement(graded, runs, judged)),

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from vaopd.evaluation.answers import Rule
 from vaopd.evaluation.benchmark import Benchmark, Graded, Item, Verdict
 from vaopd.evaluation.predictions import Prediction
 from vaopd.evaluation.statistics import percentile_ends, resample_counts
+from vaopd.grading.reading import Rule
 
 RESAMPLES = 1000
 _CHUNK = 100
@@ -46,6 +46,9 @@ class Score:
     truncated: float
     """Share of responses that hit the length limit."""
 
+    rules_differ: float
+    """Share of responses whose first and last committed answer are not the same."""
+
     response_tokens: float | None
     """Mean, where counted."""
 
@@ -64,6 +67,7 @@ class Score:
             "samples": self.num_samples,
             "unparsed": self.unparsed,
             "truncated": self.truncated,
+            "rules_differ": self.rules_differ,
             "response_tokens": self.response_tokens,
             "metrics": {name: metric.as_json() for name, metric in self.metrics.items()},
         }
@@ -75,11 +79,28 @@ def grade_runs(
     """Return the verdict of every response, by sample run and item."""
     return [
         [
-            Graded(item, benchmark.grade(prediction.response, item, rule))
+            Graded(
+                item,
+                benchmark.grade(
+                    prediction.response,
+                    item,
+                    rule,
+                    is_truncated=prediction.finish_reason == "length",
+                ),
+            )
             for item, prediction in zip(items, run, strict=True)
         ]
         for run in runs
     ]
+
+
+def rule_difference(first: Sequence[Sequence[Graded]], second: Sequence[Sequence[Graded]]) -> float:
+    """Return the share of responses of which two rules read different answers."""
+    return fmean(
+        one.verdict.extracted != other.verdict.extracted
+        for runs in zip(first, second, strict=True)
+        for one, other in zip(*runs, strict=True)
+    )
 
 
 def score_runs(
@@ -88,6 +109,7 @@ def score_runs(
     runs: Sequence[Sequence[Prediction]],
     *,
     seed: int = 0,
+    rules_differ: float = 0.0,
 ) -> Score:
     """Return all metrics of a benchmark.
 
@@ -104,6 +126,7 @@ def score_runs(
         num_samples=len(runs),
         unparsed=fmean(one.verdict.extracted is None for run in graded for one in run),
         truncated=fmean(one.finish_reason == "length" for one in flat),
+        rules_differ=rules_differ,
         response_tokens=fmean(tokens) if tokens else None,
     )
 
@@ -203,6 +226,8 @@ def verdict_rows(
                 "sample": prediction.sample,
                 "extracted": verdict.extracted,
                 "is_correct": verdict.is_correct,
+                "confidence": verdict.confidence,
+                "rule": verdict.rule,
             }
             row |= {f"is_correct_{name}": value for name, value in verdict.variants.items()}
             if judged is not None:

@@ -12,7 +12,7 @@ from vaopd.evaluation.scoring import Metric, Score
 
 COLUMNS = (
     "benchmark", "metric", "items", "samples", "accuracy", "95 % interval", "unparsed",
-    "truncated",
+    "truncated", "rules differ",
 )  # fmt: skip
 
 
@@ -50,6 +50,7 @@ def _row(score: Score, name: str, metric: Metric) -> tuple[str, ...]:
         interval(metric),
         f"{score.unparsed:.1%}",
         f"{score.truncated:.1%}",
+        f"{score.rules_differ:.1%}",
     )
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from vaopd.config import RunConfig
 from vaopd.distributed.world import World
 from vaopd.errors import ConfigError
-from vaopd.evaluation.answers import Grade, grade
 from vaopd.evaluation.visual_reliance import TokenAdvantage, answer_changes, score_advantage
+from vaopd.grading.grades import Grade, grade
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt, check_same_prompt
 from vaopd.problems.problem import Problem
@@ -168,7 +168,11 @@ class Validator:
             for problem, group in zip(problems, rollouts, strict=True)
             for _ in group
         ]
-        grades = [grade(text, answer) for text, answer in zip(texts, references, strict=True)]
+        cut = [rollout.finish_reason == "length" for group in rollouts for rollout in group]
+        grades = [
+            grade(text, answer, is_truncated=is_cut)
+            for text, answer, is_cut in zip(texts, references, cut, strict=True)
+        ]
         return Answers(view, problems, rollouts, texts, grades)
 
 

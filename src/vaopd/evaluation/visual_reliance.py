@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from vaopd.distributed.world import World
-from vaopd.evaluation.answers import Grade, is_same_answer
+from vaopd.grading.grades import Grade, is_same_answer
 from vaopd.models.loading import VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.objective.advantage import visual_advantage

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vaopd.evaluation.answers import Grade, grade
 from vaopd.evaluation.validation import response_text
+from vaopd.grading.grades import Grade, grade
 from vaopd.methods.base import Weights
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel
 from vaopd.objective.advantage import rollout_advantage
@@ -169,7 +169,11 @@ def _grades(
     return [
         None
         if (answer := answers[rollout.problem_id]) is None
-        else grade(response_text(student, rollout), answer)
+        else grade(
+            response_text(student, rollout),
+            answer,
+            is_truncated=rollout.finish_reason == "length",
+        )
         for rollout in result.rollouts
     ]
 

@@ -105,7 +105,10 @@ def _size(size: Size) -> str:
 
 
 class ValidationTime:
-    """Estimates the time of a validation, from its first tokens on."""
+    """Estimates the time in which a validation samples, from its first tokens on.
+
+    What is measured on the responses afterwards (``validation.pixelated``) takes time beside it.
+    """
 
     def __init__(
         self,
@@ -121,6 +124,8 @@ class ValidationTime:
         self.views = 2 if options.pixelated else 1
         self.limit = config.sampling.max_new_tokens
         self.processes = processes
+        scores = options.pixelated and (config.method.name != "sft" or options.load_teacher)
+        self.beside = "; scoring both views comes on top" if scores else ""
         self.say = say
         self.clock = clock
         self.is_told = False
@@ -160,6 +165,6 @@ class ValidationTime:
             a_batch = self.first_token - self.began + (self.limit - 1) * a_token
             seconds = ceil(own / rows) * a_batch
             self.say(
-                f"validating takes at most about {duration(seconds)}, if every response runs to "
-                f"{self.limit} tokens ({rows} at a time, {a_token:.3f} s a token)"
+                f"sampling them takes at most about {duration(seconds)}, if every response runs to "
+                f"{self.limit} tokens ({rows} at a time, {a_token:.3f} s a token){self.beside}"
             )

@@ -9,7 +9,8 @@ from vaopd.evaluation.benchmark import (
     by_reference_category,
     image_first,
 )
-from vaopd.evaluation.choices import LETTERS, grade_letter, option_lines
+from vaopd.evaluation.options import grade_letter, option_lines
+from vaopd.grading.naming import LETTERS
 
 ASK_LETTER = "Answer with the option's letter from the given choices directly."
 

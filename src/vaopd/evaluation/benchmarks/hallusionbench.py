@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from vaopd.errors import ProblemError
 from vaopd.evaluation import cells
-from vaopd.evaluation.answers import Rule, extract_answer
 from vaopd.evaluation.benchmark import (
-    UNPARSED,
+    OFFICIAL,
     Benchmark,
     Graded,
     Item,
@@ -17,6 +16,8 @@ from vaopd.evaluation.benchmark import (
     Verdict,
     image_first,
 )
+from vaopd.grading.reading import Rule
+from vaopd.grading.yes_no import read_yes_no
 
 
 def item(row: Row) -> Item | None:
@@ -51,14 +52,17 @@ def item(row: Row) -> Item | None:
     )
 
 
-def grade(response: str, item: Item, rule: Rule) -> Verdict:
-    """Take yes or no as a whole word, from the committed answer or else from all of the reply.
-
-    A text with both words or neither is unparsed, and wrong.
-    """
-    committed = extract_answer(response, rule=rule)
-    said = (yes_or_no(committed) if committed else None) or yes_or_no(response)
-    return UNPARSED if said is None else Verdict(said, said == item.reference["answer"])
+def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) -> Verdict:
+    """Read yes or no; ``official`` is VLMEvalKit's rule, which refuses a reply with both words."""
+    gold = item.reference["answer"]
+    reading = read_yes_no(response, rule=rule, is_truncated=is_truncated)
+    return Verdict(
+        reading.text,
+        reading.text == gold,
+        {OFFICIAL: yes_or_no(response) == gold},
+        reading.confidence,
+        reading.rule,
+    )
 
 
 def yes_or_no(text: str) -> str | None:
@@ -78,6 +82,8 @@ def measure(run: Sequence[Graded]) -> Iterable[Measurement]:
     for graded in run:
         reference, value = graded.item.reference, float(graded.verdict.is_correct)
         yield Measurement("aAcc", graded.item.cluster, value)
+        for name, is_right in graded.verdict.variants.items():
+            yield Measurement(f"aAcc {name}", graded.item.cluster, float(is_right))
         yield Measurement(f"aAcc/{reference['category']}", graded.item.cluster, value)
         figures[reference["figure"]].append(graded)
         groups[reference["question_group"]].append(graded)

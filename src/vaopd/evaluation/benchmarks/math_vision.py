@@ -2,8 +2,7 @@
 
 import re
 
-from vaopd.evaluation import answers, cells
-from vaopd.evaluation.answers import Rule, extract_answer
+from vaopd.evaluation import cells
 from vaopd.evaluation.benchmark import (
     Benchmark,
     Item,
@@ -11,8 +10,11 @@ from vaopd.evaluation.benchmark import (
     Verdict,
     by_category,
     image_first,
+    verdict_of,
 )
-from vaopd.evaluation.choices import chosen_letter, option_lines
+from vaopd.evaluation.options import grade_letter, option_lines
+from vaopd.grading.grades import grade as grade_free
+from vaopd.grading.reading import Rule
 from vaopd.problems.problem import IMAGE_PLACEHOLDER
 
 ASK_BOX = (
@@ -50,18 +52,14 @@ def item(row: Row) -> Item:
     )
 
 
-def grade(response: str, item: Item, rule: Rule) -> Verdict:
-    """Compare letters, or free answers by math-verify."""
+def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) -> Verdict:
+    """Compare letters, or free answers by value."""
     reference = item.reference
-    if not reference["options"]:
-        graded = answers.grade(response, reference["answer"], rule=rule)
-        return Verdict(graded.extracted, graded.is_correct)
-    letter = chosen_letter(response, reference["options"], rule)
-    if letter is None and (span := extract_answer(response, rule=rule)):
-        # A committed value is an answer to a choice question as well, right or wrong.
-        text = reference["options"][reference["answer"]]
-        return Verdict(span, answers.grade(f"\\boxed{{{span}}}", text).is_correct)
-    return Verdict(letter, letter == reference["answer"])
+    if reference["options"]:
+        return grade_letter(response, item, rule, is_truncated=is_truncated)
+    return verdict_of(
+        grade_free(response, reference["answer"], rule=rule, is_truncated=is_truncated)
+    )
 
 
 def _parts(item: Item) -> str:

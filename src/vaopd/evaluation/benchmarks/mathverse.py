@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vaopd.evaluation import answers, cells
-from vaopd.evaluation.answers import Rule
+from vaopd.evaluation import cells
 from vaopd.evaluation.benchmark import (
     Benchmark,
     Graded,
@@ -14,8 +13,12 @@ from vaopd.evaluation.benchmark import (
     Row,
     Verdict,
     image_first,
+    verdict_of,
 )
-from vaopd.evaluation.choices import LETTERS, chosen_letter
+from vaopd.grading.grades import grade as grade_free
+from vaopd.grading.grades import grade_choice
+from vaopd.grading.naming import LETTERS
+from vaopd.grading.reading import Rule
 
 VERSIONS = (
     "Text Dominant",
@@ -29,12 +32,6 @@ _ASK = {
     True: "provide the correct option letter, e.g., A, B, C, D.",
     False: "provide the final value, e.g., 1, 2.5, 300.",
 }
-_UNIT = re.compile(
-    r"(?<=[\d})])\s*(?:\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|(?:square |cubic )?(?:units?|degrees?|"
-    r"cm|mm|km|m|meters?|metres?|feet|ft|inches|in|miles?|yards?|seconds?|hours?|radians?)"
-    r"(?:\^?\{?[23²³]\}?)?)\s*$",
-    re.IGNORECASE,
-)
 
 
 def item(row: Row) -> Item | None:
@@ -94,35 +91,19 @@ def _query(is_choice: bool, question: str) -> str:
     return f"Please {ask}\nQuestion: {question}"
 
 
-def grade(response: str, item: Item, rule: Rule) -> Verdict:
-    """Compare letters, or the free answer by math-verify with units taken off.
+def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) -> Verdict:
+    """Compare letters, or the free answer by value.
 
-    A rule in place of the two steps by a language model: report it as rule-based. A choice may
-    also be named by its text.
+    A rule in place of the two steps by a language model: report it as rule-based.
     """
     reference = item.reference
-    if not reference["options"]:
-        gold = _UNIT.sub("", reference["answer"])
-        graded = answers.grade(response, gold, rule=rule)
-        if graded.extracted is None:
-            # A direct answer is asked for, so a bare value is one.
-            graded = answers.grade(f"Answer: {_bare(response)}", gold)
-        elif not graded.is_correct:
-            # The span without its unit; the rest of the response is not looked at.
-            bare = _UNIT.sub("", graded.extracted)
-            is_correct = answers.grade(f"\\boxed{{{bare}}}", gold).is_correct
-            return Verdict(graded.extracted, is_correct)
-        return Verdict(graded.extracted, graded.is_correct)
-    letter = chosen_letter(response, reference["options"], rule)
-    return Verdict(letter, letter is not None and letter == reference["answer"].strip("()."))
-
-
-def _bare(response: str) -> str:
-    """Return a short line with a number or mathematics in it, or one word; nothing for prose."""
-    line = response.strip()
-    is_short = "\n" not in line and len(line) <= 60
-    is_value = len(line.split()) == 1 or any(c.isdigit() or c in "\\=^" for c in line)
-    return _UNIT.sub("", line) if is_short and is_value else ""
+    gold, options = reference["answer"], reference["options"]
+    if options:
+        letter = gold.strip("().")
+        return verdict_of(
+            grade_choice(response, letter, options, rule=rule, is_truncated=is_truncated)
+        )
+    return verdict_of(grade_free(response, gold, rule=rule, is_truncated=is_truncated))
 
 
 def measure(run: Sequence[Graded]) -> Iterable[Measurement]:

@@ -1,24 +1,24 @@
 """MathVista testmini: test use only by its owners' terms; never train on it."""
 
-import ast
-import re
-from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import replace
 from typing import Any
 
 from vaopd.errors import ProblemError
 from vaopd.evaluation import cells
-from vaopd.evaluation.answers import Rule, extract_answer
 from vaopd.evaluation.benchmark import (
-    UNPARSED,
     Benchmark,
     Item,
     Row,
     Verdict,
     by_reference_category,
     image_first,
+    verdict_of,
 )
-from vaopd.evaluation.choices import letter_of_span, lettered, option_lines, uncommitted_letter
+from vaopd.evaluation.options import lettered, option_lines
+from vaopd.grading.grades import Grade, grade_choice, graded
+from vaopd.grading.markup import plain
+from vaopd.grading.reading import Rule, read_answer
+from vaopd.grading.values import Listing, Quantity, Value, value_of
 
 _HINTS = {
     "text": "and provide the correct option letter, e.g., A, B, C, D, at the end.",
@@ -31,12 +31,6 @@ _HINTS = {
     "list": "requiring a Python list as an answer and provide the final list, e.g., [1, 2, 3], "
     "[1.2, 1.3, 1.4], at the end.",
 }
-_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?[\d.]+)\s*\}\s*\{\s*([\d.]+)\s*\}")
-_NUMBER = re.compile(
-    r"(?<![\w.])[-−+]?(?:\d{1,3}(?:,\d{3})+|\d{1,30})?(?:\.\d{1,30})?(?:[eE][+-]?\d{1,3})?"
-    r"(?:\s*/\s*\d{1,30})?"
-)
-_LIST = re.compile(r"\[[^\[\]]*\]")
 
 
 def item(row: Row) -> Item:
@@ -89,96 +83,58 @@ def _query(row: Row, key: str, question: str, choices: list[str]) -> str:
     return "\n".join(lines).strip()
 
 
-def grade(response: str, item: Item, rule: Rule) -> Verdict:
-    """Take the answer span, bring it to the form of the answer type, and compare exactly.
+def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) -> Verdict:
+    """Bring the answer to the form of its type as the owners do, and compare exactly.
 
-    The official scorer lets a language model take the span. Here it is the committed answer, else
-    the reply itself where that is a choice, else its last number or list.
+    The official scorer lets a language model take the answer out of the response; here our reader
+    does. An integer is cut and a decimal rounded, as the official normaliser does it.
     """
     reference = item.reference
     if reference["question_type"] == "multi_choice":
-        normalised = _choice(response, reference["choices"], rule)
-    else:
-        span = extract_answer(response, rule=rule)
-        normalised = _value(response if span is None else span, reference, span is not None)
-    if normalised is None:
-        return UNPARSED
-    return Verdict(normalised, normalised == _gold(reference))
+        return verdict_of(_grade_choice(response, reference, rule, is_truncated))
+    reading = read_answer(response, rule=rule, is_truncated=is_truncated)
+    normalised = None if reading.text is None else _normalised(reading.text, reference)
+    is_correct = normalised == _gold(reference)
+    return verdict_of(replace(graded(reading, is_correct), extracted=normalised))
+
+
+def _grade_choice(response: str, reference: Any, rule: Rule, is_truncated: bool) -> Grade:
+    options = lettered(reference["choices"])
+    letter = next(key for key, text in options.items() if text == reference["answer"])
+    found = grade_choice(response, letter, options, rule=rule, is_truncated=is_truncated)
+    return replace(found, extracted=options.get(found.extracted or ""))
 
 
 def _gold(reference: Any) -> str:
     answer = str(reference["answer"]).strip()
-    return _list_text(answer) or answer if reference["answer_type"] == "list" else answer
+    return (
+        _normalised(answer, reference) or answer if reference["answer_type"] == "list" else answer
+    )
 
 
-def _choice(response: str, choices: Sequence[str], rule: Rule) -> str | None:
-    """Return the text of the chosen option; the nearest by edit distance for another span."""
-    options = lettered(choices)
-    span = extract_answer(response, rule=rule)
-    if span is None:
-        letter = uncommitted_letter(response, options)
-        return options[letter] if letter else None
-    letter = letter_of_span(span, options)
-    return options[letter] if letter else nearest(span, tuple(choices))
-
-
-@lru_cache(maxsize=65536)
-def nearest(span: str, choices: tuple[str, ...]) -> str:
-    """Return the choice with the least edit distance, the first of equals: the official rule."""
-    return min(choices, key=lambda choice: _edit_distance(span[:300], choice))
-
-
-def _edit_distance(first: str, second: str) -> int:
-    previous = list(range(len(second) + 1))
-    for row, left in enumerate(first, start=1):
-        current = [row]
-        for column, right in enumerate(second, start=1):
-            substitution = previous[column - 1] + (left != right)
-            current.append(min(previous[column] + 1, current[-1] + 1, substitution))
-        previous = current
-    return previous[-1]
-
-
-def _value(text: str, reference: Any, is_committed: bool) -> str | None:
-    """Return a number or list as the official normaliser writes it; ``None`` where there is none.
-
-    A committed span may hold an equation, whose right side counts, and a unit behind the number.
-    """
-    if reference["answer_type"] == "list":
-        return _list_text(text)
-    if is_committed:
-        text = text.rpartition("=")[2]
-    numbers = _numbers(text)
-    if not numbers:
+def _normalised(answer: str, reference: Any) -> str | None:
+    """Return a number or list as the official normaliser writes it, or ``None``."""
+    # Of "x = 5 + 7 = 12" the last side counts.
+    value = value_of(plain(answer).rpartition("=")[2])
+    kind = reference["answer_type"]
+    if kind == "list":
+        return _list_text(value)
+    if kind == "text":
+        return answer
+    if not isinstance(value, Quantity) or abs(value.number) >= 1e300:
         return None
-    number = numbers[0] if is_committed else numbers[-1]
-    if reference["answer_type"] == "integer":
-        return str(int(number))
-    return str(round(number, reference["precision"]))
+    number = float(value.number)
+    return str(int(number)) if kind == "integer" else str(round(number, reference["precision"]))
 
 
-def _numbers(text: str) -> list[float]:
-    text = _FRACTION.sub(r"\1/\2", text.replace("\\,", "").replace("{,}", ","))
-    values = []
-    for found in _NUMBER.findall(text):
-        numerator, _, denominator = found.replace(",", "").replace("−", "-").partition("/")
-        try:
-            value = float(numerator) / float(denominator or 1)
-        except (ValueError, ZeroDivisionError):
-            continue
-        if abs(value) < 1e300:
-            values.append(value)
-    return values
-
-
-def _list_text(text: str) -> str | None:
-    """Return the last list in a text with Python's own spacing."""
-    for found in reversed(_LIST.findall(text)):
-        try:
-            return str(list(ast.literal_eval(found)))
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            continue
-    return None
+def _list_text(value: Value) -> str | None:
+    """Return a listing of numbers as Python writes a list."""
+    if not isinstance(value, Listing):
+        return None
+    numbers = [float(one.number) for one in value.items if isinstance(one, Quantity)]
+    if len(numbers) != len(value.items):
+        return None
+    return str([int(number) if number.is_integer() else number for number in numbers])
 
 
 BENCHMARK = Benchmark(

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from vaopd.errors import ProblemError
 from vaopd.evaluation import cells
-from vaopd.evaluation.answers import Rule, extract_answer
 from vaopd.evaluation.benchmark import (
-    UNPARSED,
+    OFFICIAL,
     Benchmark,
     ImageSource,
     Item,
@@ -15,9 +14,13 @@ from vaopd.evaluation.benchmark import (
     Verdict,
     by_reference_category,
     image_first,
+    verdict_of,
 )
 from vaopd.evaluation.benchmarks.ai2d import ASK_LETTER
-from vaopd.evaluation.choices import option_lines
+from vaopd.evaluation.options import option_lines
+from vaopd.grading.equality import is_equal
+from vaopd.grading.grades import grade_choice, graded
+from vaopd.grading.reading import Rule, read_answer
 from vaopd.problems.problem import IMAGE_PLACEHOLDER
 
 ASK_PHRASE = "Answer the question using a single word or phrase."
@@ -87,20 +90,24 @@ def _interleave(text: str, row: Row) -> tuple[str, tuple[ImageSource, ...]]:
     return _PLACE.sub(IMAGE_PLACEHOLDER, text), tuple(images)
 
 
-def grade(response: str, item: Item, rule: Rule) -> Verdict:
-    """Apply the official parser to the committed answer, or to all of an uncommitted response.
+def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) -> Verdict:
+    """Compare letters, or open answers by value or as the owners do.
 
-    Where the official parser draws an option by lot the response is unparsed, and wrong.
+    ``official`` is the owners' parser on all of the response. Where it draws an option by lot,
+    its verdict is wrong here.
     """
-    committed = extract_answer(response, rule=rule)
-    text = response if committed is None else committed
     reference = item.reference
-    if reference["options"]:
-        letter = parse_choice(text, reference["options"], num_words=len(response.split()))
-        return Verdict(letter, letter == reference["answer"])
-    if not text.strip():
-        return UNPARSED
-    return Verdict(text.strip()[:300], is_open_answer(text, reference["answer"]))
+    gold, options = reference["answer"], reference["options"]
+    if options:
+        letter = parse_choice(response, options, num_words=len(response.split()))
+        found = grade_choice(response, gold, options, rule=rule, is_truncated=is_truncated)
+        return verdict_of(found, {OFFICIAL: letter == gold})
+    reading = read_answer(response, rule=rule, is_truncated=is_truncated)
+    is_correct = reading.text is not None and (
+        is_equal(reading.text, gold) or is_open_answer(reading.text, gold)
+    )
+    official = bool(response.strip()) and is_open_answer(response, gold)
+    return verdict_of(graded(reading, is_correct), {OFFICIAL: official})
 
 
 def parse_choice(text: str, options: Mapping[str, str], *, num_words: int) -> str | None:
@@ -109,7 +116,6 @@ def parse_choice(text: str, options: Mapping[str, str], *, num_words: int) -> st
     The last one wins among several of a kind. Option texts count in replies of more than five
     words (``num_words``, of the whole reply) only.
     """
-    text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r"\1", text)
     # The official parser strips these one after the other, each once.
     for character in ",.!?;:'":
         text = text.strip(character)

@@ -12,7 +12,7 @@ from vaopd.evaluation.benchmark import (
     image_first,
 )
 from vaopd.evaluation.benchmarks.ai2d import ASK_LETTER
-from vaopd.evaluation.choices import grade_letter, option_lines
+from vaopd.evaluation.options import grade_letter, option_lines
 
 CATEGORIES = (
     "coarse perception",

@@ -4,9 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from vaopd.errors import ProblemError
 from vaopd.evaluation import cells
-from vaopd.evaluation.answers import Rule, extract_answer
 from vaopd.evaluation.benchmark import (
-    UNPARSED,
     Benchmark,
     Graded,
     Item,
@@ -15,9 +13,8 @@ from vaopd.evaluation.benchmark import (
     Verdict,
     image_first,
 )
-
-SHORT_REPLY_LINES = 3
-"""Longer replies without a commitment are reasoning, of which the last line is the answer."""
+from vaopd.grading.reading import Rule
+from vaopd.grading.transcription import read_transcription
 
 TYPES = (
     "Regular Text Recognition",
@@ -61,23 +58,17 @@ def _dataset_of(kind: str) -> str:
     return "HME100k" if kind == TYPES[-1] else ""
 
 
-def grade(response: str, item: Item, rule: Rule) -> Verdict:
-    """Look for a gold text in the final answer span; ``raw`` is the official look at all of it."""
-    if not response.strip():
-        return UNPARSED
-    committed = extract_answer(response, rule=rule)
-    span = _final_span(response) if committed is None else committed
-    reference = item.reference
+def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) -> Verdict:
+    """Look for a gold text in what the reply gives; ``raw`` is the official look at all of it."""
+    reading = read_transcription(response, rule=rule, is_truncated=is_truncated)
+    golds, dataset = item.reference["answers"], item.reference["dataset"]
     return Verdict(
-        span,
-        contains(span, reference["answers"], reference["dataset"]),
-        {"raw": contains(response, reference["answers"], reference["dataset"])},
+        reading.text,
+        reading.text is not None and contains(reading.text, golds, dataset),
+        {"raw": contains(response, golds, dataset)},
+        reading.confidence,
+        reading.rule,
     )
-
-
-def _final_span(response: str) -> str:
-    lines = [line for line in response.strip().splitlines() if line.strip()]
-    return response.strip() if len(lines) <= SHORT_REPLY_LINES else lines[-1].strip()
 
 
 def contains(text: str, golds: Sequence[str], dataset: str) -> bool:

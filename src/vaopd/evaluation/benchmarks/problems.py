@@ -1,8 +1,15 @@
 """Benchmarks in the layout of training problems: Geometry3K, ViRL39K, drawn, and users' own."""
 
-from vaopd.evaluation import answers
-from vaopd.evaluation.answers import Rule
-from vaopd.evaluation.benchmark import Benchmark, Item, Row, Verdict, by_reference_category
+from vaopd.evaluation.benchmark import (
+    Benchmark,
+    Item,
+    Row,
+    Verdict,
+    by_reference_category,
+    verdict_of,
+)
+from vaopd.grading.grades import grade as grade_free
+from vaopd.grading.reading import Rule
 from vaopd.problems.problem import Problem
 
 
@@ -23,10 +30,10 @@ def item(row: Row) -> Item | None:
     )
 
 
-def grade(response: str, item: Item, rule: Rule) -> Verdict:
-    """Compare by text, number and math-verify: the rule of validation during training."""
-    graded = answers.grade(response, item.reference["answer"], rule=rule)
-    return Verdict(graded.extracted, graded.is_correct)
+def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) -> Verdict:
+    """Compare the free answer by value: the rule of validation during training."""
+    answer = item.reference["answer"]
+    return verdict_of(grade_free(response, answer, rule=rule, is_truncated=is_truncated))
 
 
 def problem_benchmark(

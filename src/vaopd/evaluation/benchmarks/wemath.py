@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from vaopd.errors import ProblemError
 from vaopd.evaluation import cells
-from vaopd.evaluation.answers import Rule, extract_answer
 from vaopd.evaluation.benchmark import (
+    OFFICIAL,
     Benchmark,
     Graded,
     Item,
@@ -15,12 +15,15 @@ from vaopd.evaluation.benchmark import (
     Row,
     Verdict,
     image_first,
+    verdict_of,
 )
-from vaopd.evaluation.choices import chosen_letter, letter_of_span, option_lines
+from vaopd.evaluation.options import option_lines
+from vaopd.grading.grades import grade_choice
+from vaopd.grading.reading import Rule
 
 _KEY = re.compile(r"([23])steps_(\d|multi)")
 _OPTION = re.compile(r"\s*([A-I])\s*[.．:、]\s*(.*)", re.DOTALL)
-_TEMPLATE = re.compile(r"Answer\W*([A-H])(?![A-Za-z])")
+_AFTER_ANSWER = re.compile(r"[><:.\s]*([A-H])")
 
 
 def item(row: Row) -> Item | None:
@@ -64,15 +67,16 @@ def _split_options(text: str) -> dict[str, str]:
     return choices
 
 
-def grade(response: str, item: Item, rule: Rule) -> Verdict:
-    """Compare letters; the published template ``<Answer>: <<B>>`` is read as well."""
+def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) -> Verdict:
+    """Compare letters; the published template ``<Answer>: <<B>>`` is one commitment among others.
+
+    ``official`` is the published rule: the first character after the last "Answer".
+    """
     options: Mapping[str, str] = item.reference["options"]
-    letter = None
-    templates = _TEMPLATE.findall(response)
-    if extract_answer(response, rule=rule) is None and templates:
-        letter = letter_of_span(templates[-1], options)
-    letter = letter or chosen_letter(response, options, rule)
-    return Verdict(letter, letter == item.reference["answer"])
+    gold = item.reference["answer"]
+    found = grade_choice(response, gold, options, rule=rule, is_truncated=is_truncated)
+    official = _AFTER_ANSWER.match(response.rpartition("Answer")[2])
+    return verdict_of(found, {OFFICIAL: official is not None and official[1] == gold})
 
 
 def measure(run: Sequence[Graded]) -> Iterable[Measurement]:

@@ -1,0 +1,245 @@
+"""Whether a short answer equals a reference: by value with its unit, or word by word."""
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
+
+from vaopd.grading.arithmetic import Number, is_same_number
+from vaopd.grading.markup import plain
+from vaopd.grading.symbolic import is_formula, is_same_formula
+from vaopd.grading.units import Unit
+from vaopd.grading.values import (
+    Assigned,
+    Listing,
+    Quantity,
+    Ratio,
+    Value,
+    Words,
+    stripped,
+    value_of,
+)
+from vaopd.problems.boxed import without_boxes
+
+_CHAIN = re.compile(
+    r"\s*(?:≈|≐|≃|≅|\bor approximately\b|\bor about\b|\bwhich is approximately\b|"
+    r"\(approximately\b|\(approx\.?|\(about\b|\(≈)\s*"
+)
+_ARTICLE = re.compile(
+    r"^(?:(?:in|on|at|it is|it's|this is|they are|called|named)\s+)?(?:(?:an?|the)\s+)?(?=\S)"
+)
+_PUNCTUATION = re.compile(r"[\s,.;:!?\"'`()\[\]*_-]+")
+_DIGITS_APART = re.compile(r"\d\s+\d")
+_ASIDE = re.compile(r"\s*\(([^()]{1,60})\)\s*$")
+_PERCENT = (("percent", 1),)
+_ANGLE = (("angle", 1),)
+
+
+def is_equal(answer: str, references: str | Sequence[str], *, tolerance: float = 0.0) -> bool:
+    """Return whether an answer equals a reference, or one of several accepted ones.
+
+    Numbers are equal to six decimals, or within an absolute ``tolerance``. A unit that both have
+    is converted and has to fit; a unit that only one has is not looked at. Sets have no order,
+    points have one. Words are equal but for case, articles and punctuation.
+    """
+    accepted = [references] if isinstance(references, str) else references
+    return any(_is_equal(answer, reference, tolerance) for reference in accepted)
+
+
+@lru_cache(maxsize=65536)
+def _is_equal(answer: str, reference: str, tolerance: float) -> bool:
+    golds = _forms(without_boxes(reference))
+    return any(_is_same(mine, gold, tolerance) for mine in _forms(answer) for gold in golds)
+
+
+def _forms(text: str) -> list[str]:
+    """Return what an answer writes: ``5√3 ≈ 8.66`` is two forms of one value."""
+    text = stripped(plain(text))
+    forms = [text, *(stripped(piece).rstrip(")") for piece in _CHAIN.split(text))]
+    for form in tuple(forms):
+        sides = [stripped(side) for side in form.split("=")]
+        if len(sides) > 2 or (len(sides) == 2 and not _names_a_value(sides[0])):
+            forms.append(sides[-1])
+    if aside := _ASIDE.search(text):
+        forms.append(text[: aside.start()])
+    return [form for form in dict.fromkeys(forms) if form]
+
+
+def _names_a_value(side: str) -> bool:
+    """Whether the left side of an equation has variables, and is no sum that was worked out."""
+    return re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", side)) is not None
+
+
+def _is_same(answer: str, reference: str, tolerance: float) -> bool:
+    mine, gold = value_of(answer), value_of(reference)
+    if _same_values(mine, gold, tolerance):
+        return True
+    if isinstance(mine, Assigned) and not isinstance(gold, Assigned):
+        mine = _innermost(mine)
+    elif isinstance(gold, Assigned) and not isinstance(mine, Assigned):
+        gold = _innermost(gold)
+    return _same_values(mine, gold, tolerance)
+
+
+def _innermost(value: Value) -> Value:
+    while isinstance(value, Assigned):
+        value = value.value
+    return value
+
+
+def _same_values(mine: Value, gold: Value, tolerance: float) -> bool:
+    if isinstance(mine, Quantity) and isinstance(gold, Quantity):
+        return _same_quantities(mine, gold, tolerance)
+    if isinstance(mine, Ratio) or isinstance(gold, Ratio):
+        return _same_ratios(mine, gold)
+    if isinstance(mine, Listing) and isinstance(gold, Listing):
+        return _same_listings(mine, gold, tolerance)
+    if isinstance(mine, Assigned) and isinstance(gold, Assigned):
+        same_name = mine.symbol == gold.symbol or min(len(mine.symbol), len(gold.symbol)) > 1
+        return same_name and _same_values(mine.value, gold.value, tolerance)
+    if isinstance(mine, Words) and isinstance(gold, Words) and _same_words(mine.text, gold.text):
+        return True
+    if isinstance(mine, Listing) != isinstance(gold, Listing):
+        return _one_of_a_set(mine, gold, tolerance)
+    texts = [_formula(value) for value in (mine, gold)]
+    return None not in texts and is_same_formula(texts[0] or "", texts[1] or "")
+
+
+def _formula(value: Value) -> str | None:
+    if isinstance(value, Words):
+        return value.text if is_formula(value.text) else None
+    if isinstance(value, Quantity) and not value.label and value.unit.is_generic:
+        number = value.number
+        if isinstance(number, Fraction) and max(map(abs, number.as_integer_ratio())) < 10**15:
+            return (
+                str(number)
+                if number.denominator == 1
+                else f"\\frac{{{number.numerator}}}{{{number.denominator}}}"
+            )
+        return None
+    return (
+        f"{value.symbol}={inner}"
+        if isinstance(value, Assigned) and (inner := _formula(value.value))
+        else None
+    )
+
+
+def _one_of_a_set(mine: Value, gold: Value, tolerance: float) -> bool:
+    """Whether the set of one value is compared with the value."""
+    listing, other = (mine, gold) if isinstance(mine, Listing) else (gold, mine)
+    assert isinstance(listing, Listing)
+    return len(listing.items) == 1 and _same_values(listing.items[0], other, tolerance)
+
+
+def _same_quantities(mine: Quantity, gold: Quantity, tolerance: float) -> bool:
+    if mine.label and gold.label and not _same_labels(mine.label, gold.label):
+        return False
+    if mine.unit.is_generic or gold.unit.is_generic:
+        if is_same_number(mine.number, gold.number, tolerance):
+            return True
+        # 80 % is also 0.8.
+        shares = [_share(mine), _share(gold)]
+        is_percent = _PERCENT in (mine.unit.dimensions, gold.unit.dimensions)
+        return is_percent and is_same_number(shares[0], shares[1], tolerance / 100)
+    if mine.unit.dimensions != gold.unit.dimensions:
+        return False
+    if mine.unit.size == gold.unit.size:
+        return is_same_number(mine.number, gold.number, tolerance)
+    converted = mine.number * _factor(mine.unit, gold.unit)
+    return is_same_number(_settled(converted), gold.number, tolerance)
+
+
+def _share(one: Quantity) -> Number:
+    return one.number / 100 if one.unit.dimensions == _PERCENT else one.number
+
+
+def _factor(unit: Unit, into: Unit) -> Fraction | float:
+    factor = unit.size / into.size
+    return float(factor) if unit.dimensions == _ANGLE else factor
+
+
+def _settled(number: Number) -> Number:
+    """Return a converted angle without the last digits that pi does not have."""
+    return round(number, 9) if isinstance(number, float) else number
+
+
+def _same_labels(mine: str, gold: str) -> bool:
+    words = [{word.rstrip("s") for word in re.findall(r"\w+", label)} for label in (mine, gold)]
+    return bool(words[0] & words[1])
+
+
+def _same_ratios(mine: Value, gold: Value) -> bool:
+    if isinstance(mine, Ratio) and isinstance(gold, Ratio):
+        if len(mine.parts) != len(gold.parts):
+            return False
+        if mine.is_clock or gold.is_clock:
+            return mine.parts == gold.parts
+        first, second = mine.parts, gold.parts
+        return all(
+            is_same_number(first[0] * second[k], first[k] * second[0]) for k in range(len(first))
+        )
+    return False
+
+
+def _same_listings(mine: Listing, gold: Listing, tolerance: float) -> bool:
+    if len(mine.items) != len(gold.items):
+        return False
+    sets = [one.brackets == "{}" for one in (mine, gold)]
+    loose = not (mine.brackets and gold.brackets)
+    if loose and "(" in gold.brackets and not _is_point(mine):
+        return False
+    if not loose and mine.brackets != gold.brackets:
+        return False
+    if gold.brackets == "()" and _is_point(mine):
+        mine = Listing("()", tuple(map(_innermost, mine.items)))
+    items = [tuple(_unnamed(one)) for one in (mine, gold)]
+    if any(sets) or all(isinstance(v, Assigned) for v in (*mine.items, *gold.items)):
+        return _same_members(list(items[0]), list(items[1]), tolerance)
+    return all(_same_values(a, b, tolerance) for a, b in zip(*items, strict=True))
+
+
+def _is_point(listing: Listing) -> bool:
+    """Whether a listing gives the coordinates of a point by name, in their order."""
+    names = [item.symbol for item in listing.items if isinstance(item, Assigned)]
+    return len(names) == len(listing.items) and names == ["x", "y", "z"][: len(names)]
+
+
+def _unnamed(listing: Listing) -> list[Value]:
+    """Return the members; names go where all are the same, as in ``x = 1 or x = 2``."""
+    names = {item.symbol for item in listing.items if isinstance(item, Assigned)}
+    if len(names) == 1:
+        return [_innermost(item) for item in listing.items]
+    return list(listing.items)
+
+
+def _same_members(mine: list[Value], gold: list[Value], tolerance: float) -> bool:
+    left = list(gold)
+    for one in mine:
+        found = next((other for other in left if _same_values(one, other, tolerance)), None)
+        if found is None:
+            return False
+        left.remove(found)
+    return not left
+
+
+@lru_cache(maxsize=65536)
+def words(text: str) -> str:
+    """Return a text as words: without case, articles, punctuation and LaTeX spacing."""
+    low = re.sub(r"\s+", " ", plain(text)).strip().casefold().replace("&", "and")
+    return _ARTICLE.sub("", _PUNCTUATION.sub(" ", low).strip()) or low
+
+
+def _same_words(mine: str, gold: str) -> bool:
+    if words(mine) == words(gold):
+        return _signs_of(mine) == _signs_of(gold)
+    if _DIGITS_APART.search(mine) or _DIGITS_APART.search(gold):
+        return False
+    squeezed = [re.sub(r"[\s{}]", "", text).casefold() for text in (mine, gold)]
+    return squeezed[0] == squeezed[1] != ""
+
+
+def _signs_of(text: str) -> str:
+    """Return what ``words`` drops and a formula means: signs, points and brackets beside digits."""
+    if not re.search(r"[\d\\=]", text):
+        return ""
+    return "".join(re.findall(r"[-+()\[\]]|(?<=\d)[.,](?=\d)|\.(?=\d)", text))

@@ -1,0 +1,92 @@
+"""The verdict on a response: what it answers, and whether that is right."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vaopd.grading.equality import is_equal, words
+from vaopd.grading.letters import read_choice
+from vaopd.grading.phrases import NEGATION
+from vaopd.grading.reading import Confidence, Reading, Rule, read_answer
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What a response answers, and whether that is right."""
+
+    extracted: str | None
+    """``None`` where the response gives no answer (unparsed)."""
+
+    is_correct: bool
+    confidence: Confidence = "none"
+    rule: str = ""
+    """Which rule of the grammar read it, or why there is no answer."""
+
+
+def grade(
+    response: str,
+    answer: str | Sequence[str],
+    *,
+    rule: Rule = "last_committed",
+    is_truncated: bool = False,
+    tolerance: float = 0.0,
+) -> Grade:
+    """Return the free answer of a response and whether it equals a reference.
+
+    Args:
+        response: The whole response.
+        answer: The reference, or all accepted ones.
+        rule: As in `read_answer`.
+        is_truncated: Whether the length limit ended the response.
+        tolerance: Absolute difference that numbers may have.
+    """
+    reading = read_answer(response, rule=rule, is_truncated=is_truncated)
+    is_correct = reading.text is not None and (
+        is_equal(reading.text, answer, tolerance=tolerance) or _says(reading, answer)
+    )
+    return graded(reading, is_correct)
+
+
+def _says(reading: Reading, answer: str | Sequence[str]) -> bool:
+    """Whether a short sentence begins or ends with a reference in words.
+
+    Of "the gear rotates clockwise" the answer is its last word, of "Sunday had the most visitors"
+    its first; a sentence that negates says neither.
+    """
+    if reading.confidence != "guessed" or NEGATION.search(reading.span):
+        return False
+    said = words(reading.text or "")
+    golds = [answer] if isinstance(answer, str) else answer
+    return any(
+        gold
+        and not re.search(r"\d", gold)
+        and said.startswith(f"{gold} ") | said.endswith(f" {gold}")
+        for gold in map(words, golds)
+    )
+
+
+def grade_choice(
+    response: str,
+    letter: str,
+    options: Mapping[str, str],
+    *,
+    rule: Rule = "last_committed",
+    is_truncated: bool = False,
+) -> Grade:
+    """Return the option that a response chooses and whether it is the one with this letter."""
+    reading = read_choice(response, options, rule=rule, is_truncated=is_truncated)
+    return graded(reading, reading.text == letter)
+
+
+def graded(reading: Reading, is_correct: bool) -> Grade:
+    """Return a verdict on a reading."""
+    return Grade(
+        reading.text, is_correct and reading.text is not None, reading.confidence, reading.rule
+    )
+
+
+def is_same_answer(first: str | None, second: str | None) -> bool:
+    """Return whether two extracted answers are equal; two responses without an answer agree."""
+    if first is None or second is None:
+        return first is second
+    return is_equal(first, second)

@@ -1,0 +1,113 @@
+"""Markdown, HTML and LaTeX dress taken off, so that the grammar sees words and values."""
+
+import re
+
+from vaopd.problems.boxed import Box, outer_boxes, without_boxes
+
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad\r]")
+_LINE_BREAK = re.compile(r"<br\s?/?>|<\|im_end\|>|<\|endoftext\|>|<\|eot_id\|>", re.IGNORECASE)
+_HTML = re.compile(r"(?<!<)</?(?:b|strong|i|em|u|p|span|div|center)>")
+_POWER = re.compile(r"(?<=[0-9A-Za-z)])\*\*(?=[0-9(])(?![0-9A-Za-z ,.]{1,40}\*\*)")
+_EMPHASIS = re.compile(
+    r"\*{2,3}|`{1,3}(?:latex|math|text)?|(?<!\w)_{1,2}(?=\w)|(?<=\w)_{1,2}(?!\w|\{)"
+)
+_ITALIC = re.compile(r"(?<![\w*\\)])\*(?=[^\s*])([^*\n]{1,80})(?<=[^\s*])\*(?![\w*(\\])")
+_JSON = re.compile(
+    r"\"(?:final_?)?answer\"\s{0,3}:\s{0,3}(?:\"([^\"\n]{1,300})\"|(-?[\d.]{1,40}))", re.IGNORECASE
+)
+_EMOJI = re.compile("[\u2600-\u27bf\u2b00-\u2bff\ufe0f\U0001f000-\U0001faff]")
+_CONTRACTED = re.compile(r"\b(it|that|this|there|here|what|answer|which)'s\b", re.IGNORECASE)
+_DISPLAY = re.compile(r"\\\[|\\\]|\$\$")
+_BOX_OF_ONE = re.compile(
+    r"(\\+(?:boxed|fbox))[ \t]{0,4}([0-9]{1,30}(?:\.[0-9]{1,30})?|[A-Za-z])(?![A-Za-z])"
+)
+_WORDS = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt|bb)|mbox|hbox|operatorname\*?|"
+    r"boldsymbol|bm|bold|underline|displaystyle|large|Large|huge|"
+    r"color\{[a-z]{1,10}\})[ \t]{0,4}\{([^{}]*)\}"
+)
+_SPACES = re.compile(
+    r"\\[,;:!>/ ]|\\(?:quad|qquad|left|right|[bB]igg?[lr]?|displaystyle|limits|"
+    r"hspace\{[^{}]{0,10}\}|"
+    r"phantom\{[^{}]{0,20}\})(?![A-Za-z])|[\u00a0\u2002-\u200a\u202f\u205f\u3000]"
+)
+_SYMBOLS = (
+    ("−", "-"), ("–", "-"), ("\u2011", "-"), ("\\dfrac", "\\frac"),
+    ("\\tfrac", "\\frac"), ("\\cfrac", "\\frac"),
+    ("{,}", ","), ("\\%", "%"), ("\\#", "#"), ("\\&", "&"), ("\\degree", "°"),
+    ("º", "°"), ("˚", "°"),
+    ("\\approx", "≈"), ("\\fallingdotseq", "≈"), ("\\simeq", "≈"),
+    ("\\thickapprox", "≈"), ("\\implies", "⇒"),
+    ("\\Rightarrow", "⇒"), ("\\Longrightarrow", "⇒"), ("\\rightarrow", "→"), ("\\to ", "→ "),
+    ("\\therefore", "∴"), ("\\leq", "≤"), ("\\geq", "≥"), ("\\le ", "≤ "),
+    ("\\ge ", "≥ "), ("\\neq", "≠"),
+    ("’", "'"), ("‘", "'"), ("“", '"'), ("”", '"'),
+)  # fmt: skip
+_DEGREE = re.compile(r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z])|°|\{°\})|(?<=\d)\\circ(?![A-Za-z])")
+CURRENCY = "¤"
+"""Stands for a dollar sign that is money and not the edge of a formula."""
+
+_ESCAPED_DOLLAR = re.compile(r"\\\$")
+_MONEY = re.compile(r"\$(?=\d)")
+_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}\s+[A-Za-z]{2,}|\s$")
+
+
+def plain(text: str) -> str:
+    r"""Return a response without markup: what a reader sees, with its boxes and its LaTeX values.
+
+    Displays become one line, ``\text{..}`` its content, a dollar of money ``CURRENCY``.
+    """
+    text = _INVISIBLE.sub("", text.translate(_FULL_WIDTH))
+    text = _HTML.sub("", _LINE_BREAK.sub("\n", text))
+    text = _JSON.sub(lambda m: f"<answer>{m[1] or m[2]}</answer>", text)
+    text = _one_line_displays(text)
+    text = "\n".join(map(_without_dollars, text.split("\n")))
+    text = text.replace("\\(", " ").replace("\\)", " ")
+    for old, new in _SYMBOLS:
+        text = text.replace(old, new)
+    text = _CONTRACTED.sub(r"\1 is", _EMOJI.sub(" ", text))
+    text = _DEGREE.sub("°", text)
+    text = _BOX_OF_ONE.sub(r"\1{\2}", text)
+    for _ in range(3):
+        text = _WORDS.sub(r" \1 ", text)
+    text = _SPACES.sub(" ", text)
+    text = _EMPHASIS.sub("", _POWER.sub("^", text))
+    return _ITALIC.sub(r"\1", text)
+
+
+def _one_line_displays(text: str) -> str:
+    r"""Return the text with line breaks inside ``\[..\]`` and ``$$..$$`` turned into spaces."""
+    parts: list[str] = []
+    position, inside = 0, ""
+    for found in _DISPLAY.finditer(text):
+        piece = text[position : found.start()]
+        position = found.end()
+        closes = {"\\[": "\\]", "$$": "$$"}.get(inside)
+        if closes == found[0]:
+            parts += [piece.replace("\n", " "), " "]
+            inside = ""
+        else:
+            parts += [piece, " "]
+            inside = found[0] if found[0] != "\\]" else ""
+    return "".join([*parts, text[position:]])
+
+
+def _without_dollars(line: str) -> str:
+    """Return a line without the dollars around formulas; those of money become ``CURRENCY``."""
+    if "$" not in line:
+        return line
+    line = _ESCAPED_DOLLAR.sub(CURRENCY, line)
+    pieces = line.split("$")
+    if len(pieces) % 2 == 0 or any(_PROSE.search(piece) for piece in pieces[1::2]):
+        # No pairs: money, or a formula that was cut.
+        line = _MONEY.sub(CURRENCY, line)
+    return line.replace("$", " ")
+
+
+def boxes_of(text: str) -> list[tuple[Box, str]]:
+    """Return the filled boxes of a text that lie in no other, with their contents."""
+    found = [
+        (box, without_boxes(text[box.content_start : box.content_end])) for box in outer_boxes(text)
+    ]
+    return [(box, content.strip()) for box, content in found if content.strip(" .$*{}")]

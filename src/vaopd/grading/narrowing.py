@@ -1,0 +1,331 @@
+"""The value at the head of a sentence: "5 cm, because the sides are 3 and 4" is "5 cm"."""
+
+import re
+
+from vaopd.grading.arithmetic import number_of
+from vaopd.grading.markup import boxes_of
+from vaopd.grading.phrases import REFUSAL, sentences, undressed
+from vaopd.grading.units import unit_of
+from vaopd.grading.values import Quantity, value_of
+
+MAX_WORDS = 12
+"""Longer clauses are prose and no short answer in words."""
+
+MAX_SENTENCE = 1000
+MAX_VALUE = 300
+"""Characters of a sentence, and of a value, that are looked at."""
+
+_LEAD_IN = re.compile(
+    r"(?:(?:approximately|approx\.?|about|around|roughly|nearly|almost|exactly|precisely|"
+    r"simply|just|only|clearly|therefore|thus|hence|so|"
+    r"then|indeed|probably|likely|most likely|definitely|actually|still|now|also|given by|"
+    r"equal to|equals?|closest to|obviously|"
+    r"that|it is|it's|it must be|this is|we have|we get|namely|i\.e\.|estimated (?:to be|at)|"
+    r"calculated (?:to be|as)|found to be|"
+    r"≈|~|∼|=|:|→|⇒|∴|大约|约为|约|为|是|等于)(?:[\s,]+|(?<=[≈~∼=:→⇒∴约为是于])))"
+    r"|(?:(?:the )?(?:highest|lowest|largest|greatest|smallest|most|least|located|"
+    r"situated)\s+)?(?:at|in|on|by|during|around|for)\s+(?:the (?:year|point)\s+)?(?=[(\d-])",
+    re.IGNORECASE,
+)
+_NO_ANSWER = re.compile(
+    r"(?:not\b(?!\s+(?:enough|defined|possible|drawn|visible|given|listed|parallel|equal|"
+    r"congruent|similar|a\b|an\b))|unclear|unknown to|obvious\b|straightforward|as follows|"
+    r"below|above\b|in the (?:form|box|range|following)|based on|obtained|"
+    r"found (?:by|in|using)|derived|determined by|given (?:in|below|above|as follows)|what\b|"
+    r"how\b|why\b|a matter of|to be (?:determined|found)|"
+    r"correct\b|incorrect\b|wrong\b|right\b(?!\s+(?:angle|triangle|side|hand|prism|tri))|"
+    r"(?:a )?single|one of the|hidden|here\b|shown (?:in|below|above)|required\b|expected\b|"
+    r"supposed to|likely to|going to|already\b|there\b(?! are| is)|to\b|consistent|"
+    r"reasonable|verified|confirmed)",
+    re.IGNORECASE,
+)
+_SUBORDINATE = re.compile(
+    r"\s*(?:,\s*(?:which|because|since|as|where|with|given|assuming|when|if|but|while|"
+    r"and (?:the|it|this|we)|making|meaning|using|based|due|after|for|not|rather|according|"
+    r"whereas|indicating|rounded|corresponding|matching|option|that is|i\.e\.?|or (?:about|"
+    r"approximately|roughly)|followed by|compared to)\b|\b(?:because|since|as (?:shown|it|"
+    r"the|indicated|seen|given|per|can|required|stated|we)|which (?:is|means|has|was|can|"
+    r"matches|corresponds)|"
+    r"due to|according to|based on|so that|rounded to|when rounded|rather than|instead of|"
+    r"by (?:using|the|applying)|using)\b|\s-\s(?=[A-Za-z]{2})|\u2014|因为|由于|，)",
+    re.IGNORECASE,
+)
+_DEPENDENT = re.compile(
+    r"(?:(?:so|and|but|now|then|therefore|thus|hence),?\s+)?(?:since|because|as|given|if|"
+    r"when|using|from|with|after|by|according|based|in|for|looking|to|at|on|under|"
+    r"substituting|combining|考虑|根据|由于|因为)\b",
+    re.IGNORECASE,
+)
+_COPULA = re.compile(
+    r"(?:\b(?:is|are|was|were|equals?|becomes?|be|gives?|has|have|of|contains?|shows?|reads?|"
+    r"measures?|costs?|totals?|says?|(?:length|area|radius|volume|value|measure|width|height|"
+    r"perimeter|slope|side|diameter|mass|speed)(?=\s+[-\d\\])|there (?:is|are)|approximately|"
+    r"about|we (?:get|have|find|obtain)|to be|as)\b|=|≈|:(?=\s)|[是为有]|等于|→|⇒)"
+    r"(?:\s+(?:equal to|approximately|about|around|roughly|exactly|therefore|thus|also|now|"
+    r"given by|found to be|a total of|only|just|called|named|known as|likely|probably|"
+    r"clearly|located|indeed|precisely|shown|written))?",
+    re.IGNORECASE,
+)
+_STRONG_COPULA = re.compile(
+    r"\b(?:is|are|was|were|equals?|becomes?|be)\b|=|≈|[是为]|等于", re.IGNORECASE
+)
+_SEEMS = re.compile(
+    r"\b(?:might|may|seems?|appears?|at first|looks like|think|expect)\b", re.IGNORECASE
+)
+_NOT_BUT = re.compile(r"not\b[^,;.]{1,60}?,?\s+but\s+(?:rather\s+)?", re.IGNORECASE)
+_FIRST_DIGIT = re.compile(
+    r"(?<![\d.,:/^A-Za-z-])[-+¤€£¥]?\d|\b(?P<word>two|three|four|five|six|seven|eight|nine|ten|"
+    r"eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty)\b",
+    re.IGNORECASE,
+)
+_YES_NO = re.compile(r"(yes|no|true|false)(?=\s*(?:[,.;:!\u2014]|$)|\s+because)", re.IGNORECASE)
+_MATH_WORDS = frozenset(
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "log",
+        "ln",
+        "lim",
+        "exp",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "mod",
+        "gcd",
+        "max",
+        "min",
+        "deg",
+        "and",
+        "or",
+        "to",
+        "per",
+        "by",
+        "squared",
+        "cubed",
+        "pi",
+        "inf",
+    ]
+)
+_TOKEN = re.compile(r"\S+")
+_PROSE_TOKEN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?:'[a-z]+)?")
+_JOINT = frozenset(("and", "or", "to", "by", "per"))
+_UNIT_WORDS = frozenset(
+    (
+        "thousand",
+        "million",
+        "billion",
+        "trillion",
+        "square",
+        "cubic",
+        "squared",
+        "cubed",
+        "sq",
+        "cu",
+        "sq.",
+        "cu.",
+        "per",
+        "/",
+        "degrees",
+        "degree",
+    )
+)
+
+
+def narrowed(payload: str) -> str | None:
+    """Return the short answer in what a response states; ``None`` where it states none.
+
+    The answer is a box in the first sentence; or the value that the sentence begins with; or the
+    value after its verb; or its first clause as words. A later number of the sentence never counts.
+    """
+    said = sentences(payload)
+    if not said:
+        return None
+    first = said[0][:MAX_SENTENCE]
+    if boxes := boxes_of(first):
+        return boxes[-1][1]
+    body = _without_lead_ins(first.rstrip("! "))
+    if but := _NOT_BUT.match(body):
+        body = body[but.end() :]
+    if not body or _NO_ANSWER.match(body):
+        return None
+    if word := _YES_NO.match(body):
+        return word[1]
+    value = head_value(body)
+    if value is not None:
+        return value
+    if REFUSAL.match(body):
+        return _clause(body)
+    cut = None if _DEPENDENT.match(body) else _SUBORDINATE.search(body)
+    clause = body[: cut.start()] if cut and cut.start() else body
+    return after_verb(clause) or _clause(body)
+
+
+def after_verb(sentence: str, *, is_strict: bool = False) -> str | None:
+    """Return the value that a sentence says of its subject: "the length is 5 cm"."""
+    body = _main_clause(undressed(sentence[:MAX_SENTENCE]).rstrip(".。!"))
+    verbs = list((_STRONG_COPULA if is_strict else _COPULA).finditer(body))
+    if len(verbs) > 1:
+        # "5√3 ≈ 8.66" is one answer in two forms.
+        verbs = [verb for verb in verbs if not verb[0].startswith("≈")] or verbs
+    for verb in verbs[-6:]:
+        tail = _without_lead_ins(body[verb.end() :])
+        if tail and not _NO_ANSWER.match(tail) and head_value(tail) == tail.rstrip(" .。,;"):
+            return head_value(tail)
+    for verb in reversed(verbs[-6:]):
+        tail = _without_lead_ins(body[verb.end() :])
+        if not tail or _NO_ANSWER.match(tail):
+            continue
+        value = head_value(tail)
+        if value is not None:
+            return value
+        if (
+            _STRONG_COPULA.fullmatch(verb[0].split()[0] if verb[0].split() else "")
+            and not is_strict
+        ):
+            return _clause(tail)
+    return None
+
+
+def only_number(sentence: str) -> str | None:
+    """Return the value with the only number of a sentence: "I see 3 people" has one."""
+    body = undressed(sentence[:MAX_SENTENCE]).rstrip(".。!")
+    places = list(_FIRST_DIGIT.finditer(body))
+    if not places or (len(places) > 1 and places[0].start() > 0):
+        return None
+    word = places[0]["word"]
+    return word or head_value(body[places[0].start() :])
+
+
+def _main_clause(body: str) -> str:
+    """Return the sentence without a clause that gives reasons, before or after."""
+    if _DEPENDENT.match(body):
+        _, comma, rest = body.partition(", ")
+        while comma and _STRONG_COPULA.search(rest) is None and ", " in rest:
+            _, comma, rest = rest.partition(", ")
+        body = rest if comma else body
+    before, but, after = body.partition(", but ")
+    if but and _SEEMS.search(before):
+        body = after
+    before, so, after = body.rpartition(", so ")
+    if so and _STRONG_COPULA.search(after):
+        body = after
+    for cut in _SUBORDINATE.finditer(body):
+        if _STRONG_COPULA.search(body, 0, cut.start()):
+            return body[: cut.start()]
+    return body
+
+
+def _without_lead_ins(text: str) -> str:
+    text = undressed(text)
+    while True:
+        lead = _LEAD_IN.match(text)
+        shorter = undressed(text[lead.end() :]) if lead else text
+        if shorter == text or not shorter:
+            return text
+        text = shorter
+
+
+def head_value(text: str) -> str | None:
+    """Return the number, formula, point or listing that a text begins with, with its unit."""
+    text = text[:MAX_VALUE].rstrip(" .。,;")
+    kept = 0
+    tokens = list(_TOKEN.finditer(text))
+    for index, token in enumerate(tokens):
+        if not _belongs(tokens, index, text[:kept].strip()):
+            break
+        kept = token.end()
+        if _ends_clause(token[0]) and not _goes_on(tokens, index):
+            break
+    head = _trimmed(text[:kept])
+    if not head or not _is_value(head):
+        return None
+    return head
+
+
+def _belongs(tokens: list[re.Match[str]], index: int, before: str) -> bool:
+    """Whether a token goes on with the value before it."""
+    token = tokens[index][0]
+    bare = token.strip("(),.;:[]{}\"'").lower()
+    if _is_symbolic(token):
+        return True
+    if bare in _JOINT:
+        return index + 1 < len(tokens) and bool(before) and _begins_value(tokens[index + 1][0])
+    if not before or not re.search(r"[\d})π√]", before):
+        return False
+    if bare in ("am", "pm", "a.m", "p.m"):
+        return before[-1].isdigit()
+    if bare in _UNIT_WORDS or unit_of(bare) is not None:
+        return bool(re.search(r"[\dπ})°/]$|[a-z]$|\bper$", before))
+    return False
+
+
+def _begins_value(token: str) -> bool:
+    return _is_symbolic(token) or unit_of(token.strip(".,)")) is not None
+
+
+def _is_symbolic(token: str) -> bool:
+    """Whether a token has no words in it, but for functions and units at a number."""
+    bare = token.strip("(),.;:!?\"'")
+    if not bare:
+        return bool(token.strip(",.;:!?\"'"))
+    if len(bare) == 1:
+        return bare not in "aAI" and not "\u4e00" <= bare <= "\u9fff"
+    if re.search(r"[\u4e00-\u9fff]", bare):
+        return (
+            re.fullmatch(r"[-\d.,/]+[\u4e00-\u9fff]{1,4}", bare) is not None
+            and value_of(bare).__class__ is Quantity
+        )
+    said = [word for word in _PROSE_TOKEN.findall(bare) if word.lower() not in _MATH_WORDS]
+    if not said:
+        return re.search(r"[\d\\=<>≤≥^+*/()\[\]{}|°²³%π√±¤€£¥∠△∞-]|^.$", bare) is not None
+    if all(word.isupper() and len(word) <= 4 for word in said) and re.search(r"[=∠△+/<>]", bare):
+        return True
+    number = re.match(r"[-+¤€£¥]?[\d.,/]*\d", bare)
+    return number is not None and unit_of(bare[number.end() :]) is not None
+
+
+def _ends_clause(token: str) -> bool:
+    return token.endswith((",", ";", "，", "；"))
+
+
+def _goes_on(tokens: list[re.Match[str]], index: int) -> bool:
+    """Whether a value goes on after a comma: with an enumeration or inside a bracket."""
+    text = "".join(token[0] for token in tokens[: index + 1])
+    if sum(map(text.count, "([{")) > sum(map(text.count, ")]}")):
+        return True
+    following = tokens[index + 1][0] if index + 1 < len(tokens) else ""
+    return bool(following) and (_is_symbolic(following) or following.lower() in ("and", "or"))
+
+
+def _trimmed(head: str) -> str:
+    """Return a head without joints at its end and without a remark in brackets that was cut."""
+    head = re.sub(r"(?:\s+(?:and|or|to|by|per))?[\s,;:=≈]*$", "", undressed(head))
+    opened = head.rfind(" (")
+    if opened > 0 and head.count("(") > head.count(")"):
+        head = head[:opened]
+    return undressed(head).rstrip(",;")
+
+
+def _is_value(head: str) -> bool:
+    if re.search(r"[\d\\π∞√]", head):
+        return True
+    return re.fullmatch(r"[-+]?[b-zB-HJ-Z]", head) is not None or bool(
+        re.search(r"[=<>^+*/]", head) and len(head) > 2
+    )
+
+
+def _clause(body: str) -> str | None:
+    """Return the first clause as words; ``None`` for prose that is too long for an answer."""
+    cut = _SUBORDINATE.search(body)
+    clause = undressed(body[: cut.start()] if cut else body).rstrip(" .。!,;:")
+    clause = re.sub(r"\s*\((?:[a-z]|as |see |rounded|from )[^()]{0,80}\)\s*$", "", clause)
+    return clause if clause and len(clause.split()) <= MAX_WORDS else None
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text is a number with or without a unit."""
+    return number_of(text) is not None or isinstance(value_of(text), Quantity)

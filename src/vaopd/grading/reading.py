@@ -1,0 +1,215 @@
+"""What a response answers, why it is read so, and how sure that is."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from vaopd.grading.commitments import Commitment, commitments
+from vaopd.grading.markup import boxes_of, plain
+from vaopd.grading.narrowing import after_verb, head_value, narrowed, only_number
+from vaopd.grading.phrases import (
+    PLEASANTRY,
+    REFUSAL,
+    sentences,
+    taken_back_at,
+    undressed,
+    without_pleasantries,
+)
+from vaopd.grading.thinking import split_reasoning
+
+Rule = Literal["last_committed", "first_committed", "last_boxed"]
+"""``last_committed`` is ours; ``first_committed`` the paper's; ``last_boxed`` reads boxes only."""
+
+Confidence = Literal["committed", "bare", "guessed", "none"]
+
+MAX_BARE_WORDS = 8
+"""A longer line without a marker is prose."""
+
+MAX_SENTENCE_WORDS = 12
+"""A longer sentence without a verb of saying is no answer in words."""
+
+_CONCLUDES = re.compile(
+    r"^\W*(?:therefore|thus|hence|so\b|consequently|in conclusion|as a result|finally|"
+    r"in summary|overall|accordingly|this (?:means|gives|yields)|we (?:get|have|find|obtain)|"
+    r"因此|所以|故|综上|∴)",
+    re.IGNORECASE,
+)
+_REASONS = re.compile(
+    r"^\W*(?:to\b|we\b|let\b|first|given\b|since\b|using\b|from\b|in\b|according|looking|"
+    r"based|step\b|the (?:image|figure|diagram|picture|question|problem) (?:shows|asks|is|"
+    r"depicts)|i\b|if\b|by\b|because\b|as\b|here|this\b|note\b|there (?:is|are)\b.{60})",
+    re.IGNORECASE,
+)
+
+_DENIED = re.compile(
+    r"(?:\bnot|n't|\bcannot|\bnever)\s+(?:be\s+|equal\s+(?:to\s+)?)?$", re.IGNORECASE
+)
+_SAYS = re.compile(r"\b(?:is|are|was|were)\b|=|[是为]|等于", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The answer of one response."""
+
+    text: str | None
+    """The answer in its shortest form; ``None`` where the response gives none."""
+
+    rule: str
+    """Which rule of the grammar found it, or why there is none."""
+
+    confidence: Confidence
+    """``committed`` where the response says that this is its answer, ``bare`` where the reply is
+    nothing but an answer, ``guessed`` where it is what the last sentence says."""
+
+    span: str = ""
+    """The words it was taken from."""
+
+    is_truncated: bool = False
+
+
+def no_answer(rule: str, *, is_truncated: bool = False) -> Reading:
+    """Return the reading of a response without an answer."""
+    return Reading(None, rule, "none", is_truncated=is_truncated)
+
+
+def read_answer(
+    response: str, *, rule: Rule = "last_committed", is_truncated: bool = False
+) -> Reading:
+    """Return the free answer of a response: a value, a formula or a few words.
+
+    Reasoning is left out first. Then the last commitment counts that is not taken back; without
+    one a bare reply; without that what the last sentence concludes. A truncated response answers
+    only what it committed to before the cut.
+
+    Args:
+        response: All that the model wrote.
+        rule: Which commitment counts where there are several.
+        is_truncated: Whether the length limit ended the response.
+    """
+    parts = split_reasoning(response)
+    if parts.is_open:
+        return no_answer("reasoning never ends", is_truncated=is_truncated)
+    text = plain(parts.answer)
+    if rule == "last_boxed":
+        boxes = boxes_of(text)
+        if not boxes:
+            return no_answer("no box", is_truncated=is_truncated)
+        return Reading(undressed(boxes[-1][1]), "box", "committed", boxes[-1][1], is_truncated)
+    found = usable(commitments(text), is_truncated=is_truncated)
+    stated = _stated(text, found, rule)
+    start = 0
+    if stated is not None:
+        one, answer = stated
+        back = taken_back_at(text, one.end) if rule == "last_committed" else None
+        if back is None:
+            return Reading(answer.strip(), one.rule, "committed", one.payload[:300], is_truncated)
+        start = back
+    if is_truncated:
+        return no_answer("cut before an answer", is_truncated=True)
+    return _uncommitted(text[start:], is_rest=start > 0)
+
+
+def usable(found: list[Commitment], *, is_truncated: bool) -> list[Commitment]:
+    """Return the commitments of a truncated response that were not cut themselves."""
+    return [one for one in found if one.is_closed or not is_truncated]
+
+
+def _stated(text: str, found: list[Commitment], rule: Rule) -> tuple[Commitment, str] | None:
+    """Return the first or the last commitment that states an answer, with the answer."""
+    for one in found if rule == "first_committed" else reversed(found):
+        answer = _answer_of(one, text)
+        if answer:
+            return one, answer
+    return None
+
+
+def _answer_of(one: Commitment, text: str) -> str | None:
+    if one.rule in ("box", "boxes", "tag"):
+        content = undressed(one.payload).rstrip(".。")
+        return (narrowed(content) if one.rule == "tag" else None) or content or None
+    if one.rule == "verdict":
+        return after_verb(f"it is {one.payload}") if not REFUSAL.search(one.payload) else None
+    if one.rule == "heading":
+        return _below_heading(one, text)
+    return narrowed(one.payload)
+
+
+def _below_heading(one: Commitment, text: str) -> str | None:
+    """Return the answer on the line below "Answer:", unless reasoning begins there."""
+    line = undressed(one.payload)
+    value = head_value(line.rstrip(".。"))
+    if value is not None and len(line.split()) <= MAX_BARE_WORDS + 4:
+        return value
+    is_last = not undressed(text[one.end :])
+    if _REASONS.match(line) and not is_last:
+        return None
+    if len(line.split()) <= MAX_BARE_WORDS or is_last:
+        return narrowed(line)
+    return after_verb(sentences(line)[0], is_strict=True) if len(sentences(line)) == 1 else None
+
+
+def _uncommitted(text: str, *, is_rest: bool) -> Reading:
+    """Return a bare reply, or what the end of an uncommitted response says."""
+    lines = [line for line in text.split("\n") if undressed(line)]
+    lines = without_pleasantries(lines)
+    if not lines:
+        return no_answer("empty")
+    if len(lines) == 1 and not is_rest and (answer := bare(lines[0])):
+        return Reading(answer, "bare reply", "bare", lines[0][:300])
+    last = lines[-1]
+    if len(lines) > 1 and (answer := bare(last)) and not _is_heading(last):
+        return Reading(answer, "bare last line", "bare", last[:300])
+    said = [one for one in sentences(last) if not PLEASANTRY.match(one)] or [last]
+    for sentence in [*reversed(said[-2:])][: 2 if len(said) > 1 else 1]:
+        if sentence.endswith(("?", "？")):
+            continue
+        if REFUSAL.search(sentence):
+            return no_answer("refusal")
+        if answer := _concluded(
+            sentence, is_only=len(lines) == 1 and len(said) <= 2 and not is_rest
+        ):
+            return Reading(answer, "last sentence", "guessed", sentence[:300])
+    if len(lines) == 1 and not is_rest and (answer := _concluded(said[0], is_only=True)):
+        return Reading(answer, "first sentence", "guessed", said[0][:300])
+    return no_answer("no commitment")
+
+
+def bare(line: str) -> str | None:
+    """Return what a line says that is nothing but an answer: a value, or a few words."""
+    body = undressed(undressed(line).rstrip(".。!"))
+    if not body or REFUSAL.search(body) or body.endswith(("?", "？", ":")):
+        return None
+    if "\\boxed" in body:
+        return None
+    if re.fullmatch(r"(yes|no)\b(?:[,.;:!].{0,60})?", body, re.IGNORECASE):
+        return body[:3].strip(" ,.;:!")
+    value = head_value(body)
+    if value is not None:
+        rest = body[body.find(value) + len(value) :].strip(" .,)") if value in body else ""
+        if not rest or (len(rest.split()) <= 4 and not re.search(r"\d", rest)):
+            return value
+    is_short = len(body.split()) <= 4 and len(sentences(body)) == 1
+    if (
+        is_short
+        and not re.search(r"\d", body)
+        and not _SAYS.search(body)
+        and not re.search(r"[\u4e00-\u9fff]{9}", body)
+    ):
+        return body
+    return None
+
+
+def _is_heading(line: str) -> bool:
+    return line.lstrip().startswith("#") or line.rstrip().endswith(":")
+
+
+def _concluded(sentence: str, *, is_only: bool) -> str | None:
+    """Return the value that a sentence ends with, where it concludes or is the whole reply."""
+    body = undressed(_CONCLUDES.sub("", sentence)).rstrip(".!。")
+    if "\\boxed" in body or re.match(r"(?:if|suppose|assum\w+)\b", body, re.IGNORECASE):
+        return None
+    answer = after_verb(body) or only_number(body)
+    if answer and _DENIED.search(body[: max(body.find(answer), 0)]):
+        return None
+    is_short = is_only and len(body.split()) <= MAX_SENTENCE_WORDS
+    return answer or (body if is_short else None)

@@ -1,0 +1,113 @@
+"""Equality of formulas with variables, by math-verify within bounds that are sure to end."""
+
+import logging
+import re
+import threading
+from functools import lru_cache
+from types import ModuleType
+
+MAX_CHARACTERS = 300
+"""Longer answers are compared as text only: symbolic algebra on them may never end."""
+
+SECONDS = 3
+"""Time limit of one symbolic parse or comparison in the main thread."""
+
+MAX_EXPONENT = 1000
+"""Limit on the product of all exponents: nested powers multiply."""
+
+MAX_EXPONENT_OF_SUM = 12
+"""Limit after a bracket, which may hold a sum that algebra multiplies out."""
+
+MAX_BRACKET_DEPTH = 12
+"""The LaTeX grammar takes exponential time in the depth of brackets."""
+
+_POWER = r"(?:\^|\*\*)"
+_WORDS = re.compile(
+    r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|log|ln|arc|lim|exp|min|max|mod|"
+    r"pi)(?:[^A-Za-z]|$))[^\W\d_]{3,}"
+)
+_POWER_OF_POWER = re.compile(rf"{_POWER}(?:[\w.\\]+{_POWER}|[({{][^^]{{0,40}}{_POWER})")
+_OPEN_ENDED = re.compile(r"\\(?:sum|prod|o?i*nt|lim|binom)(?![A-Za-z])|\d{3}!|!!|[)}]!")
+_EXPONENT = re.compile(rf"([)}}\]]?){_POWER}[{{(+-]*(\d{{1,9}})")
+_RAISED = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
+_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_FORMULA = re.compile(r"[\d\\=<>≤≥^+*/()\[\]{}|_∪∞-]")
+
+
+def is_same_formula(first: str, second: str) -> bool:
+    """Return whether math-verify finds two formulas equal; what it cannot read is not equal."""
+    if not (is_formula(first) and is_formula(second)):
+        return False
+    return _is_same(first, second)
+
+
+def is_formula(text: str) -> bool:
+    """Return whether symbolic comparison means something for this answer and is sure to end.
+
+    Words are not products of letters: algebra reads "rat" and "tar" as the same. Powers of powers
+    and large factorials hold the interpreter inside one big-number operation, which no alarm can
+    interrupt, and outside the main thread there is no alarm at all.
+    """
+    plain = re.sub(r"\s", "", text)
+    if not plain or len(plain) > MAX_CHARACTERS or _WORDS.search(text):
+        return False
+    if len(plain) > 1 and not _FORMULA.search(plain):
+        return False
+    if _POWER_OF_POWER.search(plain) or _OPEN_ENDED.search(plain):
+        return False
+    product = 1
+    for bracket, digits in _EXPONENT.findall(plain):
+        product *= max(int(digits), 1)
+        if bracket and int(digits) > MAX_EXPONENT_OF_SUM:
+            return False
+    return product <= MAX_EXPONENT and _is_shallow(plain)
+
+
+def _is_shallow(plain: str) -> bool:
+    # Half-open intervals are written (1, 2], so any bracket may close any other.
+    depth = deepest = 0
+    for character in plain:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+        if depth < 0:
+            return False
+    return depth == 0 and deepest <= MAX_BRACKET_DEPTH
+
+
+@lru_cache(maxsize=1)
+def _math_verify() -> ModuleType:
+    # Imported at first use: it loads SymPy, which takes most of a second.
+    import math_verify
+
+    # It reports each time limit as a warning; an answer that cannot be compared is a wrong one.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    return math_verify
+
+
+@lru_cache(maxsize=65536)
+def _is_same(answer: str, reference: str) -> bool:
+    """Remembered: the samples of a problem give the same few answers, and algebra is slow."""
+    library = _math_verify()
+    # Its time limit is an alarm signal, which only the main thread can receive.
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    seconds = SECONDS if in_main_thread else None
+    gold, target = (
+        library.parse(_as_latex(text), parsing_timeout=seconds) for text in (reference, answer)
+    )
+    return library.verify(gold, target, timeout_seconds=seconds)
+
+
+def _as_latex(answer: str) -> str:
+    for mark, command in (
+        ("°", r"^{\circ}"),
+        ("≤", r"\leq "),
+        ("≥", r"\geq "),
+        ("≠", r"\neq "),
+        ("π", r"\pi "),
+        ("∞", r"\infty "),
+        ("∪", r"\cup "),
+        ("√", r"\sqrt "),
+    ):
+        answer = answer.replace(mark, command)
+    answer = _RAISED.sub(lambda m: f"^{{{m[0].translate(_DIGITS)}}}", answer)
+    return r"\boxed{" + answer + "}"

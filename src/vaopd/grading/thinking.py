@@ -1,0 +1,56 @@
+"""The reasoning of a response told apart from its answer."""
+
+import re
+from dataclasses import dataclass
+
+_NAMES = (
+    r"(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning|reason|reflection|scratchpad|"
+    r"inner_monologue|rationale|analysis)"
+)
+_OPENING = (
+    rf"<{_NAMES}>|\[THINK(?:ING)?\]|◁think▷|<\|?begin_of_thought\|?>|<\|think(?:ing)?\|>"
+    r"|<\|channel\|>\s{0,4}analysis\s{0,4}<\|message\|>"
+)
+_CLOSING = (
+    rf"</{_NAMES}>|\[/THINK(?:ING)?\]|◁/think▷|<\|?end_of_thought\|?>|<\|/think(?:ing)?\|>"
+    r"|<\|channel\|>\s{0,4}final\s{0,4}<\|message\|>|\bassistantfinal"
+)
+_TAG = re.compile(f"(?P<opening>{_OPENING})|(?P<closing>{_CLOSING})", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A response in two parts."""
+
+    reasoning: str
+    answer: str
+    """What stands outside of every block of reasoning; empty where a block never closes."""
+
+    is_open: bool
+    """Whether a block of reasoning never closes: the response has no answer."""
+
+
+def split_reasoning(response: str) -> Parts:
+    """Return the reasoning and the answer of a response.
+
+    A closing tag without an opening ends reasoning that the chat template opened in the prompt.
+    """
+    reasoning: list[str] = []
+    answer: list[str] = []
+    depth = position = 0
+    for tag in _TAG.finditer(response):
+        before = response[position : tag.start()]
+        position = tag.end()
+        if tag["opening"]:
+            (reasoning if depth else answer).append(before)
+            depth += 1
+            continue
+        if not depth:
+            reasoning += answer
+            answer = []
+        reasoning.append(before)
+        depth = max(depth - 1, 0)
+    rest = response[position:]
+    if depth:
+        return Parts("".join([*reasoning, rest]), "", True)
+    return Parts("".join(reasoning), "".join([*answer, rest]), False)

@@ -1,0 +1,121 @@
+"""Whether a response says yes or no."""
+
+import re
+
+from vaopd.grading.commitments import commitments
+from vaopd.grading.markup import plain
+from vaopd.grading.phrases import REFUSAL, sentences, taken_back_at, undressed
+from vaopd.grading.reading import Reading, Rule, no_answer, usable
+from vaopd.grading.thinking import split_reasoning
+
+_WORD = re.compile(
+    r"(?<![A-Za-z])(?:(yes|yeah|yep)|(no|nope))(?![A-Za-z])(?!\.\s?\d)|(?:^|[，。\s])(?:(是的|对|"
+    r"有)|(不是|没有|否|不))",
+    re.IGNORECASE,
+)
+_OPENING = re.compile(
+    r"\W*(?:(?:well|so|ok|okay|hmm|sure|short answer|actually|indeed|based on (?:the|"
+    r"this) (?:image|figure|picture|chart|map|diagram|table|information)(?: provided|"
+    r" shown)?|"
+    r"according to (?:the|this) \w+|in (?:the|this) (?:image|figure|picture|chart)|"
+    r"looking at (?:the|this) \w+|therefore|thus|hence|the answer is|i would say|i'd say|"
+    r"i think|i believe)[\s,:.!-]+)*(?:(yes|yeah|yep)|(no|nope))(?![A-Za-z'])(?!\s+(?:other|"
+    r"one|such|matter|need|doubt|more|longer|clear|information|evidence|way)\b)",
+    re.IGNORECASE,
+)
+_TRUE = re.compile(
+    r"(?:statement|claim|that|this|it|description|assertion|answer|assumption|caption|"
+    r"premise|you)(?: that [^.\n]{1,80}?)?(?:'s| is| are)(?: indeed| therefore| thus|"
+    r" actually)? (?:(not (?:correct|true|right|accurate)|incorrect|false|wrong|inaccurate|"
+    r"untrue)|(correct|true|right|accurate))\b",
+    re.IGNORECASE,
+)
+_ONLY = re.compile(
+    r"\W*(?:(correct|true|right|indeed|absolutely|certainly|of course)|(incorrect|false|"
+    r"wrong|not (?:correct|true|really|exactly|at all)))(?![A-Za-z])\s*(?:[.,!;:]|$)",
+    re.IGNORECASE,
+)
+
+
+def read_yes_no(
+    response: str, *, rule: Rule = "last_committed", is_truncated: bool = False
+) -> Reading:
+    """Return ``yes`` or ``no``: the committed one, the word that opens the reply, or a verdict.
+
+    Without a commitment a reply that opens with one of the words means it; "no other" and "no
+    doubt" open no answer. Otherwise the last sentence with exactly one of the two counts, and
+    then what is said of the statement: that it is true, or false.
+    """
+    parts = split_reasoning(response)
+    if parts.is_open:
+        return no_answer("reasoning never ends", is_truncated=is_truncated)
+    text = plain(parts.answer)
+    found = usable(commitments(text), is_truncated=is_truncated)
+    if rule == "last_boxed":
+        found = [one for one in found if one.rule in ("box", "boxes")]
+    for one in found if rule == "first_committed" else reversed(found):
+        said = _word(one.payload)
+        if said and (rule != "last_committed" or taken_back_at(text, one.end) is None):
+            return Reading(said, one.rule, "committed", one.payload[:300], is_truncated)
+    if rule == "last_boxed":
+        return no_answer("no box", is_truncated=is_truncated)
+    opening = _OPENING.match(text)
+    if opening and not _is_retracted(text, opening):
+        said = "yes" if opening[1] else "no"
+        return Reading(said, "opening word", "bare", text[:300], is_truncated)
+    return no_answer("cut", is_truncated=True) if is_truncated else _from_sentences(text)
+
+
+def _is_retracted(text: str, opening: re.Match[str]) -> bool:
+    return (
+        taken_back_at(text, opening.end()) is not None
+        or re.match(r"\s*(?:and|or|/)\s*(?:no|yes)\b", text[opening.end() :], re.IGNORECASE)
+        is not None
+    )
+
+
+def _word(payload: str) -> str | None:
+    """Return the word in the first sentence of a commitment."""
+    said = sentences(payload)
+    first = said[0] if said else ""
+    opening = _OPENING.match(first)
+    if opening and not re.match(
+        r"\s*(?:and|or|/)\s*(?:no|yes)\b", first[opening.end() :], re.IGNORECASE
+    ):
+        return "yes" if opening[1] else "no"
+    return _only(first) or _verdict(first)
+
+
+def _only(text: str) -> str | None:
+    """Return the only one of the two words that occurs."""
+    found = {"yes" if match[1] or match[3] else "no" for match in _WORD.finditer(text)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _verdict(sentence: str) -> str | None:
+    found = _ONLY.match(undressed(sentence))
+    if found:
+        return "yes" if found[1] else "no"
+    said = list(_TRUE.finditer(sentence))
+    return None if not said else "no" if said[-1][1] else "yes"
+
+
+def _from_sentences(text: str) -> Reading:
+    said = sentences(text)
+    for sentence in reversed(said):
+        if REFUSAL.search(sentence) or sentence.endswith("?"):
+            continue
+        word = _plain_word(sentence) or _verdict(sentence)
+        if word:
+            return Reading(word, "said in a sentence", "guessed", sentence[:300])
+    return no_answer("neither yes nor no")
+
+
+def _plain_word(sentence: str) -> str | None:
+    """Return a word that answers: not the "no" of "no line is longer"."""
+    found = {
+        "yes" if match[1] or match[3] else "no"
+        for match in _WORD.finditer(sentence)
+        if match[1] or match[3] or re.match(r"\W*(?:$|[.,;:!])", sentence[match.end() :])
+    }
+    return found.pop() if len(found) == 1 else None
