@@ -45,6 +45,13 @@ def test_its_siblings_share_rows_where_no_layer_forbids_it(family):
     assert family.family.can_pack == (family.name not in {**PLAIN, **RECURRENT})
 
 
+def test_its_prompts_are_as_long_as_they_are_measured(family, draw_problem):
+    problems = [draw_problem("a", (32, 32)), draw_problem("b", (64, 48), (32, 32), text="Why?")]
+    sizes = [[image.size for image in problem.load_images()] for problem in problems]
+    lengths = [len(prompt) for prompt in encoded(family, draw_problem)]
+    assert [size.tokens for size in family.family.measure(problems, sizes)] == lengths
+
+
 def test_what_it_thinks_of_responses_is_what_its_own_forward_thinks(
     family, draw_problem, draw_response
 ):
