@@ -1,6 +1,5 @@
 """The vLLM sampler against a server without a model; tests/vllm has the real one."""
 
-import copy
 import dataclasses
 import json
 import resource
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from fake_vllm import END, IMAGE, FakeVllm, fake_python, fake_vllm
+from random_models import random_model
 
 from vaopd.config_sections import DataConfig, ViewConfig, VllmConfig
 from vaopd.distributed.world import World
@@ -376,8 +376,7 @@ def test_a_started_server_that_is_killed_names_its_log(model, prompts, tmp_path)
 def test_other_families_and_missing_environments_are_refused_before_work(model, tmp_path):
     with pytest.raises(ConfigError, match=r"/nowhere.*sampling\.vllm\.python"):
         VllmSampler(model, VllmConfig(python="/nowhere"), log=tmp_path / "log")
-    family = copy.copy(model.family)
-    del family.image_token_id  # what only the Qwen-VL families have
-    other = VisionLanguageModel(model.model, model.tokenizer, family, name="other")
-    with pytest.raises(ConfigError, match="Qwen-VL families only"):
-        VllmSampler(other, VllmConfig(), log=tmp_path / "log")
+    for kind in ("idefics3", "qwen3_vl_moe", "qwen3_5"):
+        other = random_model(kind, tmp_path)
+        with pytest.raises(ConfigError, match=f"was tried with .* and '{kind}' is a {kind}"):
+            VllmSampler(other, VllmConfig(), log=tmp_path / "log")

@@ -628,7 +628,7 @@ def test_a_teacher_that_sees_other_pixels_fails_before_there_is_a_folder(
     )
     model.processors[0].image_mean = [0.5, 0.5, 0.5]
     model.save(tmp_path / "other")
-    with pytest.raises(ModelError, match=r"prepare images differently: image_mean is \(1\.0"):
+    with pytest.raises(ModelError, match=r"prepare images differently: image_mean is \[1\.0"):
         train(make_config(f"teacher.model={tmp_path / 'other'}"), tmp_path / "run", console=quiet())
     assert not (tmp_path / "run").exists()
 

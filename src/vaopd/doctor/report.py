@@ -11,7 +11,7 @@ from rich.table import Table
 
 from vaopd.config import RunConfig
 from vaopd.doctor.estimate import PHASES, Lengths, estimate, remedies
-from vaopd.models.families.qwen_vl import MODEL_TYPES
+from vaopd.models.families.qwen_vl import PACKED_TYPES
 
 PACKAGES = ("vaopd", "torch", "transformers", "tokenizers", "datasets", "numpy", "pillow")
 EXTRAS = {
@@ -46,7 +46,7 @@ def show_machine(console: Console) -> None:
     table.add_row(f"cpu, {cores} cores", _gib(total), _gib(free), place, "float32")
     console.print(table)
     console.print(
-        f"attention: sdpa; siblings share a row for {', '.join(MODEL_TYPES)}, other "
+        f"attention: sdpa; siblings share a row for {', '.join(PACKED_TYPES)}, other "
         "families take one row a forward",
         highlight=False,
     )

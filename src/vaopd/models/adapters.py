@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vaopd.config_sections import LoraConfig, StudentConfig
 from vaopd.errors import ConfigError, ModelError
+from vaopd.models.pretrained import listed
 from vaopd.records import write_json
 
 CONFIG_FILE = "adapter_config.json"
@@ -217,7 +218,12 @@ def save_adapters(
         save_file(others, folder / OTHER_FILE)
     write_json(
         folder / BASE_FILE,
-        {"model": settings.base_model_name_or_path, "quantization": quantization},
+        {
+            "model": settings.base_model_name_or_path,
+            "quantization": quantization,
+            # Names, so that a lost file or weight is noticed.
+            "trained_weights": sorted(others),
+        },
     )
 
 
@@ -238,8 +244,7 @@ def read_base(folder: Path) -> tuple[str, str]:
         ModelError: The folder does not say, or the model had random weights, which are lost.
     """
     try:
-        own = folder / BASE_FILE
-        values = json.loads((own if own.is_file() else folder / CONFIG_FILE).read_text("utf-8"))
+        values = _base_values(folder)
         base = values.get("model") or values.get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"adapters {folder} cannot be read ({error}); save them again") from error
@@ -249,6 +254,11 @@ def read_base(folder: Path) -> tuple[str, str]:
             f"adapters {folder} belong to {reason}; give the merged model instead: the run's final/"
         )
     return base, values.get("quantization", "none")
+
+
+def _base_values(folder: Path) -> dict[str, Any]:
+    own = folder / BASE_FILE
+    return json.loads((own if own.is_file() else folder / CONFIG_FILE).read_text("utf-8"))
 
 
 def read_adapters(folder: Path) -> dict[str, Tensor]:
@@ -285,7 +295,7 @@ def attach(model: Any, folder: Path) -> None:
         settings = peft.PeftConfig.from_pretrained(str(folder))
         peft.inject_adapter_in_model(settings, model)
         weights = read_adapters(folder)
-        missing = {name for name in trained_names(model) if name not in weights}
+        wanted = {*trained_names(model), *_base_values(folder).get("trained_weights", ())}
         report = model.load_state_dict(weights, strict=False)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
@@ -293,11 +303,14 @@ def attach(model: Any, folder: Path) -> None:
             f"adapters {folder} cannot be put into their base model ({reason[:200]}); give the "
             "folder as it was saved"
         ) from error
-    if missing or report.unexpected_keys:
-        wrong = sorted(missing | set(report.unexpected_keys))[0]
+    misfit = [
+        listed(wanted - weights.keys(), "missing"),
+        listed(report.unexpected_keys, "unknown to the base model"),
+    ]
+    if any(misfit):
         raise ModelError(
-            f"adapters {folder} do not fit their base model: {wrong} is on one side only; give the "
-            "base model they were trained on"
+            f"adapters {folder} do not fit their base model: {', '.join(filter(None, misfit))}; "
+            "give the base model they were trained on, and the folder as it was saved"
         )
 
 

@@ -136,9 +136,12 @@ def _attend_row(
 def use_packed_attention(model: Any) -> bool:
     """Let a model's language part attend by ``packed_attention``; return whether it does.
 
-    Only where it attends by ``sdpa``, which does everything that is not packed.
+    Only where it attends by ``sdpa``, which does everything that is not packed, and where all
+    layers see all that is before a token: in one with a state or a window, siblings would mix.
     """
     config = model.config.get_text_config()
+    if {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}:
+        return False
     if config._attn_implementation == "sdpa":
         AttentionInterface.register(PACKED, packed_attention)
         AttentionMaskInterface.register(PACKED, sdpa_mask)

@@ -11,13 +11,10 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import (
     AutoImageProcessor,
-    AutoModelForImageTextToText,
-    AutoProcessor,
     AutoTokenizer,
 )
 from transformers.utils.hub import cached_file
@@ -28,9 +25,11 @@ from vaopd.errors import ConfigError, ModelError
 from vaopd.models import adapters, tiny
 from vaopd.models.families import Family, generic, qwen_vl
 from vaopd.models.measuring import too_long
+from vaopd.models.pretrained import read_pretrained, read_processor
 from vaopd.models.prompts import EncodedPrompt, check_same_prompt, check_same_text
 from vaopd.models.quantization import quantization_config
 from vaopd.models.sharding import Sharding
+from vaopd.models.supported import check_parts, read_supported
 from vaopd.problems.problem import Problem
 from vaopd.records import write_json
 
@@ -274,8 +273,7 @@ def load_model(
         quantized = quantization_config(key, quantization, compute_dtype)
         # Quantized weights are made where they stay; `to` would not move their scales.
         place = {"quantization_config": quantized, "device_map": {"": device}} if quantized else {}
-        model = _from_pretrained(AutoModelForImageTextToText, source, name, dtype=dtype,
-                                 attn_implementation="sdpa", **place)  # fmt: skip
+        model = read_supported(source, name, dtype=dtype, **place)
         if name.startswith("tiny:"):
             source = tiny.asset_folder("tokenizer")
     # Parameters only: buffers such as the rotary frequencies must stay float32.
@@ -329,14 +327,15 @@ def wrap_model(
         ModelError: The tokenizer or a processor cannot be loaded.
     """
     name = name or str(source)
+    check_parts(model, name)
     if model.config.model_type in qwen_vl.MODEL_TYPES:
-        tokenizer = _from_pretrained(AutoTokenizer, source, name)
+        tokenizer = read_pretrained(AutoTokenizer, source, name)
         # The full Qwen processor needs torchvision for its video half; images do not.
-        image_processor = _from_pretrained(AutoImageProcessor, source, name, backend="pil")
+        image_processor = read_pretrained(AutoImageProcessor, source, name, backend="pil")
         family: Family = qwen_vl.QwenVLFamily(model, tokenizer, image_processor)
         processors: list[Any] = [image_processor, *_video_processor_file(source)]
     else:
-        processor = _from_pretrained(AutoProcessor, source, name)
+        processor = read_processor(source, name)
         tokenizer = processor.tokenizer
         family = generic.GenericFamily(processor)
         processors = [processor]
@@ -355,17 +354,6 @@ def _video_processor_file(source: str | Path) -> list[Path]:
         _raise_exceptions_for_connection_errors=False,
     )
     return [Path(found)] if found else []
-
-
-def _from_pretrained(loader: Any, source: str | Path, name: str, **options: Any) -> Any:
-    try:
-        return loader.from_pretrained(source, **options)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(
-            f"model {name!r} cannot be loaded ({loader.__name__}: {reason[:300]}); give a hub name "
-            "that is downloaded or reachable, or the path of a Hugging Face model folder"
-        ) from error
 
 
 class PromptEncoder:

@@ -52,14 +52,9 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (room[..., :end, :] for room in self.room)
         return self.keys, self.values
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row; the copies have no room yet."""
-        super().batch_repeat_interleave(repeats)
-        self.room = None
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows; the copies have no room yet."""
-        super().batch_select_indices(indices)
+    def reorder_cache(self, beam_idx: Any) -> None:
+        """Take these rows, some perhaps several times; the copies have no room yet."""
+        super().reorder_cache(beam_idx)
         self.room = None
 
 
@@ -93,6 +88,11 @@ class SamplingCache(DynamicCache):
         """Append one forward's keys and values; see ``transformers.Cache.update``."""
         keys, values = key_states.to(self.dtype), value_states.to(self.dtype)
         return super().update(keys, values, *args, **kwargs)
+
+    def take_rows(self, rows: Int[Tensor, " B"]) -> None:
+        """Become the cache of these rows, some perhaps several times."""
+        # Made for beam search: of all operations on rows, layers of every kind have this one.
+        self.reorder_cache(rows)  # pyright: ignore[reportArgumentType]  # any integers will do
 
 
 class TransformersSampler:
@@ -178,11 +178,12 @@ class TransformersSampler:
         uniforms = torch.from_numpy(noise).to(device)
         inputs = self.model.family.prefill_inputs(prompts)
         cache, hidden = self._prefill(inputs, settings.max_new_tokens)
-        cache.batch_repeat_interleave(siblings)
-        hidden = hidden.repeat_interleave(siblings, dim=0)
-        mask = inputs["attention_mask"].bool().to(device).repeat_interleave(siblings, dim=0)
+        owners = torch.arange(len(prompts), device=device).repeat_interleave(siblings)
+        cache.take_rows(owners)
+        hidden = hidden[owners]
+        mask = inputs["attention_mask"].bool().to(device)[owners]
         first = torch.tensor([prompt.next_position for prompt in prompts], device=device)
-        positions = first.repeat_interleave(siblings)
+        positions = first[owners]
         ends = torch.tensor(self.model.eos_token_ids, device=device)
 
         rows = torch.arange(len(noise), device=device)
@@ -197,7 +198,7 @@ class TransformersSampler:
             if not alive.all():
                 # Finished rows leave the batch: the others do not pay for them.
                 kept = alive.nonzero()[:, 0]
-                cache.batch_select_indices(kept)
+                cache.take_rows(kept)
                 rows, ids, mask, positions = rows[kept], ids[kept], mask[kept], positions[kept]
             mask = torch.nn.functional.pad(mask, (0, 1), value=True)
             inputs = self.model.family.decode_inputs(ids, mask, positions)

@@ -42,32 +42,32 @@ def serve_teacher(
             f"vaopd serve-teacher needs the package {error.name}; install it with "
             "pip install 'vaopd[serve]'"
         ) from None
-    listener = server.listen(host, port)
-    from transformers.utils import logging as transformers_logging
+    with server.listen(host, port) as listener:
+        from transformers.utils import logging as transformers_logging
 
-    from vaopd.devices import pick_device
-    from vaopd.teacher.local import load_teacher
-    from vaopd.teacher.remote.identity import describe_teacher
+        from vaopd.devices import pick_device
+        from vaopd.teacher.local import load_teacher
+        from vaopd.teacher.remote.identity import describe_teacher
 
-    transformers_logging.disable_progress_bar()
-    teacher = load_teacher(config, pick_device(config.training.device))
-    info = describe_teacher(
-        teacher.model,
-        quantization=config.teacher.quantization,
-        max_request_bytes=max_request_mb * 1_000_000,
-    )
-    if is_made:
-        typer.echo(f"{TOKEN_VARIABLE}={token}")
-    shown = f"[{host}]" if ":" in host else host
-    typer.echo(
-        f"serving {model} ({info.dtype}, on {teacher.model.device}): "
-        f"http://{shown}:{listener.getsockname()[1]}"
-    )
-    sys.stdout.flush()
-    try:
-        server.run_server(server.make_app(teacher.model, info, token), listener)
-    except KeyboardInterrupt:
-        typer.echo("stopped")
+        transformers_logging.disable_progress_bar()
+        teacher = load_teacher(config, pick_device(config.training.device))
+        info = describe_teacher(
+            teacher.model,
+            quantization=config.teacher.quantization,
+            max_request_bytes=max_request_mb * 1_000_000,
+        )
+        if is_made:
+            typer.echo(f"{TOKEN_VARIABLE}={token}")
+        shown = f"[{host}]" if ":" in host else host
+        typer.echo(
+            f"serving {model} ({info.dtype}, on {teacher.model.device}): "
+            f"http://{shown}:{listener.getsockname()[1]}"
+        )
+        sys.stdout.flush()
+        try:
+            server.run_server(server.make_app(teacher.model, info, token), listener)
+        except KeyboardInterrupt:
+            typer.echo("stopped")
 
 
 def _token(path: Path | None) -> tuple[str, bool]:

@@ -28,6 +28,7 @@ from vaopd.distributed.world import World
 from vaopd.errors import RunFolderError
 from vaopd.models import adapters
 from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.pretrained import read_weights
 from vaopd.models.sharding import local, spread
 from vaopd.records import new_folder, read_json, write_json
 
@@ -219,21 +220,18 @@ def _saved_weights(folder: Path, student: VisionLanguageModel) -> dict[str, torc
     """
     if student.has_adapters:
         return _saved_adapters(folder, student)
-    try:
-        # Our own configuration: without its config.json, transformers would build a model of the
-        # class's default size, tens of gigabytes.
-        source, report = type(student.model).from_pretrained(
-            folder,
-            config=copy.deepcopy(student.model.config),
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-        misfit = "; ".join(f"{key}: {sorted(names)}" for key, names in report.items() if names)
-    except RuntimeError as error:
-        source, misfit = None, " ".join(str(error).split())
-    if source is None or misfit:
+    # Our own configuration: without its config.json, transformers would build a model of the
+    # class's default size, tens of gigabytes.
+    source, misfit = read_weights(
+        type(student.model),
+        folder,
+        str(folder),
+        config=copy.deepcopy(student.model.config),
+        dtype=torch.float32,
+    )
+    if misfit:
         raise RunFolderError(
-            f"checkpoint {folder} does not fit the student {student.name!r} ({misfit[:200]}); "
+            f"checkpoint {folder} does not fit the student {student.name!r} ({misfit}); "
             "resume with the recipe it was made by"
         )
     return source.state_dict()

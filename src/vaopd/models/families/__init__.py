@@ -1,6 +1,7 @@
 """Adapters between our batches and the inputs of each model family."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Int
@@ -66,6 +67,25 @@ def refused_image(problem: Problem, error: ValueError) -> ProblemError:
     return ProblemError(
         f"problem {problem.id}: the image processor refuses an image ({error}); crop it"
     )
+
+
+IRRELEVANT = ("do_convert_rgb", "data_format", "input_data_format", "return_tensors", "device")
+"""Settings that change no pixel that we give: images are RGB and become tensors here."""
+
+
+def image_settings(image_processor: Any, keys: Collection[str] | None = None) -> dict[str, Any]:
+    """Return what decides the pixel values that an image processor makes, as JSON knows it.
+
+    Args:
+        image_processor: Of transformers.
+        keys: Its settings that count beside its kind; all that are relevant for none.
+    """
+    settings = image_processor.to_dict()
+    chosen = settings.keys() - IRRELEVANT if keys is None else keys
+    # The same processor has a class for each library it can work with.
+    kind = type(image_processor).__name__.removesuffix("Pil").removesuffix("Fast")
+    found = {key: settings[key] for key in chosen if settings.get(key) is not None}
+    return json.loads(json.dumps(found | {"image_processor_type": kind}))
 
 
 def chat_messages(problem: Problem) -> list[dict]:

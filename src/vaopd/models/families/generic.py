@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from vaopd.errors import VaopdError
-from vaopd.models.families import PromptSize, Size, chat_messages, refused_image
+from vaopd.models.families import PromptSize, Size, chat_messages, image_settings, refused_image
 from vaopd.models.prompts import Batch, EncodedPrompt, Group
 from vaopd.problems.problem import Problem
 
@@ -21,10 +21,7 @@ class GenericFamily:
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
-        settings = processor.image_processor.to_dict()
-        self.image_settings: dict[str, Any] = {
-            key: value for key, value in settings.items() if isinstance(value, int | float | list)
-        }
+        self.image_settings = image_settings(processor.image_processor)
         self.visual_tokens: dict[tuple[Size, ...], int] = {}
         """By the sizes of a problem's images; asking a processor takes as long as encoding."""
 

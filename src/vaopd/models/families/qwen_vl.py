@@ -1,9 +1,10 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: placeholders, M-RoPE positions, shared prefixes.
+"""Qwen2-VL, 2.5-VL, 3-VL (dense and MoE) and 3.5: placeholders, M-RoPE positions, shared prefixes.
 
 Siblings are packed as ``[prompt + image | r1 | .. | rK]`` in one row. The attention lets every
 response see the prompt and itself, and the rotary positions restart behind the prompt for every
 response, so each sibling gets what it would get in a row of its own. Position ids are always
-passed: these models keep a mutable ``rope_deltas`` from their last call otherwise.
+passed: these models keep a mutable ``rope_deltas`` from their last call otherwise. Qwen3.5 has
+recurrent layers, so nothing of it is packed.
 """
 
 from collections.abc import Sequence
@@ -16,11 +17,13 @@ from torch import Tensor
 
 from vaopd.errors import AlignmentError, VaopdError
 from vaopd.models.attention import PackedRow, PackedRows, pack_row, use_packed_attention
-from vaopd.models.families import PromptSize, Size, chat_messages, refused_image
+from vaopd.models.families import PromptSize, Size, chat_messages, image_settings, refused_image
 from vaopd.models.prompts import Batch, EncodedPrompt, Group
 from vaopd.problems.problem import Problem
 
-MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+PACKED_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+
+MODEL_TYPES = (*PACKED_TYPES, "qwen3_5", "qwen3_5_moe")
 
 IMAGE_SETTINGS = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
 """Sizes are not among them: images are brought to the pixel budget before."""
@@ -32,7 +35,7 @@ class QwenVLFamily:
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any) -> None:
         self.base = model.model
         self.can_pack = use_packed_attention(model)
-        self.image_settings = {key: getattr(image_processor, key) for key in IMAGE_SETTINGS}
+        self.image_settings = image_settings(image_processor, IMAGE_SETTINGS)
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.image_token_id: int = model.config.image_token_id

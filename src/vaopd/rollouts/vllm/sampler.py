@@ -26,6 +26,10 @@ NEVER = -1e9
 """Logit bias of an id that is never sampled: its probability is 0 in float32 and float64."""
 
 
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+"""Model types whose weights are known to follow; what vLLM does not read of a push, it leaves."""
+
+
 class VllmSampler:
     """Samples from a vLLM that is started for the run, or from servers that run already.
 
@@ -54,12 +58,13 @@ class VllmSampler:
         self.model = model
         self.options = options
         self.world = world or World(device=model.device)
-        self.image_token_id: int | None = getattr(model.family, "image_token_id", None)
-        if self.image_token_id is None:
+        kind: str = model.model.config.model_type
+        if kind not in FAMILIES:
             raise ConfigError(
-                f"sampling.engine=vllm knows the Qwen-VL families only, and {model.name!r} is of "
-                "another; use sampling.engine=transformers"
+                f"sampling.engine=vllm was tried with {', '.join(FAMILIES)} only, and "
+                f"{model.name!r} is a {kind}; use sampling.engine=transformers"
             )
+        self.image_token_id: int = model.model.config.image_token_id
         if options.addresses and needs_own_head(model):
             raise ConfigError(
                 f"sampling.vllm.addresses is {list(options.addresses)}, but on a CPU vLLM packs a "

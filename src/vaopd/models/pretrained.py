@@ -1,0 +1,157 @@
+"""Reading of Hugging Face folders, so that nothing in them is missing or left out in silence.
+
+transformers draws random weights for what a folder lacks, prints a table and goes on.
+"""
+
+import logging
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoProcessor
+
+from vaopd.errors import ModelError
+
+NAMED = 3
+"""How many weights a message names."""
+
+
+def read_pretrained(loader: Any, source: str | Path, name: str, **options: Any) -> Any:
+    """Return what ``loader.from_pretrained`` makes of a folder or hub name.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    try:
+        return loader.from_pretrained(source, **options)
+    except SafetensorError as error:
+        raise ModelError(
+            f"model {name!r} cannot be loaded: a file of its weights is damaged ({error}); "
+            "download or copy the folder again"
+        ) from error
+    except (
+        *(OSError, ValueError, ImportError, KeyError, RuntimeError),
+        *(TypeError, AttributeError),  # of files that hold other things than they should
+    ) as error:
+        raise ModelError(
+            f"model {name!r} cannot be loaded ({loader.__name__}: {_one_line(error)}); give a hub "
+            "name that is downloaded or reachable, or the path of a complete Hugging Face model "
+            "folder"
+        ) from error
+
+
+def read_processor(source: str | Path, name: str) -> Any:
+    """Return the processor of a folder or hub name, with all that prompts need.
+
+    Raises:
+        ModelError: It cannot be loaded, or lacks its tokenizer, images or chat template.
+    """
+    try:
+        processor = read_pretrained(AutoProcessor, source, name)
+    except ModelError as error:
+        if "video" in str(error).lower() and find_spec("torchvision") is None:
+            raise ModelError(
+                f"{error}; the processors of families with videos need torchvision: install it"
+            ) from error
+        raise
+    missing = [p for p in ("image_processor", "tokenizer") if getattr(processor, p, None) is None]
+    if missing or not processor.chat_template:
+        raise ModelError(
+            f"model {name!r} has no {missing[0] if missing else 'chat template'}, so its prompts "
+            "cannot be made; give the folder of a chat model as it was published"
+        )
+    return processor
+
+
+def read_model(loader: Any, source: str | Path, name: str, **options: Any) -> Any:
+    """Return a transformers model of which every weight was read from the folder.
+
+    Tied weights count once. What transformers itself leaves out of an architecture (such as the
+    prediction heads of Qwen3.5 for further tokens) may be in the folder.
+
+    Raises:
+        ModelError: The model cannot be loaded, or its weights and the folder's do not fit.
+    """
+    model, misfit = read_weights(loader, source, name, **options)
+    if misfit:
+        raise ModelError(
+            f"model {name!r} cannot be used: {misfit}; what is missing would be random, so "
+            "download or copy the folder again, with the config.json that belongs to its weights"
+        )
+    return model
+
+
+def read_weights(loader: Any, source: str | Path, name: str, **options: Any) -> tuple[Any, str]:
+    """Return a transformers model, and how its weights differ from the folder's ('' if they fit).
+
+    Raises:
+        ModelError: The model cannot be loaded.
+    """
+    with _without_table() as tables:
+        try:
+            # Otherwise an error that names no weight ends the load where a shape differs.
+            model, report = read_pretrained(
+                *(loader, source, name),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **options,
+            )
+        except ModelError as error:
+            # The error of a conversion refers to the table.
+            if not tables:
+                raise
+            raise ModelError(f"{error} [{' '.join(tables[0].split())[-400:]}]") from error
+    return model, _misfit(report)
+
+
+def _misfit(report: dict[str, Any]) -> str:
+    shapes = {
+        f"{name} ({_shape(found)} instead of {_shape(wanted)})"
+        for name, found, wanted in report["mismatched_keys"]
+    }
+    parts = [
+        listed(report["missing_keys"], "missing"),
+        listed(report["unexpected_keys"], "unknown to this architecture"),
+        listed(shapes, "of another shape"),
+        "; ".join(report["error_msgs"]),
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def listed(names: Collection[str], what: str) -> str:
+    """Return how many weights are so, and the first names; nothing for none."""
+    if not names:
+        return ""
+    shown = ", ".join(sorted(names)[:NAMED]) + (", .." if len(names) > NAMED else "")
+    return f"{len(names)} {'weight is' if len(names) == 1 else 'weights are'} {what}: {shown}"
+
+
+def _shape(size: Collection[int]) -> str:
+    return " x ".join(map(str, size)) or "a single number"
+
+
+@contextmanager
+def _without_table() -> Iterator[list[str]]:
+    """Keep the table of a bad load from the log; the error says it. Yields the tables."""
+    tables: list[str] = []
+
+    def is_other(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if "LOAD REPORT" not in message:
+            return True
+        tables.append(message)
+        return False
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(is_other)
+    try:
+        yield tables
+    finally:
+        logger.removeFilter(is_other)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,84 @@
+"""Models that can be trained or asked here; others are refused before their weights are read."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from vaopd.errors import ModelError
+from vaopd.models import adapters
+from vaopd.models.pretrained import read_model, read_pretrained
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "final_logit_softcapping": (None,),
+    "logits_scaling": (None, 1),
+    "logit_scale": (None, 1),
+    "lm_head_multiplier": (None, 1),
+}
+"""Settings that change logits after the head, and the values at which they change nothing. The loss
+multiplies hidden states by the head itself, a few at a time, so it would not see them."""
+
+
+def read_supported(source: str | Path, name: str, **options: Any) -> Any:
+    """Return the transformers model of a folder or hub name.
+
+    Raises:
+        ModelError: It is of a kind that cannot work here, or it cannot be loaded as a whole.
+    """
+    config = read_pretrained(AutoConfig, source, name)
+    check_configuration(config, name)
+    model = read_model(
+        *(AutoModelForImageTextToText, source, name),
+        config=config,
+        attn_implementation="sdpa",
+        **options,
+    )
+    if adapters.has_adapters(model):
+        raise ModelError(
+            f"model {name!r} holds adapters beside the config.json of a whole model, so it is not "
+            "clear which is meant; remove that file to use the adapters with their base model, or "
+            "adapter_config.json to use the model"
+        )
+    return model
+
+
+def check_configuration(config: Any, name: str) -> None:
+    """Check from a configuration alone, before any weight is read, that the architecture fits.
+
+    Raises:
+        ModelError: Its log-probs would not be those of hidden states times the head.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"model {name!r} ({config.model_type}) is an encoder and a decoder; give a model that "
+            "continues its prompt in one row of tokens, see docs/models.md"
+        )
+    text = config.get_text_config()
+    for key, plain in NEUTRAL.items():
+        if (value := getattr(text, key, None)) not in plain:
+            raise ModelError(
+                f"model {name!r} ({config.model_type}) has {key}={value}, which changes its logits "
+                "after the head, and the loss computes none of that; give a model of a family in "
+                "docs/models.md"
+            )
+
+
+def check_parts(model: Any, name: str) -> None:
+    """Check that a model is a body that gives hidden states and a head without a bias.
+
+    Raises:
+        ModelError: It is built otherwise.
+    """
+    head = model.get_output_embeddings()
+    wrong = None
+    if getattr(model, "model", None) is None:
+        wrong = "no part called 'model' that gives hidden states"
+    elif getattr(head, "weight", None) is None:
+        wrong = "no head for its language model"
+    elif getattr(head, "bias", None) is not None:
+        wrong = "a head with a bias, which the loss does not compute"
+    if wrong:
+        raise ModelError(
+            f"model {name!r} ({type(model).__name__}) has {wrong}; give a model of a family in "
+            "docs/models.md"
+        )
