@@ -307,10 +307,10 @@ MUTANTS = (
     ),
     Mutant(
         "tolerance of numbers 1e-2",
-        "evaluation/answers.py",
+        "grading/arithmetic.py",
         "Fraction(1, 10**6)",
         "Fraction(1, 10**2)",
-        ("tests/evaluation/test_answers.py::test_unequal_answers_are_wrong",),
+        ("tests/grading/test_equality.py::test_unequal_values_are_not_equal",),
     ),
 )
 

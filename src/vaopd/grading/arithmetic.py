@@ -12,6 +12,9 @@ Number = Fraction | float
 MAX_CHARACTERS = 200
 MAX_DEPTH = 20
 MAX_EXPONENT = 200
+APART = Fraction(1, 10**6)
+"""Difference from which two decimals are two numbers: math-verify rounds to six places."""
+
 CLOSE = 1e-9
 """Relative difference below which two values are the same number."""
 
@@ -71,7 +74,7 @@ def is_same_number(first: Number, second: Number, tolerance: float = 0.0) -> boo
     """
     if isinstance(first, Fraction) and isinstance(second, Fraction):
         difference: Number = abs(first - second)
-        allowed: Number = Fraction(1, 10**6)
+        allowed: Number = APART
     else:
         # Converted with care: a fraction may be too large for a float.
         try:
@@ -81,7 +84,7 @@ def is_same_number(first: Number, second: Number, tolerance: float = 0.0) -> boo
             return False
     # A small value is not equal to another small value because both are near zero.
     if max(abs(first), abs(second)) < Fraction(1, 10**4):
-        allowed = Fraction(1, 10**6) * max(abs(first), abs(second))
+        allowed = APART * max(abs(first), abs(second))
         difference = abs(Fraction(first) - Fraction(second))
     return difference <= tolerance + 1e-12 if tolerance else difference < allowed or first == second
 
