@@ -8,8 +8,9 @@ import pytest
 
 from vaopd.errors import ProblemError
 from vaopd.evaluation.benchmark import Benchmark, Graded, Item, Verdict
+from vaopd.evaluation.predictions import Prediction
 from vaopd.evaluation.registry import BENCHMARKS, PAPER
-from vaopd.evaluation.scoring import metrics_of, rule_difference, tables_of
+from vaopd.evaluation.scoring import grade_runs, metrics_of, tables_of
 
 IMAGE = b"not looked at"
 LETTERED: dict[str, Any] = {"options": ["mitosis", "the water cycle", "an acute triangle"]}
@@ -522,11 +523,21 @@ def test_math_vision_needs_no_places_for_the_figure():
 
 def test_the_share_where_two_rules_differ_is_of_all_responses():
     question = wemath(1, "2steps_1")
-    first, second = (
-        [[Graded(question, Verdict(said, False)) for said in run] for run in runs]
-        for runs in ((("A", "B"), ("A", None)), (("A", "C"), ("A", "B")))
-    )
-    assert rule_difference(first, second) == 2 / 4
+    texts = ("Answer: A\nAnswer: B", "Answer: A", "no idea", "Answer: A\nI see.\nAnswer: C")
+    runs = [[Prediction(id=question.id, sample=k, response=t)] for k, t in enumerate(texts)]
+    graded, share = grade_runs(BENCHMARKS["wemath"], [question], runs, "last_committed")
+    assert [run[0].verdict.extracted for run in graded] == ["B", "A", None, "C"]
+    assert share == 2 / 4
+
+
+def test_a_response_that_was_cut_is_graded_as_one():
+    question = wemath(1, "2steps_1")
+    runs = [
+        [Prediction(id=question.id, sample=k, response="It is B.", finish_reason=reason)]
+        for k, reason in enumerate(("stop", "length"))
+    ]
+    graded, _ = grade_runs(BENCHMARKS["wemath"], [question], runs, "last_committed")
+    assert [run[0].verdict.extracted for run in graded] == ["B", None]
 
 
 def test_last_boxed_is_the_other_rule_for_every_kind_of_answer():

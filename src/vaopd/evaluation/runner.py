@@ -29,7 +29,7 @@ from vaopd.evaluation.predictions import (
 from vaopd.evaluation.progress import shown
 from vaopd.evaluation.protocol import Protocol, claim_folder
 from vaopd.evaluation.registry import BENCHMARKS, find_benchmark
-from vaopd.evaluation.scoring import Score, grade_runs, rule_difference, score_runs, verdict_rows
+from vaopd.evaluation.scoring import Score, grade_runs, score_runs, verdict_rows
 from vaopd.grading.reading import Rule
 from vaopd.records import write_json, write_rows, write_text
 
@@ -182,9 +182,7 @@ def score_folder(
 ) -> Scored:
     """Score responses and write their verdicts into a folder."""
     runs = sample_runs(predictions, items, benchmark)
-    graded = grade_runs(benchmark, items, runs, options.rule)
-    other: Rule = "first_committed" if options.rule != "first_committed" else "last_committed"
-    difference = rule_difference(graded, grade_runs(benchmark, items, runs, other))
+    graded, difference = grade_runs(benchmark, items, runs, options.rule)
     score = score_runs(benchmark, graded, runs, seed=options.seed, rules_differ=difference)
     details: dict[str, Any] = {"extraction": options.rule}
     judged = None

@@ -75,32 +75,28 @@ class Score:
 
 def grade_runs(
     benchmark: Benchmark, items: Sequence[Item], runs: Sequence[Sequence[Prediction]], rule: Rule
-) -> list[list[Graded]]:
-    """Return the verdict of every response, by sample run and item."""
-    return [
-        [
-            Graded(
-                item,
-                benchmark.grade(
-                    prediction.response,
-                    item,
-                    rule,
-                    is_truncated=prediction.finish_reason == "length",
-                ),
-            )
-            for item, prediction in zip(items, run, strict=True)
-        ]
-        for run in runs
-    ]
+) -> tuple[list[list[Graded]], float]:
+    """Return the verdicts by sample run and item, and how often the first and the last rule differ.
+
+    The share is of responses whose first and last committed answer are not the same; for
+    ``last_boxed``, whose last box and last committed answer are not.
+    """
+    other: Rule = "first_committed" if rule == "last_committed" else "last_committed"
+    graded: list[list[Graded]] = []
+    differing: list[bool] = []
+    for run in runs:
+        graded.append([])
+        for item, prediction in zip(items, run, strict=True):
+            # Both rules at once: the reader keeps its last texts.
+            mine, theirs = (_verdict(benchmark, item, prediction, one) for one in (rule, other))
+            graded[-1].append(Graded(item, mine))
+            differing.append(mine.extracted != theirs.extracted)
+    return graded, fmean(differing)
 
 
-def rule_difference(first: Sequence[Sequence[Graded]], second: Sequence[Sequence[Graded]]) -> float:
-    """Return the share of responses of which two rules read different answers."""
-    return fmean(
-        one.verdict.extracted != other.verdict.extracted
-        for runs in zip(first, second, strict=True)
-        for one, other in zip(*runs, strict=True)
-    )
+def _verdict(benchmark: Benchmark, item: Item, prediction: Prediction, rule: Rule) -> Verdict:
+    is_truncated = prediction.finish_reason == "length"
+    return benchmark.grade(prediction.response, item, rule, is_truncated=is_truncated)
 
 
 def score_runs(

@@ -13,6 +13,7 @@ The grammar, on text without markup::
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from vaopd.grading.markup import boxes_of
 from vaopd.grading.phrases import is_hypothetical, sentences, undressed
@@ -125,7 +126,8 @@ class Commitment:
     """Whether anything follows, so that the answer cannot have been cut."""
 
 
-def commitments(text: str, *, is_choice: bool = False) -> list[Commitment]:
+@lru_cache(maxsize=16)
+def commitments(text: str, *, is_choice: bool = False) -> tuple[Commitment, ...]:
     """Return the commitments of a text without markup, in their order.
 
     Args:
@@ -145,7 +147,9 @@ def commitments(text: str, *, is_choice: bool = False) -> list[Commitment]:
             for match in _ends_of(_CHOOSING, text)
             if not is_hypothetical(text[max(0, match.start() - 80) : match.start()])
         ]
-    return sorted((one for one in found if undressed(one.payload)), key=lambda one: one.start)
+    return tuple(
+        sorted((one for one in found if undressed(one.payload)), key=lambda one: one.start)
+    )
 
 
 def _ends_of(pattern: re.Pattern[str], text: str) -> list[re.Match[str]]:

@@ -1,6 +1,7 @@
 """Markdown, HTML and LaTeX dress taken off, so that the grammar sees words and values."""
 
 import re
+from functools import lru_cache
 
 from vaopd.problems.boxed import Box, outer_boxes, without_boxes
 
@@ -53,10 +54,12 @@ _MONEY = re.compile(r"\$(?=\d)")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}\s+[A-Za-z]{2,}|\s$")
 
 
+@lru_cache(maxsize=16)
 def plain(text: str) -> str:
     r"""Return a response without markup: what a reader sees, with its boxes and its LaTeX values.
 
-    Displays become one line, ``\text{..}`` its content, a dollar of money ``CURRENCY``.
+    Displays become one line, ``\text{..}`` its content, a dollar of money ``CURRENCY``. The last
+    texts are kept, because a response is read by several rules.
     """
     text = _INVISIBLE.sub("", text.translate(_FULL_WIDTH))
     text = _HTML.sub("", _LINE_BREAK.sub("\n", text))

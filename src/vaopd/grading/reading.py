@@ -1,6 +1,7 @@
 """What a response answers, why it is read so, and how sure that is."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -109,7 +110,7 @@ def read_answer(
     return _uncommitted(text[start:], is_rest=start > 0)
 
 
-def usable(found: list[Commitment], *, is_truncated: bool) -> list[Commitment]:
+def usable(found: Sequence[Commitment], *, is_truncated: bool) -> list[Commitment]:
     """Return the commitments of a truncated response that were not cut themselves."""
     return [one for one in found if one.is_closed or not is_truncated]
 
@@ -208,7 +209,7 @@ def _concluded(sentence: str, *, is_only: bool) -> str | None:
     body = undressed(_CONCLUDES.sub("", sentence)).rstrip(".!。")
     if "\\boxed" in body or re.match(r"(?:if|suppose|assum\w+)\b", body, re.IGNORECASE):
         return None
-    answer = after_verb(body) or only_number(body)
+    answer = after_verb(body) or only_number(body) or head_value(body)
     if answer and _DENIED.search(body[: max(body.find(answer), 0)]):
         return None
     is_short = is_only and len(body.split()) <= MAX_SENTENCE_WORDS

@@ -9,7 +9,8 @@ from vaopd.grading.arithmetic import Number, number_of
 from vaopd.grading.units import NO_UNIT, Unit, unit_of
 
 MAX_CHARACTERS = 300
-_ENDS = " \t\n.,;:。，；\"'`*"
+_STARTS = " \t\n,;:。，；\"'`*"
+_ENDS = _STARTS + "."
 _SMALL = [
     "zero",
     "one",
@@ -135,9 +136,10 @@ def value_of(text: str) -> Value:
 
 def stripped(text: str) -> str:
     """Return a text without blanks, quotes and stops around it, and without braces around all."""
-    text = text.strip(_ENDS)
+    # A point before a digit belongs to the number: ".25".
+    text = text.lstrip(_STARTS).rstrip(_ENDS)
     while text.startswith("{") and text.endswith("}") and _is_one_group(text[1:-1]):
-        text = text[1:-1].strip(_ENDS)
+        text = text[1:-1].lstrip(_STARTS).rstrip(_ENDS)
     return text
 
 
@@ -266,7 +268,8 @@ def _assigned(text: str) -> Assigned | None:
     if found is None:
         return None
     symbol = found["symbol"].strip()
-    if symbol.startswith(("(", "[", "{", "\\{")) or len(_split_top(text)) > 1:
+    is_listing = len(_split_top(text)) > 1 and number_of(found["value"]) is None
+    if is_listing or symbol.startswith(("(", "[", "{", "\\{")):
         return None
     if not (_SYMBOL.fullmatch(symbol) or re.fullmatch(r"(?:[A-Za-z'∠△]+ ?){1,7}", symbol)):
         return None
