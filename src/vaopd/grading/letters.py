@@ -118,7 +118,7 @@ def _uncommitted(text: str, options: Options, *, has_commitment: bool) -> Readin
             return Reading(
                 letter, "bare reply" if len(lines) == 1 else "bare line", "bare", line[:300]
             )
-    last = sentences(lines[-1])[-1]
+    last = (sentences(lines[-1]) or lines)[-1]
     if (letter := _bare(last, options, is_alone=False, is_list=is_list)) and letter != SEVERAL:
         return Reading(letter, "bare last sentence", "bare", last[:300])
     whole = "\n".join(lines)
