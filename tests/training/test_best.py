@@ -47,7 +47,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     optimizers: list[torch.optim.Optimizer] = []
     make = run_module.make_optimizer
     monkeypatch.setattr(
-        loop, "make_optimizer", lambda *parts: optimizers.append(make(*parts)) or optimizers[-1]
+        run_module,
+        "make_optimizer",
+        lambda *parts: optimizers.append(make(*parts)) or optimizers[-1],
     )
     monkeypatch.setattr(Validator, "examine", examine)
 
@@ -127,7 +129,7 @@ def interrupted(
     then: RunConfig | None = None,
 ) -> RunResult:
     """Train until ``run_module.NAME`` is called for the step, fail there, and resume."""
-    call = getattr(loop, name)
+    call = getattr(run_module, name)
 
     def fail(*parts: Any) -> None:
         # save_checkpoint(folder, ..) and mark_best(run, best).

@@ -197,14 +197,14 @@ def test_the_next_step_is_scored_while_this_one_is_learned(
 def test_an_error_beside_training_is_raised_when_its_step_comes(
     lagging: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    rollouts = Preparation._rollouts
+    rollouts = Pipeline._rollouts
 
-    def failing(self: Preparation, problems, prompts, step: int, lag: int):
+    def failing(self: Pipeline, problems, prompts, step: int, lag: int):
         if step == 3:
             raise EngineError("the server is gone; start it again")
         return rollouts(self, problems, prompts, step, lag)
 
-    monkeypatch.setattr(Preparation, "_rollouts", failing)
+    monkeypatch.setattr(Pipeline, "_rollouts", failing)
     with pytest.raises(EngineError, match="is gone"):
         train(lagging(VLLM, LAG), tmp_path / "run", console=quiet())
     assert [row["step"] for row in rows_of(tmp_path / "run")] == [1, 2]

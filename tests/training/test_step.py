@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vaopd.config import MethodConfig
 from vaopd.errors import AlignmentError, ProblemError
+from vaopd.methods import base as base_module
 from vaopd.methods import make_method
 from vaopd.methods.base import StepRollouts, Weights
 from vaopd.methods.va_opd import VaOpd
@@ -18,7 +19,6 @@ from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.problem import Problem
 from vaopd.teacher.local import LocalTeacher
 from vaopd.teacher.teacher import TeacherScores
-from vaopd.training import step as step_module
 from vaopd.training.metrics import advantage_summary, effective_share
 from vaopd.training.skipping import Skips
 from vaopd.training.step import Step, StepResult
@@ -519,7 +519,7 @@ def test_supervised_steps_lower_the_mean_negative_log_likelihood_of_the_referenc
 
 def test_supervised_steps_need_reference_responses(make_step: Callable, problems: list[Problem]):
     bare = dataclasses.replace(problems[1], references=())
-    with pytest.raises(ProblemError, match=f"have no reference response.* the first: {bare.id};"):
+    with pytest.raises(ProblemError, match=f"problem {bare.id} has no reference response"):
         make_step("method.name=sft").run([problems[0], bare], 1)
 
 
@@ -563,13 +563,13 @@ def test_micro_batches_of_one_token_make_one_backward_for_each_rollout(
     make_step: Callable, problems: list[Problem], monkeypatch: pytest.MonkeyPatch
 ):
     calls = []
-    original = step_module.weighted_reverse_kl
+    original = base_module.weighted_reverse_kl
 
     def spy(hidden: Tensor, *arguments: Any, **options: Any) -> Any:
         calls.append(len(hidden))
         return original(hidden, *arguments, **options)
 
-    monkeypatch.setattr(step_module, "weighted_reverse_kl", spy)
+    monkeypatch.setattr(base_module, "weighted_reverse_kl", spy)
     make_step("training.share_prefix=false", "training.micro_batch_tokens=1").run(problems, 1)
     assert sorted(calls) == [1, 4, 5, 6, 9, 11]
     calls.clear()
@@ -581,7 +581,7 @@ def test_everything_is_scored_before_the_first_gradient(
     make_step: Callable, teacher: LocalTeacher, problems: list[Problem], monkeypatch: Any
 ):
     events = []
-    score, loss = teacher.score, step_module.weighted_reverse_kl
+    score, loss = teacher.score, base_module.weighted_reverse_kl
 
     def spy_score(originals: Any, *arguments: Any, **options: Any) -> Any:
         events.append(f"score {len(originals)}")
@@ -594,7 +594,7 @@ def test_everything_is_scored_before_the_first_gradient(
         return loss(hidden, *arguments, **options)
 
     monkeypatch.setattr(teacher, "score", spy_score)
-    monkeypatch.setattr(step_module, "weighted_reverse_kl", spy_loss)
+    monkeypatch.setattr(base_module, "weighted_reverse_kl", spy_loss)
     result = make_step("training.micro_batch_tokens=1").run(problems, 1)
     assert events == ["score 2", "loss", "loss"]
     assert result.scores is not None

@@ -108,7 +108,6 @@ class Step:
         batch = pipeline.take(problems, step, watch)
         # Final before the first gradient.
         weights = world.agree(lambda: self.method.weigh(batch.rollouts, batch.scores))
-        watch.lap("score")
         if coming and self.config.training.rollout_lag:
             # Before the student changes.
             pipeline.begin(coming, step + 1, watch)
