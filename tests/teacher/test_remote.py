@@ -13,7 +13,8 @@ from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.teacher.local import LocalTeacher
-from vaopd.teacher.remote.client import RemoteTeacher, connect_teacher, pool
+from vaopd.teacher.remote import pool
+from vaopd.teacher.remote.client import RemoteTeacher, connect_teacher
 from vaopd.teacher.teacher import Teacher, TeacherScores
 
 CPU = torch.device("cpu")
