@@ -255,7 +255,7 @@ def test_with_a_recipe_it_prints_an_estimate_and_loads_no_weights(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("vaopd.models.loading._from_pretrained", never)
+    monkeypatch.setattr("vaopd.models.pretrained.read_weights", never)
     monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", never)
     code, out, err = run("doctor", recipe)
     assert (code, err) == (0, "")

@@ -25,7 +25,7 @@ from vaopd.errors import AlignmentError, ProblemError
 from vaopd.models.loading import PromptEncoder
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.rollouts.vllm.sampler import VllmSampler
-from vaopd.training import checkpoint
+from vaopd.training import checkpoint, data
 from vaopd.training import run as run_module
 from vaopd.training.step import Step
 
@@ -58,7 +58,12 @@ UNEVEN = {
     # One of three processes and three of five have no problem.
     "few": (*UNTESTED, "training.problems_per_step=2"),
     "equal": (*UNTESTED, "training.problems_per_step=5", "sampling.max_new_tokens=1"),
-    "ragged": (*BRIEF, "training.problems_per_step=4", "data.validation=drawn:validation?count=6"),
+    "ragged": (
+        *BRIEF,
+        "training.problems_per_step=4",
+        "data.on_bad_row=skip",
+        "data.validation=drawn:validation?count=6",
+    ),  # fmt: skip
     "skipped": (*UNTESTED, "training.problems_per_step=4", "training.max_steps=3"),
 }
 """Runs of three and five processes."""
@@ -117,25 +122,26 @@ def run_case(case: str, config: RunConfig, output: Path) -> None:
 
     The last process alone finds that it is not.
     """
-    load, clip = run_module.load_problems, torch.nn.utils.clip_grad_norm_
+    read, clip = data.read_source, torch.nn.utils.clip_grad_norm_
     is_last = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
     calls = []
 
-    def load_problems(name: str) -> Any:
-        problems = load(name)
+    def read_source(name: str) -> Any:
+        problems, bad = read(name)
         if not name.startswith("drawn:validation"):
-            return problems
-        return [
+            return problems, bad
+        partly = [
             replace(p, answer=None if n in (1, 2) else p.answer) for n, p in enumerate(problems)
         ]
+        return partly, bad
 
     def clip_gradients(*arguments: Any) -> torch.Tensor:
         calls.append(norm := clip(*arguments))
         return norm * math.inf if len(calls) == 2 and case == "skipped" and is_last else norm
 
-    run_module.load_problems, torch.nn.utils.clip_grad_norm_ = load_problems, clip_gradients
+    data.read_source, torch.nn.utils.clip_grad_norm_ = read_source, clip_gradients
     run(config, output)
-    run_module.load_problems, torch.nn.utils.clip_grad_norm_ = load, clip
+    data.read_source, torch.nn.utils.clip_grad_norm_ = read, clip
 
 
 def prepare_beside(config: RunConfig, output: Path) -> None:

@@ -83,7 +83,7 @@ def test_without_the_extra_one_sentence_says_how_to_get_it(
     real = builtins.__import__
 
     def without(name: str, *arguments: object, **options: object):
-        if name == "vaopd.teacher" and "server" in (arguments[2] or ()):
+        if name == "vaopd.teacher.remote" and "server" in (arguments[2] or ()):
             raise ModuleNotFoundError("No module named 'fastapi'", name="fastapi")
         return real(name, *arguments, **options)
 

@@ -7,7 +7,7 @@ import pytest
 from vaopd.errors import ProblemError
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.problems.problem import Problem
-from vaopd.training.pipeline import Preparation
+from vaopd.training.pipeline import Pipeline
 from vaopd.training.prefetch import PromptsAhead
 from vaopd.training.run import train
 
@@ -55,12 +55,12 @@ def test_a_step_prepared_ahead_is_the_same_step(make_step: Callable, problems: l
 def test_a_run_encodes_every_step_but_its_first_ahead(
     make_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    in_main, encode = [], Preparation._encode
+    in_main, encode = [], Pipeline._encode
 
-    def counted(self: Preparation, problems: list[Problem]):
+    def counted(self: Pipeline, problems: list[Problem]):
         in_main.append(threading.current_thread() is threading.main_thread())
         return encode(self, problems)
 
-    monkeypatch.setattr(Preparation, "_encode", counted)
+    monkeypatch.setattr(Pipeline, "_encode", counted)
     train(make_config("training.max_steps=3"), tmp_path / "run")
     assert sorted(in_main) == [False, False, True]

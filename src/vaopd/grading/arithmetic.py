@@ -44,14 +44,14 @@ _FUNCTIONS: dict[str, Callable[[float], float]] = {
 
 
 class _UnreadableError(Exception):
-    """The text is no number."""
+    """The text is not a number."""
 
 
 @lru_cache(maxsize=65536)
 def number_of(text: str) -> Number | None:
     """Return the value of an expression without variables; ``None`` for everything else.
 
-    Two numbers side by side are no product: ``1 1`` is neither 11 nor 1.
+    Two numbers side by side are not a product: ``1 1`` is neither 11 nor 1.
     """
     text = text.strip()
     if not text or len(text) > MAX_CHARACTERS:

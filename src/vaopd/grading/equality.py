@@ -66,7 +66,7 @@ def _forms(text: str) -> list[str]:
 
 
 def _names_a_value(side: str) -> bool:
-    """Whether the left side of an equation has variables, and is no sum that was worked out."""
+    """Whether the left side of an equation has variables, and is not a sum that was worked out."""
     return re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", side)) is not None
 
 

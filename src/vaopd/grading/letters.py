@@ -29,7 +29,7 @@ from vaopd.grading.reading import Reading, Rule, no_answer, usable
 from vaopd.grading.thinking import split_reasoning
 
 MAX_LINE = 1000
-"""A longer line is no bare answer."""
+"""A longer line is not a bare answer."""
 
 MAX_BARE_WORDS = 12
 """A longer line that begins with a letter is prose."""
@@ -59,7 +59,7 @@ def read_choice(
 
     Like `read_answer`: the last commitment that names an option and is not taken back; without
     one a bare letter or option text; without that what the response says is right. Several
-    options, hedges, refusals and negations are no answer. A letter is told from an article, a
+    options, hedges, refusals and negations are not an answer. A letter is told from an article, a
     pronoun and the name of a point.
     """
     parts = split_reasoning(response)

@@ -27,7 +27,7 @@ MAX_BARE_WORDS = 8
 """A longer line without a marker is prose."""
 
 MAX_SENTENCE_WORDS = 12
-"""A longer sentence without a verb of saying is no answer in words."""
+"""A longer sentence without a verb of saying is not an answer in words."""
 
 _CONCLUDES = re.compile(
     r"^\W*(?:therefore|thus|hence|so\b|consequently|in conclusion|as a result|finally|"

@@ -46,7 +46,7 @@ def is_formula(text: str) -> bool:
 
     Words are not products of letters: algebra reads "rat" and "tar" as the same. Powers of powers
     and large factorials hold the interpreter inside one big-number operation, which no alarm can
-    interrupt, and outside the main thread there is no alarm at all.
+    interrupt, and outside the main thread there is not any alarm.
     """
     plain = re.sub(r"\s", "", text)
     if not plain or len(plain) > MAX_CHARACTERS or _WORDS.search(text):

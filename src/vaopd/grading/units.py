@@ -170,7 +170,7 @@ def unit_of(text: str) -> Unit | None:
 
 
 def _factors(text: str) -> list[tuple[tuple[str, Fraction], int]] | None:
-    """Return the base units of a text with their powers; ``None`` where a part is no unit."""
+    """Return the base units of a text with their powers; ``None`` where a part is not a unit."""
     factors: list[tuple[tuple[str, Fraction], int]] = []
     position, sign, pending = 0, 1, 1
     while position < len(text):

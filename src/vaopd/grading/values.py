@@ -82,7 +82,7 @@ class Quantity:
     number: Number
     unit: Unit = NO_UNIT
     label: str = ""
-    """What is counted, where that is no unit: ``apples``."""
+    """What is counted, where that is not a unit: ``apples``."""
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ def _ratio(text: str) -> Ratio | None:
 
 
 def _enumeration(text: str) -> Listing | None:
-    """Return values with commas, "and" or "or" between them; words are no enumeration."""
+    """Return values with commas, "and" or "or" between them; words are not an enumeration."""
     pieces = [stripped(piece) for piece in _split_joined(text)]
     if len(pieces) < 2 or not all(pieces):
         return None
