@@ -93,7 +93,7 @@ $(VENV)/bench: $(VENV)/dev requirements/bench.txt
 
 $(VLLM)/ready: requirements/vllm.txt requirements/torch.txt tests/vllm/torchvision_operators.py
 	$(PYTHON) -m venv --clear $(VLLM)
-	$(VLLM)/bin/pip install --quiet --no-deps --require-hashes --requirement $<
+	$(VLLM)/bin/pip install -qq --no-deps --require-hashes --requirement $<
 	$(VLLM)/bin/pip install -qq --no-deps --requirement requirements/torch.txt
 	cp tests/vllm/torchvision_operators.py \
 	  $$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sitecustomize.py

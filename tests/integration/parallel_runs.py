@@ -63,7 +63,7 @@ UNEVEN = {
         "training.problems_per_step=4",
         "data.on_bad_row=skip",
         "data.validation=drawn:validation?count=6",
-    ),  # fmt: skip
+    ),
     "skipped": (*UNTESTED, "training.problems_per_step=4", "training.max_steps=3"),
 }
 """Runs of three and five processes."""
