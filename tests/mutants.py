@@ -163,8 +163,8 @@ MUTANTS = (
     Mutant(
         "high_fraction a constant",
         VA_OPD,
-        "batch.top(advantage, options.high_fraction)",
-        "batch.top(advantage, 0.2)",
+        "high = batch.top(advantage, options.high_fraction)\n    token = token_weights(",
+        "high = batch.top(advantage, 0.2)\n    token = token_weights(",
         WEIGHTS,
     ),
     Mutant(
@@ -294,7 +294,7 @@ MUTANTS = (
     Mutant(
         "validation with a constant high_fraction",
         VALIDATION,
-        "high_fraction=self.config.method.high_fraction,",
+        "high_fraction=high_fraction(self.config.method),",
         "high_fraction=0.2,",
         effect("method.high_fraction-2"),
     ),

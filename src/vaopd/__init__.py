@@ -16,6 +16,12 @@ _HOMES = {
     "load_config": "vaopd.config",
     "load_problems": "vaopd.problems.sources",
     "train": "vaopd.training.run",
+    "Method": "vaopd.methods.base",
+    "StepRollouts": "vaopd.methods.base",
+    "Weights": "vaopd.methods.base",
+    "MethodOptions": "vaopd.config",
+    "Needs": "vaopd.config",
+    "TeacherScores": "vaopd.teacher.teacher",
 }
 
 

@@ -94,6 +94,7 @@ def score(
     from rich.console import Console
     from rich.progress import Progress
 
+    from vaopd.config.methods import high_fraction
     from vaopd.devices import pick_device
     from vaopd.models.loading import PromptEncoder
     from vaopd.teacher.local import load_teacher
@@ -109,7 +110,7 @@ def score(
             output,
             scorer,
             encoder,
-            high_fraction=config.method.high_fraction,
+            high_fraction=high_fraction(config.method),
             problems=problems,
             progress=lambda rows: bar.update(task, advance=rows),
         )

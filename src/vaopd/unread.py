@@ -1,7 +1,7 @@
 """Keys of a recipe that are set, but that its combination of choices never reads.
 
 They are not errors: an override over a base recipe, such as another ``sampling.engine``, leaves
-such keys as a matter of course. ``method`` is left out.
+such keys as a matter of course.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from vaopd.config import RunConfig
+from vaopd.config.methods import OpdOptions
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,20 @@ RULES = (
     ),
     # Validation answers the degraded image itself, so it cannot be the small one.
     Rule(("view.probe",), METHOD, lambda config: config.method.needs.views != 2),
+    Rule(
+        ("method.drop_fraction",),
+        "method.drop is none",
+        lambda config: getattr(config.method, "drop", None) == "none",
+    ),
+    Rule(
+        ("method.high_fraction",),
+        METHOD,
+        lambda config: (
+            isinstance(config.method, OpdOptions)
+            and config.method.drop == "none"
+            and not _validates_degraded(config)
+        ),
+    ),
     Rule(("view.ratio",), "view.name is blank", lambda config: config.view.name == "blank"),
     Rule(
         ("sampling.num_rollouts", "sampling.temperature", "sampling.top_p", "sampling.engine",

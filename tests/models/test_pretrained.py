@@ -11,7 +11,7 @@ from random_models import qwen3_vl, qwen3_vl_moe, sharpen
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vaopd.config_sections import LoraConfig, StudentConfig
+from vaopd.config import LoraConfig, StudentConfig
 from vaopd.errors import ModelError
 from vaopd.models import adapters, tiny
 from vaopd.models.loading import VisionLanguageModel, load_model, wrap_model

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from vaopd.errors import AlignmentError
 from vaopd.objective.advantage import (
     absolute_advantage,
-    first_mentions,
     rollout_advantage,
     signed_advantage,
     view_divergence,
@@ -125,21 +124,6 @@ def test_the_signed_advantage_keeps_what_the_detail_speaks_against():
         torch.tensor([[True, True, False]]),
     )
     torch.testing.assert_close(result, torch.tensor([[1.0, -2.0, 0.0]]))
-
-
-def test_evidence_counts_where_a_token_is_first_mentioned():
-    ids = torch.tensor([[7, 3, 7, 5, 3, 3], [7, 0, 7, 7, 0, 0]])
-    mask = torch.tensor([[True] * 6, [True, True, True, False, False, False]])
-    result = first_mentions(torch.arange(1.0, 13.0).reshape(2, 6), ids, mask)
-    assert result.tolist() == [[1, 2, 0, 4, 0, 0], [7, 8, 0, 0, 0, 0]]
-
-
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=20))
-def test_each_id_is_first_mentioned_once_and_nowhere_earlier(ids):
-    result = first_mentions(
-        torch.ones(1, len(ids)), torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool)
-    )
-    assert result[0].tolist() == [float(token not in ids[:i]) for i, token in enumerate(ids)]
 
 
 def test_the_absolute_advantage_of_a_token_without_score_is_refused():

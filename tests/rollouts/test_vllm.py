@@ -15,7 +15,7 @@ import torch
 from fake_vllm import END, IMAGE, FakeVllm, fake_python, fake_vllm
 from random_models import random_model
 
-from vaopd.config_sections import DataConfig, ViewConfig, VllmConfig
+from vaopd.config import DataConfig, ViewConfig, VllmConfig
 from vaopd.distributed.world import World
 from vaopd.errors import AlignmentError, ConfigError, EngineError
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model

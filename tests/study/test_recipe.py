@@ -63,6 +63,8 @@ def test_an_arm_wins_over_its_table_over_the_command_line_over_the_study(recipe:
     assert config.training.learning_rate == 2e-4
     assert config.method.epsilon == 1e-6
     assert config.view.name == "blur"
+    # An option of the command line is for the arms that read it.
+    assert "epsilon" not in plan.tables[0].arms["opd"].runs[0].config.method.model_dump()
 
 
 def test_the_quick_version_has_its_own_seeds_tables_and_values(recipe: Path):

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from plain_forward import double, plain_logprobs
 from torch import Tensor
 
-from vaopd.config import MethodConfig
+from vaopd.config import MethodOptions, parse_config
 from vaopd.errors import AlignmentError, ProblemError
 from vaopd.methods import base as base_module
 from vaopd.methods import make_method
 from vaopd.methods.base import StepRollouts, Weights
 from vaopd.methods.va_opd import VaOpd
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel
-from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.problem import Problem
 from vaopd.teacher.local import LocalTeacher
 from vaopd.teacher.teacher import TeacherScores
@@ -94,8 +94,14 @@ SHARES = [
 LENGTHS = [6, 3, 5, 4]
 
 
+def options(method: dict[str, Any]) -> MethodOptions:
+    """Return a section ``method`` as a recipe has it."""
+    recipe = {"student": {"model": "s"}, "data": {"train": "t"}, "method": method}
+    return parse_config(recipe).method
+
+
 def weigh(
-    method: MethodConfig,
+    method: MethodOptions,
     responses: list[list[Tensor]],
     given: TeacherScores,
     *,
@@ -115,7 +121,7 @@ def golden_weights(name: str) -> Weights:
     degraded = [[-3.0 - (a or -0.7) for a in row] for row in ADVANTAGE]
     original = [[-3.0] * length for length in LENGTHS]
     given = scores(original, None if name == "opd" else degraded)
-    method = MethodConfig.model_validate({"name": name})
+    method = options({"name": name})
     return weigh(method, golden_responses(), given, tie_keys=["a", "b", "c", "d"])
 
 
@@ -166,7 +172,7 @@ def weights_with(method: dict[str, Any], **more: Any) -> Weights:
     degraded = [[-3.0 - (a or -0.7) for a in row] for row in ADVANTAGE]
     given = dataclasses.replace(scores([[-3.0] * n for n in LENGTHS], degraded), **more)
     keys = ["a", "b", "c", "d"]
-    return weigh(MethodConfig.model_validate(method), golden_responses(), given, tie_keys=keys)
+    return weigh(options(method), golden_responses(), given, tie_keys=keys)
 
 
 def test_the_highest_tokens_leave_the_loss_and_the_rest_keeps_the_share_of_its_response():
@@ -204,9 +210,7 @@ def test_random_tokens_are_drawn_by_the_key_of_their_rollout():
     for key in range(40):
         keys = [f"{key}{row}" for row in range(4)]
         given = scores([[-3.0] * n for n in LENGTHS], ADVANTAGE)
-        token = weigh(
-            MethodConfig.model_validate(method), golden_responses(), given, tie_keys=keys
-        ).token
+        token = weigh(options(method), golden_responses(), given, tie_keys=keys).token
         found |= set((token[0, :6] == 0).nonzero()[:, 0].tolist())
     assert found == set(range(6))
 
@@ -233,21 +237,6 @@ def test_the_signed_advantage_ranks_what_the_detail_speaks_against_last():
     assert weights.advantage is not None and weights.high is not None
     torch.testing.assert_close(weights.advantage[1, :3], torch.tensor([0.3, -0.7, -0.7]))
     assert weights.high[1, 0]
-
-
-def test_only_the_first_mention_of_a_token_has_advantage():
-    # All tokens of a response are the same, so only the first of each row can count.
-    same = [[torch.zeros_like(row) for row in group] for group in golden_responses()]
-    given = scores([[-3.0] * n for n in LENGTHS], [[-4.0] * n for n in LENGTHS])
-    first, usual = (
-        weigh(
-            MethodConfig(name="va_opd", advantage=name), same, given, tie_keys=["a", "b", "c", "d"]
-        ).advantage
-        for name in ("first_mention", "sampled")
-    )
-    assert first is not None and usual is not None
-    assert usual[:, :3].all()
-    assert first[:, 0].all() and not first[:, 1:].any()
 
 
 def test_the_view_divergence_takes_the_place_of_the_log_ratio():
@@ -287,7 +276,7 @@ def high_of_ties(lengths: list[int], keys: list[str]) -> list[tuple[int, ...]]:
     """Return the high groups of single rollouts in which every token has the same advantage."""
     rows = [[-1.0] * length for length in lengths]
     responses = [[torch.arange(length)] for length in lengths]
-    high = weigh(MethodConfig(), responses, scores(rows, rows), tie_keys=keys).high
+    high = weigh(options({}), responses, scores(rows, rows), tie_keys=keys).high
     assert high is not None
     return [tuple(row.nonzero().flatten().tolist()) for row in high]
 
@@ -325,7 +314,7 @@ def test_ties_of_a_run_differ_by_seed_step_problem_and_sibling(
 
 def test_the_high_group_that_is_logged_is_the_one_that_is_weighted():
     given = scores([[-1.0] * 40], [[-1.0] * 40])
-    weights = weigh(MethodConfig(), [[torch.arange(40)]], given, tie_keys=["a"])
+    weights = weigh(options({}), [[torch.arange(40)]], given, tie_keys=["a"])
     assert weights.high is not None
     # 8 of 40 tokens carry 1/2 of the weight, 32 the other half.
     torch.testing.assert_close(weights.token[weights.high], torch.full((8,), 1 / 16))
@@ -360,35 +349,13 @@ def test_the_summary_of_the_advantages_is_as_worked_out_by_hand():
 
 
 def test_the_summary_is_finite_without_any_high_token():
-    method = MethodConfig(high_fraction=0)
+    method = options({"high_fraction": 0})
     given = scores([[-1.0, -1.0]], [[-2.0, -1.0]])
     summary = advantage_summary(weigh(method, [[torch.arange(2)]], given, tie_keys=["a"]))
     assert all(math.isfinite(value) for value in summary.values())
 
 
 # --- the step against a plain computation ---------------------------------------------------
-
-
-def plain_logprobs(model: VisionLanguageModel, prompt: EncodedPrompt, response: Tensor) -> Tensor:
-    """Return log-softmax over the tokenizer's ids by transformers' own forward, one row."""
-    ids = torch.cat([prompt.input_ids, response])[None]
-    output = model.model(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=(ids == model.model.config.image_token_id).int(),
-        pixel_values=prompt.image_inputs["pixel_values"].double(),
-        image_grid_thw=prompt.image_inputs["image_grid_thw"],
-        use_cache=False,
-    )
-    start = len(prompt)
-    logits = output.logits[0, start - 1 : start + len(response) - 1, : model.vocab_size]
-    return logits.log_softmax(-1)
-
-
-def double(model: VisionLanguageModel) -> VisionLanguageModel:
-    twin = copy.deepcopy(model)
-    twin.model.double()
-    return twin
 
 
 class Plain:

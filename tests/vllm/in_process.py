@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vaopd.config_sections import DataConfig, ViewConfig, VllmConfig
+from vaopd.config import DataConfig, ViewConfig, VllmConfig
 from vaopd.models.loading import PromptEncoder, load_model
 from vaopd.models.packing import micro_batches, response_hidden_states
 from vaopd.objective.divergence import sampled_logprobs

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vaopd.config_sections import DataConfig, ViewConfig
+from vaopd.config import DataConfig, ViewConfig
 from vaopd.distributed.collectives import VARIABLE
 from vaopd.models.loading import PromptEncoder, load_model
 from vaopd.problems.drawn import DrawnProblems

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vaopd.config_sections import DataConfig, ViewConfig, VllmConfig
+from vaopd.config import DataConfig, ViewConfig, VllmConfig
 from vaopd.errors import EngineError
 from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
 from vaopd.models.packing import micro_batches, response_hidden_states, split_by_rollout

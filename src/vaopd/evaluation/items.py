@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
-from vaopd.config_sections import OnBadRow
+from vaopd.config import OnBadRow
 from vaopd.errors import ConfigError, ProblemError
 from vaopd.evaluation.benchmark import Benchmark, Item
 from vaopd.evaluation.rows import SUFFIXES, PlacedRow, RowOrError, hub_tables, open_table

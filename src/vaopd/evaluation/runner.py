@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vaopd.config_sections import OnBadRow
+from vaopd.config import OnBadRow
 from vaopd.errors import ConfigError, ProblemError
 from vaopd.evaluation import tables
 from vaopd.evaluation.benchmark import Benchmark, Item

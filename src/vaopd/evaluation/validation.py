@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from vaopd.config import RunConfig
+from vaopd.config.methods import high_fraction
 from vaopd.distributed.world import World
 from vaopd.errors import ConfigError
 from vaopd.evaluation.visual_reliance import TokenAdvantage, answer_changes, score_advantage
@@ -130,7 +131,7 @@ class Validator:
                 self.teacher,
                 (originals, degraded),
                 seen.rollouts,
-                high_fraction=self.config.method.high_fraction,
+                high_fraction=high_fraction(self.config.method),
                 world=self.world,
             )
         changes = answer_changes(seen.grades, blind.grades)

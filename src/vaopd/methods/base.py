@@ -9,17 +9,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vaopd.config import MethodConfig
-from vaopd.config_sections import Needs
+from vaopd.config import MethodOptions, Needs
 from vaopd.objective.divergence import weighted_reverse_kl
 from vaopd.objective.weights import high_group, uniform_token_weights
 from vaopd.teacher.teacher import TeacherScores
+
+OptionsT = TypeVar("OptionsT", bound=MethodOptions)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -49,6 +50,10 @@ class StepRollouts:
     """A text for each rollout that decides ties, so that the choice does not depend on the order
     or the padding of the rollouts."""
 
+    student_entropy: Sequence[Float[Tensor, " _"]] | None = None
+    """Entropy of the student's own distribution that predicts each token, nats at temperature 1,
+    one entry for each rollout; where ``needs.student_entropy``."""
+
     @cached_property
     def mask(self) -> Bool[Tensor, "B T"]:
         """True at response tokens, False at padding."""
@@ -59,13 +64,6 @@ class StepRollouts:
     def problem_ids(self) -> Int[Tensor, " B"]:
         """Number of each rollout's problem; siblings share one."""
         return torch.tensor([i for i, group in enumerate(self.responses) for _ in group])
-
-    @cached_property
-    def ids(self) -> Int[Tensor, "B T"]:
-        """Token ids, 0 at padding."""
-        ids = torch.zeros(self.mask.shape, dtype=torch.long)
-        ids[self.mask] = torch.cat([row for group in self.responses for row in group])
-        return ids
 
     @cached_property
     def uniform(self) -> Float[Tensor, "B T"]:
@@ -129,13 +127,16 @@ class TeacherStates:
     head: Float[Tensor, "Vt Ht"]
 
 
-class Method(ABC):
-    """What a method decides about a step."""
+class Method(ABC, Generic[OptionsT]):
+    """What a method decides; see docs/methods.md for one of your own."""
+
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    """Section ``method`` of a recipe for this method; its ``needs`` say what is scored."""
 
     measure: ClassVar[Literal["kl", "nll"]] = "kl"
     """What ``loss`` measures at a token: its name in metrics and records."""
 
-    def __init__(self, options: MethodConfig) -> None:
+    def __init__(self, options: OptionsT) -> None:
         self.options = options
 
     @property

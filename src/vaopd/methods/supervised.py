@@ -3,20 +3,21 @@
 N response tokens of a micro-batch.
 """
 
+from typing import TypeVar
+
 from jaxtyping import Float
 from torch import Tensor
 
+from vaopd.config.methods import OffPolicyKdOptions, SftOptions
 from vaopd.methods.base import Method, StepRollouts, StudentStates, TeacherStates, Weights
 from vaopd.objective.divergence import weighted_cross_entropy
 from vaopd.teacher.teacher import TeacherScores
 
+S = TypeVar("S", SftOptions, OffPolicyKdOptions)
 
-class Supervised(Method):
-    """Cross-entropy of given text with uniform weights.
 
-    ``sft`` learns the references of the data set, ``off_policy_kd`` responses that the teacher
-    samples: sequence-level distillation (Kim & Rush 2016).
-    """
+class Supervised(Method[S]):
+    """Cross-entropy of text that the student did not write, with uniform weights."""
 
     measure = "nll"
 
@@ -39,3 +40,15 @@ class Supervised(Method):
             vocab_size=student.vocab_size,
             label_smoothing=self.options.label_smoothing,
         )
+
+
+class Sft(Supervised[SftOptions]):
+    """Supervised fine-tuning on the references of the data set."""
+
+    Options = SftOptions
+
+
+class OffPolicyKd(Supervised[OffPolicyKdOptions]):
+    """Sequence-level distillation (Kim & Rush 2016): the teacher's sampled responses."""
+
+    Options = OffPolicyKdOptions

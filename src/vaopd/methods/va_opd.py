@@ -3,23 +3,27 @@
 B rollouts of a step, T longest response.
 """
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from vaopd.config import MethodConfig
-from vaopd.methods.base import Method, StepRollouts, Weights
-from vaopd.objective.advantage import (
-    absolute_advantage,
-    first_mentions,
-    signed_advantage,
-    visual_advantage,
+from vaopd.config.methods import (
+    DropOptions,
+    RolloutOnlyOptions,
+    RolloutOptions,
+    TokenOnlyOptions,
+    TokenOptions,
+    VaOpdOptions,
 )
+from vaopd.methods.base import Method, StepRollouts, Weights
+from vaopd.objective.advantage import absolute_advantage, signed_advantage, visual_advantage
 from vaopd.objective.weights import rollout_weights, token_weights, without_tokens
 from vaopd.teacher.teacher import TeacherScores
 
 
-class VaOpd(Method):
+class VaOpd(Method[VaOpdOptions]):
     """Siblings that look weigh more (Eq. 3-4), and so do tokens that need the image (Eq. 5-6)."""
+
+    Options = VaOpdOptions
 
     def weigh(self, batch: StepRollouts, scores: TeacherScores | None) -> Weights:
         """Return the paper's weights."""
@@ -28,8 +32,10 @@ class VaOpd(Method):
         return weigh_tokens(self.options, batch, advantage, rollout)
 
 
-class TokenOnly(Method):
+class TokenOnly(Method[TokenOnlyOptions]):
     """The ablation in which all siblings weigh the same."""
+
+    Options = TokenOnlyOptions
 
     def weigh(self, batch: StepRollouts, scores: TeacherScores | None) -> Weights:
         """Return weights by token groups alone (Eq. 5-6)."""
@@ -37,8 +43,10 @@ class TokenOnly(Method):
         return weigh_tokens(self.options, batch, advantage, batch.uniform.sum(-1))
 
 
-class RolloutOnly(Method):
+class RolloutOnly(Method[RolloutOnlyOptions]):
     """The ablation in which all tokens of a response weigh the same."""
+
+    Options = RolloutOnlyOptions
 
     def weigh(self, batch: StepRollouts, scores: TeacherScores | None) -> Weights:
         """Return weights by siblings alone (Eq. 3-4)."""
@@ -56,16 +64,17 @@ def token_advantage(
         assert scores.view_divergence is not None, "needs.view_divergence is true"
         return batch.pad(scores.view_divergence)
     assert scores.degraded_logprobs is not None, "needs.views is 2"
+    measures = {
+        "sampled": visual_advantage,
+        "absolute": absolute_advantage,
+        "signed": signed_advantage,
+    }
     original, degraded = batch.pad(scores.original_logprobs), batch.pad(scores.degraded_logprobs)
-    measures = {"absolute": absolute_advantage, "signed": signed_advantage}
-    advantage = measures.get(name, visual_advantage)(original, degraded, batch.mask)
-    return (
-        first_mentions(advantage, batch.ids, batch.mask) if name == "first_mention" else advantage
-    )
+    return measures[name](original, degraded, batch.mask)
 
 
 def sibling_weights(
-    options: MethodConfig, batch: StepRollouts, advantage: Float[Tensor, "B T"]
+    options: RolloutOptions, batch: StepRollouts, advantage: Float[Tensor, "B T"]
 ) -> Float[Tensor, " B"]:
     """Return a weight for each rollout by the advantage of its siblings (Eq. 3-4)."""
     return rollout_weights(
@@ -79,13 +88,13 @@ def sibling_weights(
 
 
 def weigh_tokens(
-    options: MethodConfig,
+    options: TokenOptions,
     batch: StepRollouts,
     advantage: Float[Tensor, "B T"],
     rollout: Float[Tensor, " B"],
 ) -> Weights:
     """Return weights in which the high group of each response carries its share (Eq. 5-6)."""
-    high = high_tokens(options, batch, advantage)
+    high = batch.top(advantage, options.high_fraction)
     token = token_weights(
         advantage,
         batch.mask,
@@ -100,26 +109,19 @@ def weigh_tokens(
 
 
 def weigh_evenly(
-    options: MethodConfig,
+    options: DropOptions,
     batch: StepRollouts,
     advantage: Float[Tensor, "B T"],
     rollout: Float[Tensor, " B"],
 ) -> Weights:
     """Return weights that share each rollout's weight evenly; the high group is recorded only."""
-    high = high_tokens(options, batch, advantage)
+    high = batch.top(advantage, options.high_fraction)
     token = drop_tokens(options, batch, advantage, batch.spread(rollout))
     return Weights(token=token, rollout=rollout, mask=batch.mask, advantage=advantage, high=high)
 
 
-def high_tokens(
-    options: MethodConfig, batch: StepRollouts, advantage: Float[Tensor, "B T"]
-) -> Bool[Tensor, "B T"]:
-    """Return the high-advantage group of each response (Eq. 5)."""
-    return batch.top(advantage, options.high_fraction)
-
-
 def drop_tokens(
-    options: MethodConfig,
+    options: DropOptions,
     batch: StepRollouts,
     advantage: Float[Tensor, "B T"],
     token: Float[Tensor, "B T"],

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vaopd.config_sections import LoraConfig, StudentConfig
+from vaopd.config import LoraConfig, StudentConfig
 from vaopd.errors import ConfigError, ModelError
 from vaopd.models.pretrained import listed
 from vaopd.records import write_json

@@ -4,7 +4,7 @@ Letters in shapes: B rollouts, T response tokens (padded); N tokens, H hidden wi
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vaopd.errors import AlignmentError
@@ -72,31 +72,6 @@ def signed_advantage(
     that the image says nothing about. Arguments and errors are those of `visual_advantage`.
     """
     return _log_ratio(original_logprobs, pixelated_logprobs, response_mask)
-
-
-def first_mentions(
-    advantage: Float[Tensor, "B T"],
-    response_ids: Int[Tensor, "B T"],
-    response_mask: Bool[Tensor, "B T"],
-) -> Float[Tensor, "B T"]:
-    """Return the advantage of each token id's first place in its response, and 0 at later ones.
-
-    Not in the paper: evidence has to be seen where it is first written down; what repeats it can
-    be copied from the text.
-
-    Args:
-        advantage: Nats, of any kind.
-        response_ids: The sampled ids; anything at padding.
-        response_mask: True at response tokens, False at padding.
-    """
-    ids = response_ids.masked_fill(~response_mask, -1)
-    # A stable order keeps equal ids in the order of the text.
-    order = ids.argsort(dim=-1, stable=True)
-    ranked = ids.gather(-1, order)
-    is_new = torch.ones_like(ranked, dtype=torch.bool)
-    is_new[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
-    is_first = torch.empty_like(is_new).scatter_(-1, order, is_new)
-    return advantage.masked_fill(~(is_first & response_mask), 0.0)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from vaopd.config import RunConfig, Section, explain, parse_config, parse_overrides, read_recipe
+from vaopd.config.methods import BUILT_IN, methods_with
 from vaopd.errors import ConfigError
 from vaopd.recipes.shipped import find_recipe
 
@@ -242,8 +243,9 @@ def _named(study: StudyConfig, name: str, path: Path) -> TableConfig:
 def _table(
     name: str, settings: TableConfig, base: Path, shared: list[str], seeds: list[int]
 ) -> Table:
+    common = [*shared, *settings.overrides]
     trained = {
-        arm: Arm({seed: _run(base, [*shared, *settings.overrides, *own], seed) for seed in seeds})
+        arm: Arm({seed: _run(base, common, list(own), seed) for seed in seeds})
         for arm, own in settings.arms.items()
         if arm != BASE_ARM
     }
@@ -261,15 +263,33 @@ def _table(
     return Table(name, settings, arms)
 
 
-def _run(base: Path, overrides: list[str], seed: int) -> PlannedRun:
-    values = parse_overrides([*overrides, f"training.seed={seed}"], read_recipe(base))
+def _run(base: Path, common: list[str], own: list[str], seed: int) -> PlannedRun:
+    values = parse_overrides([*common, f"training.seed={seed}"], read_recipe(base))
+    name = parse_overrides(own, {"method": {**values.get("method", {})}})["method"].get("name")
+    values["method"] = _read_by(values.get("method", {}), name or "va_opd")
     try:
-        config = parse_config(values)
+        config = parse_config(parse_overrides(own, values))
     except ConfigError as error:
-        raise ConfigError(f"with {' '.join(overrides) or 'no overrides'}: {error}") from None
+        given = " ".join([*common, *own]) or "no overrides"
+        raise ConfigError(f"with {given}: {error}") from None
     if config.data.validation is None:
         raise ConfigError(
             f"{base} has no data.validation, so there is nothing to compare; add "
             "data.validation=SOURCE"
         )
     return PlannedRun(config)
+
+
+def _read_by(options: dict[str, Any], method: str) -> dict[str, Any]:
+    """Return the options of ``method`` without those that only other built-in methods read.
+
+    The arms of a study share one recipe, whose options are for the arms that read them.
+    """
+    section = BUILT_IN.get(method)
+    if section is None:
+        return options
+    return {
+        key: value
+        for key, value in options.items()
+        if key in section.model_fields or not methods_with(key)
+    }

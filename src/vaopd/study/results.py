@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vaopd.config import RunConfig
+from vaopd.config.methods import high_fraction
 from vaopd.errors import StudyError
 from vaopd.evaluation.statistics import Interval, mean_interval, paired_difference
 from vaopd.records import read_rows
@@ -303,10 +304,9 @@ def _is_comparable(metric: str, arm: Arm, baseline: Arm) -> bool:
         return False
     if metric in NEEDS_SAME_VIEW and first.view != second.view:
         return False
-    same_tokens = (
-        first.teacher.model == second.teacher.model
-        and first.method.high_fraction == second.method.high_fraction
-    )
+    same_tokens = first.teacher.model == second.teacher.model and high_fraction(
+        first.method
+    ) == high_fraction(second.method)
     return metric not in NEEDS_SAME_TEACHER or same_tokens
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vaopd.config import RunConfig
+from vaopd.config.methods import AdvantageOptions, RolloutOptions
 from vaopd.evaluation.validation import ValidationResult
 from vaopd.records import append_row, read_rows
 
@@ -29,23 +30,28 @@ def step_warnings(row: dict[str, Any], config: RunConfig) -> dict[str, str]:
     found = _response_warnings(
         row["response/truncated_share"], row.get("response/unparsed_share"), config
     )
-    advantage = row.get("va/mean")
+    advantage, method = row.get("va/mean"), config.method
     # A signed advantage may cancel out.
-    if advantage is not None and config.method.advantage != "signed":
+    is_signed = isinstance(method, AdvantageOptions) and method.advantage == "signed"
+    if advantage is not None and not is_signed:
         found |= _advantage_warnings(advantage)
-    order_only = 1 / (1 + math.exp(-2 / config.method.rollout_temperature))
-    if (
-        config.sampling.num_rollouts == 2
-        and config.method.name in ("va_opd", "rollout_only")
-        and config.method.deviation_floor == 0
-        and abs(row.get("weights/rollout_max", 0.0) - order_only) < WEIGHT_TOLERANCE
-    ):
-        found["two_siblings"] = (
+    if isinstance(method, RolloutOptions) and config.sampling.num_rollouts == 2:
+        found |= _sibling_warnings(row.get("weights/rollout_max", 0.0), method)
+    return found
+
+
+def _sibling_warnings(largest_weight: float, method: RolloutOptions) -> dict[str, str]:
+    """Return whether the weights of two siblings say more than which of them looked more."""
+    order_only = 1 / (1 + math.exp(-2 / method.rollout_temperature))
+    if method.deviation_floor > 0 or abs(largest_weight - order_only) >= WEIGHT_TOLERANCE:
+        return {}
+    return {
+        "two_siblings": (
             f"the weights of two siblings are always {order_only:.3f} and {1 - order_only:.3f}: "
             "their standardised advantages are 1 and -1 whatever their size, so only the order "
             "counts; use sampling.num_rollouts=4, as published"
         )
-    return found
+    }
 
 
 def validation_warnings(result: ValidationResult, config: RunConfig) -> dict[str, str]:

@@ -7,8 +7,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from vaopd.config import RunConfig
-from vaopd.config_sections import OnBadRow
+from vaopd.config import OnBadRow, RunConfig
 from vaopd.distributed.world import World
 from vaopd.problems.bad_rows import BadRow, bad_rows_error, listed
 from vaopd.problems.checks import damaged_images, without_answer, without_reference

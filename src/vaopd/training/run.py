@@ -16,6 +16,7 @@ from vaopd.devices import DTYPES, pick_device
 from vaopd.distributed.world import World, processes
 from vaopd.errors import ConfigError, TrainingError
 from vaopd.evaluation.validation import Validation, ValidationResult, Validator
+from vaopd.methods import Method, section_of
 from vaopd.models.compatibility import check_same_pixels, check_same_tokenizer
 from vaopd.models.loading import VisionLanguageModel
 from vaopd.problems.manifest import MANIFEST, check_unchanged, manifest
@@ -62,6 +63,7 @@ def train(
     config: RunConfig,
     output: str | Path,
     *,
+    method: Method[Any] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     console: Console | None = None,
@@ -73,6 +75,8 @@ def train(
     Args:
         config: The resolved recipe.
         output: Run folder; made here.
+        method: A method of your own in place of ``config.method``; ``config.yaml`` records the file
+            and the name of its class, by which the run can be resumed.
         resume: Go on from the newest checkpoint of an existing run folder.
         overwrite: Replace an old run folder, once the new run is ready to begin.
         console: Where progress goes; standard error unless told otherwise.
@@ -83,6 +87,8 @@ def train(
         VaopdError: Anything a user can mend, in one sentence.
     """
     output = Path(output)
+    if method is not None:
+        config = RunConfig(**{**dict(config), "method": section_of(method)})
     if resume and overwrite:
         raise ConfigError("--resume keeps the run folder and --overwrite removes it; give only one")
     try:

@@ -10,15 +10,12 @@ from typing import Any
 
 import torch
 
-from vaopd.config import FREE_ON_RESUME, RunConfig, load_config
+from vaopd.config import RunConfig, load_config
 from vaopd.distributed.world import World
 from vaopd.errors import ConfigError, RunFolderError
 from vaopd.records import keep_rows_up_to
 from vaopd.training.alarms import WARNINGS_FILE
 from vaopd.training.extension import LENGTH_KEYS
-
-CHANGEABLE = {**FREE_ON_RESUME, "training": FREE_ON_RESUME["training"] | LENGTH_KEYS}
-"""Keys that need not be those of the saved recipe; ``extension`` checks the length."""
 
 
 def check_free(output: Path, overwrite: bool) -> None:
@@ -91,13 +88,18 @@ def _check_removable(output: Path) -> None:
 
 def _difference(saved: RunConfig, config: RunConfig) -> str:
     """Return which values would change what is learned, or nothing."""
-    old, new = saved.model_dump(), config.model_dump()
-    changes = [
-        f"{section}.{key} was {old[section][key]!r} and is {value!r}"
-        for section, values in new.items()
-        for key, value in values.items()
-        if old[section][key] != value and key not in CHANGEABLE.get(section, ())
-    ]
+    changes = []
+    for section, values in config.model_dump().items():
+        old = getattr(saved, section).model_dump()
+        # ``extension`` checks the length.
+        free = getattr(config, section).free_on_resume() | (
+            LENGTH_KEYS if section == "training" else set()
+        )
+        changes += [
+            f"{section}.{key} was {old.get(key)!r} and is {values.get(key)!r}"
+            for key in {**old, **values}
+            if old.get(key) != values.get(key) and key not in free
+        ]
     return "; ".join(changes)
 
 

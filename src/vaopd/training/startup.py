@@ -124,7 +124,7 @@ class ValidationTime:
         self.views = 2 if options.pixelated else 1
         self.limit = config.sampling.max_new_tokens
         self.processes = processes
-        scores = options.pixelated and (config.method.name != "sft" or options.load_teacher)
+        scores = options.pixelated and (config.method.needs.teacher or options.load_teacher)
         self.beside = "; scoring both views comes on top" if scores else ""
         self.say = say
         self.clock = clock

@@ -7,7 +7,7 @@ split of siblings give the same update. B rollouts of a step, T longest response
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from torch import Tensor
 from vaopd.config import RunConfig, TrainingConfig
 from vaopd.distributed.world import World
 from vaopd.methods import make_method
-from vaopd.methods.base import StudentStates, TeacherStates, Weights, seed_of
+from vaopd.methods.base import StepRollouts, StudentStates, TeacherStates, Weights, seed_of
 from vaopd.models.loading import VisionLanguageModel
 from vaopd.models.packing import (
     MicroBatch,
@@ -30,6 +30,7 @@ from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout, Sampler
 from vaopd.teacher.teacher import Teacher, TeacherScores
 from vaopd.training.activation_offload import ActivationOffload
+from vaopd.training.entropy import response_entropy
 from vaopd.training.pipeline import Pipeline, ScoredBatch
 from vaopd.training.skipping import Skips
 from vaopd.training.stopwatch import Stopwatch
@@ -107,7 +108,8 @@ class Step:
         # Sampled and scored now, or while the step before was learned.
         batch = pipeline.take(problems, step, watch)
         # Final before the first gradient.
-        weights = world.agree(lambda: self.method.weigh(batch.rollouts, batch.scores))
+        rollouts = self._with_entropy(batch)
+        weights = world.agree(lambda: self.method.weigh(rollouts, batch.scores))
         if coming and self.config.training.rollout_lag:
             # Before the student changes.
             pipeline.begin(coming, step + 1, watch)
@@ -131,6 +133,23 @@ class Step:
             seconds=watch.seconds,
             seconds_beside=batch.seconds_beside,
         )
+
+    def _with_entropy(self, batch: ScoredBatch) -> StepRollouts:
+        """Return the step's rollouts, with the student's entropy where the method needs it."""
+        if not self.method.needs.student_entropy:
+            return batch.rollouts
+        micro = micro_batches(
+            self.student,
+            batch.prompts,
+            batch.responses,
+            budget_tokens=self.micro_batch_tokens,
+            share_prefix=self.config.training.share_prefix,
+        )
+        lengths = [len(response) for group in batch.responses for response in group]
+        own = self.world.agree_unless_sharded(
+            lambda: response_entropy(self.student, micro, lengths)
+        )
+        return replace(batch.rollouts, student_entropy=batch.shares.everybodys(own))
 
     def _accumulate_in_memory(
         self, step: int, batch: ScoredBatch, weights: Weights

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import httpx2
 from PIL.Image import Image
 
-from vaopd.config_sections import VllmConfig
+from vaopd.config import VllmConfig
 from vaopd.distributed.world import World
 from vaopd.errors import ConfigError, EngineError
 from vaopd.pictures import data_url

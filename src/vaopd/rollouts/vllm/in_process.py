@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vaopd.config_sections import VllmConfig
+from vaopd.config import VllmConfig
 from vaopd.errors import ConfigError, EngineError
 from vaopd.rollouts.vllm.engines import Request, own_arguments
 from vaopd.rollouts.vllm.server import EAGER, SETTINGS, engine_arguments

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vaopd.config_sections import VllmConfig
+from vaopd.config import VllmConfig
 from vaopd.distributed.world import World
 from vaopd.errors import AlignmentError, ConfigError, EngineError
 from vaopd.models.loading import VisionLanguageModel

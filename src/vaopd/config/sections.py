@@ -1,24 +1,19 @@
-"""The sections of a recipe but ``training``: models, data, method, views, sampling, validation."""
+"""The sections of a recipe but ``method`` and ``training``: models, data, views, sampling, ..."""
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-DecayRate = Annotated[float, Field(ge=0, lt=1)]
-Address = Annotated[str, Field(pattern=r"^https?://[^/\s]+/?$")]
-Precision = Literal["auto", "float32", "bfloat16"]
-OnBadRow = Literal["error", "skip"]
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, no unknown keys, docstrings are the documentation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+from vaopd.config.base import (
+    Address,
+    FreeOnResume,
+    NonNegative,
+    OnBadRow,
+    Positive,
+    PositiveInt,
+    Precision,
+    Section,
+)
 
 
 class LoraConfig(Section):
@@ -68,10 +63,10 @@ class StudentConfig(Section):
     """Of the language model's frozen weights under LoRA, by bitsandbytes (extra ``quantize``);
     4bit is NF4 with double quantization, as in QLoRA (Dettmers et al. 2023)."""
 
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: FreeOnResume[bool] = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
-    activation_offload: bool = False
+    activation_offload: FreeOnResume[bool] = False
     """Keep what the backward pass needs in CPU memory: less GPU memory, more transfers."""
 
     @property
@@ -113,13 +108,13 @@ class TeacherConfig(Section):
     """Keep the weights of the language model in 8 bits (LLM.int8) or 4 bits (NF4), by bitsandbytes:
     the extra ``quantize``. ``dtype`` stays the precision of what is computed."""
 
-    offload: bool = False
+    offload: FreeOnResume[bool] = False
     """Keep the weights in CPU memory while the teacher does not score; nothing without a GPU."""
 
-    batch_tokens: PositiveInt = 16384
+    batch_tokens: FreeOnResume[PositiveInt] = 16384
     """Padded tokens in one scoring forward; with ``addresses``, in one request."""
 
-    addresses: tuple[Address, ...] = ()
+    addresses: FreeOnResume[tuple[Address, ...]] = ()
     """Servers started by ``vaopd serve-teacher``, such as ``http://127.0.0.1:8777``, used in turn;
     none = the teacher is loaded in this process. Their token is read from the environment variable
     ``VAOPD_TEACHER_TOKEN``."""
@@ -127,14 +122,14 @@ class TeacherConfig(Section):
     transfer_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision in which hidden states travel from ``addresses``; float32 loses nothing."""
 
-    timeout_seconds: Positive = 600.0
+    timeout_seconds: FreeOnResume[Positive] = 600.0
     """Longest wait for one answer of ``addresses``, their queue included."""
 
-    cache_vision_mb: Annotated[int, Field(ge=0)] = 0
+    cache_vision_mb: FreeOnResume[Annotated[int, Field(ge=0)]] = 0
     """Megabytes, on the teacher's device, in which to keep its features of images and degraded
     images from epoch to epoch; 0 = off. Qwen-VL only."""
 
-    park_hidden: bool = False
+    park_hidden: FreeOnResume[bool] = False
     """Keep the teacher's hidden states in (pinned) CPU memory between scoring and training."""
 
 
@@ -147,14 +142,14 @@ class DataConfig(Section):
     validation: str | None = None
     """Source of held-out problems; none = no validation."""
 
-    allow_overlap: bool = False
+    allow_overlap: FreeOnResume[bool] = False
     """Let problems be in both sources; otherwise a shared id, or the same question and image, is an
     error."""
 
-    max_prompt_tokens: PositiveInt = 8192
+    max_prompt_tokens: FreeOnResume[PositiveInt] = 8192
     """Longest prompt with its image tokens; a longer one is a bad row, never cut."""
 
-    check_images: bool = True
+    check_images: FreeOnResume[bool] = True
     """Decode every stored image before the first step, not when its turn comes."""
 
     on_bad_row: OnBadRow = "error"
@@ -168,98 +163,6 @@ class DataConfig(Section):
 
     max_pixels: PositiveInt = 4_194_304
     """Images of larger area are scaled down to it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Needs:
-    """What a method asks of the trainer before it can weigh a step."""
-
-    responses: Literal["student", "teacher", "references"] = "student"
-    """Who writes the responses: the student (on-policy), the teacher, or the data set."""
-
-    views: Literal[0, 1, 2] = 1
-    """Views that the teacher scores: none, the image, or the image and its degraded copy."""
-
-    view_divergence: bool = False
-    """Whether the teacher compares both views over the whole vocabulary."""
-
-    @property
-    def sampling(self) -> bool:
-        """Whether responses are sampled."""
-        return self.responses != "references"
-
-    @property
-    def teacher(self) -> bool:
-        """Whether there has to be a teacher."""
-        return self.views > 0 or self.responses == "teacher"
-
-
-class MethodConfig(Section):
-    """How visual advantage becomes weights (paper, Eq. 3-6)."""
-
-    name: Literal["va_opd", "opd", "rollout_only", "token_only", "sft", "off_policy_kd"] = "va_opd"
-    """``opd`` is the uniform baseline; the two ``_only`` arms are the paper's ablations; ``sft``
-    learns the references. ``off_policy_kd`` learns responses that the teacher samples, by their
-    cross-entropy (sequence-level distillation, Kim & Rush 2016): a sampled forward KL."""
-
-    advantage: Literal["sampled", "view_divergence", "absolute", "signed", "first_mention"] = (
-        "sampled"
-    )
-    """What a token's advantage is: the clipped log-ratio of the sampled token (paper), the KL
-    between the teacher's two views over the whole vocabulary, the size of the log-ratio, the
-    log-ratio unclipped, or the paper's at the first place of each token id in the response."""
-
-    high_fraction: Fraction = 0.2
-    """Share of a response's tokens in the high-advantage group (p_v)."""
-
-    high_mass: Fraction = 0.5
-    """Share of the loss that the high group carries (lambda)."""
-
-    rollout_temperature: Positive = 1.0
-    """Temperature of the softmax over siblings (tau)."""
-
-    epsilon: NonNegative = 1e-6
-    """Added to the standard deviation of sibling advantages."""
-
-    minimum_advantage: NonNegative = 0.0
-    """Nats of advantage in a response below which its weights fade to plain OPD; 0 = paper."""
-
-    deviation_floor: NonNegative = 0.0
-    """Nats; smallest standard deviation of the sibling z-score; 0 = paper."""
-
-    drop: Literal["none", "highest", "random", "lowest"] = "none"
-    """Which tokens leave the loss, by advantage: the paper's masking study (Fig. 2b)."""
-
-    drop_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of each response's tokens that ``drop`` takes out."""
-
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of the cross-entropy methods only; a softer teacher conditions the reverse KL better."""
-
-    @property
-    def needs(self) -> Needs:
-        """What the method asks of the trainer."""
-        if self.name == "sft":
-            return Needs(responses="references", views=0)
-        if self.name == "off_policy_kd":
-            return Needs(responses="teacher", views=0)
-        if self.name == "opd" and self.drop == "none":
-            return Needs()
-        return Needs(views=2, view_divergence=self.advantage == "view_divergence")
-
-    @model_validator(mode="after")
-    def _check_combination(self) -> "MethodConfig":
-        if self.needs.views == 0 and self.drop != "none":
-            raise ValueError(
-                f"method.drop is {self.drop!r}, but method.name={self.name} scores no tokens; use "
-                "opd or va_opd, or method.drop=none"
-            )
-        if self.advantage != "sampled" and self.needs.views < 2:
-            raise ValueError(
-                f"method.advantage is {self.advantage!r}, but method.name={self.name} uses no "
-                "advantage; use va_opd, rollout_only or token_only, or method.advantage=sampled"
-            )
-        return self
 
 
 class ViewConfig(Section):
@@ -354,10 +257,10 @@ class SamplingConfig(Section):
     engine: Literal["transformers", "vllm"] = "transformers"
     """``transformers`` samples in process and promises equal bits; ``vllm`` asks a server."""
 
-    vllm: VllmConfig = VllmConfig()
+    vllm: FreeOnResume[VllmConfig] = VllmConfig()
     """Only of ``engine=vllm``."""
 
-    batch_tokens: PositiveInt = 131_072
+    batch_tokens: FreeOnResume[PositiveInt] = 131_072
     """Tokens in the key-value cache at most: rollouts decoded together x (prompt + new tokens)."""
 
 

@@ -1,0 +1,43 @@
+"""The configuration of a run: sections, methods, cross-checks, recipes and overrides."""
+
+from vaopd.config.base import OnBadRow, Section
+from vaopd.config.explaining import explain
+from vaopd.config.methods import AnyMethodOptions
+from vaopd.config.own_method import MethodOptions, Needs, OwnMethodOptions
+from vaopd.config.parsing import load_config, parse_config, parse_overrides, read_recipe
+from vaopd.config.run import RunConfig
+from vaopd.config.sections import (
+    DataConfig,
+    LoraConfig,
+    SamplingConfig,
+    StudentConfig,
+    TeacherConfig,
+    ValidationConfig,
+    ViewConfig,
+    VllmConfig,
+)
+from vaopd.config.training import TrainingConfig
+
+__all__ = [
+    "AnyMethodOptions",
+    "DataConfig",
+    "LoraConfig",
+    "MethodOptions",
+    "Needs",
+    "OnBadRow",
+    "OwnMethodOptions",
+    "RunConfig",
+    "SamplingConfig",
+    "Section",
+    "StudentConfig",
+    "TeacherConfig",
+    "TrainingConfig",
+    "ValidationConfig",
+    "ViewConfig",
+    "VllmConfig",
+    "explain",
+    "load_config",
+    "parse_config",
+    "parse_overrides",
+    "read_recipe",
+]

@@ -1,0 +1,179 @@
+"""The section ``method`` of a recipe: one for each method, chosen by ``method.name``.
+
+A key that the chosen method does not read is an error that names the methods that do.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from vaopd.config.base import Fraction, NonNegative, Positive
+from vaopd.config.own_method import MethodOptions, Needs, OwnMethodOptions
+
+PAPER_HIGH_FRACTION = 0.2
+
+
+class AdvantageOptions(MethodOptions):
+    """What a token's advantage is, and which tokens have much of it."""
+
+    advantage: Literal["sampled", "view_divergence", "absolute", "signed"] = "sampled"
+    """What a token's advantage is: the clipped log-ratio of the sampled token (paper, Eq. 2), the
+    KL between the teacher's two views over the whole vocabulary, the size of the log-ratio, or the
+    log-ratio unclipped."""
+
+    high_fraction: Fraction = PAPER_HIGH_FRACTION
+    """Share of a response's tokens in the high-advantage group (p_v). A method that weighs all
+    tokens alike records the group and does not use it."""
+
+    @property
+    def needs(self) -> Needs:
+        """Both views, and their divergence where that is the advantage."""
+        return Needs(views=2, view_divergence=self.advantage == "view_divergence")
+
+
+class DropOptions(AdvantageOptions):
+    """Which tokens leave the loss: the paper's masking study (Fig. 2b)."""
+
+    drop: Literal["none", "highest", "random", "lowest"] = "none"
+    """Which tokens leave the loss, by advantage."""
+
+    drop_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of each response's tokens that ``drop`` takes out."""
+
+
+class RolloutOptions(DropOptions):
+    """How the advantage of siblings becomes their weights (Eq. 3-4)."""
+
+    rollout_temperature: Positive = 1.0
+    """Temperature of the softmax over siblings (tau)."""
+
+    epsilon: NonNegative = 1e-6
+    """Added to the standard deviation of sibling advantages."""
+
+    deviation_floor: NonNegative = 0.0
+    """Nats; smallest standard deviation of the sibling z-score; 0 = paper."""
+
+
+class TokenOptions(DropOptions):
+    """How the loss is shared between the two groups of tokens (Eq. 5-6)."""
+
+    high_mass: Fraction = 0.5
+    """Share of the loss that the high group carries (lambda)."""
+
+    minimum_advantage: NonNegative = 0.0
+    """Nats of advantage in a response below which its weights fade to plain OPD; 0 = paper."""
+
+
+class VaOpdOptions(RolloutOptions, TokenOptions):
+    """Visual-advantage on-policy distillation: siblings and tokens are weighed (Eq. 3-6)."""
+
+    name: Literal["va_opd"] = "va_opd"
+
+
+class RolloutOnlyOptions(RolloutOptions):
+    """The paper's ablation that weighs siblings and no tokens."""
+
+    name: Literal["rollout_only"]
+
+
+class TokenOnlyOptions(TokenOptions):
+    """The paper's ablation that weighs tokens and no siblings."""
+
+    name: Literal["token_only"]
+
+
+class OpdOptions(DropOptions):
+    """On-policy distillation with uniform weights (Eq. 1): the baseline."""
+
+    name: Literal["opd"]
+
+    @property
+    def needs(self) -> Needs:
+        """One view; both where tokens are dropped by their advantage."""
+        return Needs() if self.drop == "none" else super().needs
+
+    @model_validator(mode="after")
+    def _check_advantage(self) -> "OpdOptions":
+        if self.drop == "none" and self.advantage != "sampled":
+            raise ValueError(
+                f"method.advantage is {self.advantage!r}, but method.name=opd uses no advantage "
+                "while method.drop is none; set method.drop, or use va_opd, rollout_only or "
+                "token_only"
+            )
+        return self
+
+
+class SftOptions(MethodOptions):
+    """Supervised fine-tuning on the references of the data set, by their cross-entropy."""
+
+    name: Literal["sft"]
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target that is spread over the vocabulary."""
+
+    @property
+    def needs(self) -> Needs:
+        """References, and no score of a teacher."""
+        return Needs(responses="references", views=0)
+
+
+class OffPolicyKdOptions(MethodOptions):
+    """Sequence-level distillation (Kim & Rush 2016) on responses that the teacher samples.
+
+    They are learned by their cross-entropy, a sampled forward KL.
+    """
+
+    name: Literal["off_policy_kd"]
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target that is spread over the vocabulary."""
+
+    @property
+    def needs(self) -> Needs:
+        """Responses of the teacher, and no score of it."""
+        return Needs(responses="teacher", views=0)
+
+
+BUILT_IN: dict[str, type[MethodOptions]] = {
+    "va_opd": VaOpdOptions,
+    "opd": OpdOptions,
+    "rollout_only": RolloutOnlyOptions,
+    "token_only": TokenOnlyOptions,
+    "sft": SftOptions,
+    "off_policy_kd": OffPolicyKdOptions,
+}
+"""Sections of the methods that vaopd has, by ``method.name``."""
+
+
+def _kind(value: Any) -> str | None:
+    """Return which section a value is for: a built-in's name, ``own``, or none."""
+    name = value.get("name", "va_opd") if isinstance(value, dict) else getattr(value, "name", None)
+    if name in BUILT_IN:
+        return name
+    return "own" if isinstance(name, str) and ".py:" in name else None
+
+
+AnyMethodOptions = Annotated[
+    Annotated[VaOpdOptions, Tag("va_opd")]
+    | Annotated[OpdOptions, Tag("opd")]
+    | Annotated[RolloutOnlyOptions, Tag("rollout_only")]
+    | Annotated[TokenOnlyOptions, Tag("token_only")]
+    | Annotated[SftOptions, Tag("sft")]
+    | Annotated[OffPolicyKdOptions, Tag("off_policy_kd")]
+    | Annotated[OwnMethodOptions, Tag("own")],
+    Discriminator(_kind),
+]
+"""The section of any method."""
+
+
+def high_fraction(method: MethodOptions) -> float:
+    """Return the share of tokens in the high-advantage group, the paper's where a method has none.
+
+    Validation and scoring measure that group under every method.
+    """
+    return getattr(method, "high_fraction", PAPER_HIGH_FRACTION)
+
+
+def methods_with(key: str) -> list[str]:
+    """Return the names of the methods that read an option."""
+    return [name for name, section in BUILT_IN.items() if key in section.model_fields]

@@ -1,0 +1,136 @@
+"""What a method asks of the trainer, and a method of the user's own as a section of a recipe."""
+
+import hashlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, create_model, model_validator
+
+from vaopd.config.base import Section
+from vaopd.config.explaining import explain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a method asks of the trainer before it can weigh a step."""
+
+    responses: Literal["student", "teacher", "references"] = "student"
+    """Who writes the responses: the student (on-policy), the teacher, or the data set."""
+
+    views: Literal[0, 1, 2] = 1
+    """Views that the teacher scores: none, the image, or the image and its degraded copy."""
+
+    view_divergence: bool = False
+    """Whether the teacher compares both views over the whole vocabulary; needs two views."""
+
+    student_entropy: bool = False
+    """Whether the entropy of the student's own distribution is measured at every token."""
+
+    @property
+    def sampling(self) -> bool:
+        """Whether responses are sampled."""
+        return self.responses != "references"
+
+    @property
+    def teacher(self) -> bool:
+        """Whether there has to be a teacher."""
+        return self.views > 0 or self.responses == "teacher"
+
+
+class MethodOptions(Section):
+    """Base of the options of a method, those of a user's own included."""
+
+    @property
+    def needs(self) -> Needs:
+        """What the method asks of the trainer with these options."""
+        return Needs()
+
+
+class OwnMethodOptions(MethodOptions):
+    """A method of the user's own: ``method.name=FILE.py:CLASS``, and the options of that class."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Annotated[str, Field(pattern=r"^.+\.py:\w+$")]
+    """The file, from the working folder, and the class in it; see docs/methods.md."""
+
+    _method_class: Any = PrivateAttr(None)
+    _options: MethodOptions = PrivateAttr(default_factory=MethodOptions)
+
+    @model_validator(mode="after")
+    def _load(self) -> "OwnMethodOptions":
+        if self._method_class is not None:  # a section that `of` made
+            return self
+        file, _, attribute = self.name.rpartition(":")
+        found = getattr(_module(Path(file)), attribute, None)
+        options_class = getattr(found, "Options", None)
+        if not (isinstance(options_class, type) and issubclass(options_class, MethodOptions)):
+            raise ValueError(
+                f"method.name is {self.name!r}, but {file} has no class {attribute} derived from "
+                "vaopd.Method; see docs/methods.md"
+            )
+        self._method_class = found
+        recipe = create_model("Recipe", method=(options_class, ...))
+        try:
+            checked = recipe.model_validate({"method": self.model_extra or {}})
+        except ValidationError as error:
+            texts = [explain(item, recipe) for item in error.errors()]
+            raise ValueError("; ".join(texts)) from None
+        self._options = checked.method  # pyright: ignore[reportAttributeAccessIssue]
+        return self
+
+    @property
+    def method_class(self) -> Any:
+        """The class that ``name`` names."""
+        return self._method_class
+
+    @property
+    def options(self) -> MethodOptions:
+        """What the class is made with."""
+        return self._options
+
+    @property
+    def needs(self) -> Needs:
+        """What the method asks of the trainer."""
+        return self._options.needs
+
+    @classmethod
+    def of(cls, method_class: type, options: MethodOptions, file: str) -> "OwnMethodOptions":
+        """Return the section of a method that the Python API was given, without reading its file.
+
+        Args:
+            method_class: Class of the method.
+            options: What it was made with.
+            file: File that holds the class, for the record and for a resumed run.
+        """
+        section = cls.model_construct(
+            name=f"{file}:{method_class.__name__}", **options.model_dump()
+        )
+        section._method_class, section._options = method_class, options
+        return section
+
+
+def _module(file: Path) -> ModuleType:
+    """Return the module of a file, which is run once in a process."""
+    if not file.is_file():
+        raise ValueError(
+            f"method.name names the file {file}, which does not exist in {Path.cwd()}; give its "
+            "path from the working folder"
+        )
+    digest = hashlib.sha256(str(file.resolve()).encode() + file.read_bytes()).hexdigest()[:12]
+    name = f"vaopd_own_method_{file.stem}_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None, "a .py file has a loader"
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(f"method.name names {file}, which fails when read: {error!r}") from error
+    return module
