@@ -22,7 +22,7 @@ FAST := $(addprefix tests/,objective models training test_config.py test_house_r
 # Of test-newest: what is not to be the newest. A plain torch is the CUDA build, of several GB.
 NEWEST ?= torch==2.13.0
 
-.PHONY: demo test test-fast test-newest test-vllm vllm check bench lock tiny dist clean mutants
+.PHONY: demo reference test test-fast test-newest test-vllm vllm check bench lock tiny dist clean mutants
 
 demo: $(VENV)/run
 	$(BIN)/vaopd train recipes/quickstart.yaml --output runs/quickstart --overwrite
@@ -54,6 +54,10 @@ check: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# docs/configuration.md from the docstrings of the schema; a test compares them.
+reference: $(VENV)/run
+	$(BIN)/python -m vaopd.config.reference docs/configuration.md
 
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks --device $(DEVICE) --scale $(SCALE)

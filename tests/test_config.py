@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vaopd.config import RunConfig, load_config, parse_config, parse_overrides
+from vaopd.config.reference import reference
 from vaopd.errors import ConfigError
 
 MINIMAL = {"student": {"model": "S"}, "data": {"train": "D"}}
@@ -268,7 +269,7 @@ def test_the_resolved_yaml_spells_out_every_default():
 @pytest.mark.parametrize("save_every", ["20", "null"])
 def test_checkpoints_kept_for_good_must_be_saved_at_all(save_every: str):
     with pytest.raises(
-        ConfigError, match=r"training\.keep_every is 30, no multiple of .*save_every"
+        ConfigError, match=r"training\.keep_every is 30, not a multiple of .*save_every"
     ):
         parse_config(
             parse_overrides(
@@ -351,3 +352,17 @@ def test_the_saved_recipe_of_an_earlier_version_loses_only_keys_that_its_method_
     saved.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"method\.high_mass is not read by method\.name=opd"):
         load_config(saved)
+
+
+def test_the_page_of_the_configuration_is_that_of_the_schema():
+    page = Path(__file__).parents[1] / "docs" / "configuration.md"
+    assert page.read_text(encoding="utf-8") == reference(), "run: make reference"
+
+
+def test_the_page_says_of_each_key_what_it_may_hold_and_whether_a_resumed_run_may_change_it():
+    page = reference()
+    assert "| `training.betas` | `[0.9, 0.95]` | list of number ≥ 0, < 1 |" in page
+    assert "| `teacher.offload` ↻ | `false` | true or false |" in page
+    assert "| `method.epsilon` | `1e-06` | number ≥ 0 |" in page
+    assert "Read by va_opd, rollout_only." in page
+    assert page.count("\n| `") > 80

@@ -26,7 +26,7 @@ class LoraConfig(Section):
     """Adapters are scaled by alpha / rank; null = twice the rank."""
 
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of the adapters' inputs. Above 0 the update depends on the split into micro-batches."""
+    """Dropout of the adapters' inputs. Above 0 the update depends on the micro-batches."""
 
     target_modules: list[str] | None = None
     """Names of the language model's linear layers that get adapters, such as ``[q_proj, v_proj]``;
@@ -60,8 +60,8 @@ class StudentConfig(Section):
     """Adapters."""
 
     quantization: Literal["none", "8bit", "4bit"] = "none"
-    """Of the language model's frozen weights under LoRA, by bitsandbytes (extra ``quantize``);
-    4bit is NF4 with double quantization, as in QLoRA (Dettmers et al. 2023)."""
+    """Precision of the language model's frozen weights under LoRA, by bitsandbytes (extra
+    ``quantize``); 4bit is NF4 with double quantization, as in QLoRA (Dettmers et al. 2023)."""
 
     gradient_checkpointing: FreeOnResume[bool] = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -258,7 +258,7 @@ class SamplingConfig(Section):
     """``transformers`` samples in process and promises equal bits; ``vllm`` asks a server."""
 
     vllm: FreeOnResume[VllmConfig] = VllmConfig()
-    """Only of ``engine=vllm``."""
+    """Only for ``engine=vllm``."""
 
     batch_tokens: FreeOnResume[PositiveInt] = 131_072
     """Tokens in the key-value cache at most: rollouts decoded together x (prompt + new tokens)."""
@@ -271,10 +271,10 @@ class ValidationConfig(Section):
     """Responses for each problem; accuracy is their mean (avg@k)."""
 
     temperature: NonNegative = 1.0
-    """0 = greedy."""
+    """Softmax temperature of the answers; 0 = greedy."""
 
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus mass."""
+    """Nucleus mass of the answers."""
 
     pixelated: bool = False
     """Also answer with the degraded image, and measure the student's own visual advantage."""
@@ -283,4 +283,4 @@ class ValidationConfig(Section):
     """Load the teacher to measure visual advantage where the method needs none (``sft``)."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
-    """Of the sampling noise, apart from ``training.seed``: runs of other seeds answer alike."""
+    """Seed of the sampling noise, apart from ``training.seed``: all runs answer alike."""

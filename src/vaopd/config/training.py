@@ -58,14 +58,14 @@ class TrainingConfig(Section):
     high on a GPU (16384 elsewhere) and halves whenever a step runs out of memory."""
 
     share_prefix: bool = True
-    """Pack siblings behind one copy of prompt and image; false = one row for each rollout."""
+    """Pack siblings after one copy of prompt and image; false = one row for each rollout."""
 
     rollout_lag: Literal[0, 1] = 0
     """1 = a vLLM sampler and a teacher's server prepare the next step while this one is learned,
     from weights that are one update old; 0 = strictly on-policy."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
-    """Of random weights, sampling, data order and ties."""
+    """Seed of random weights, sampling, data order and ties."""
 
     save_every: FreeOnResume[PositiveInt | None] = 50
     """Steps between checkpoints; null = only at the end. A validation that is the best so far
@@ -100,7 +100,8 @@ class TrainingConfig(Section):
             self.save_every is None or self.keep_every % self.save_every
         ):
             raise ValueError(
-                f"training.keep_every is {self.keep_every}, no multiple of training.save_every="
-                f"{self.save_every}, so most of these steps are never saved; make it one"
+                f"training.keep_every is {self.keep_every}, not a multiple of "
+                f"training.save_every={self.save_every}, so most of these steps are never saved; "
+                "make it one"
             )
         return self
