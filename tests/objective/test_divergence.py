@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vaopd.errors import AlignmentError, ConfigError
-from vaopd.objective import chunks, divergence
+from vaopd.objective import chunks, target, walk
 from vaopd.objective.advantage import visual_advantage
 from vaopd.objective.divergence import (
     sampled_logprobs,
@@ -296,7 +296,7 @@ def test_autocast_does_not_lower_the_precision():
 def test_bfloat16_models_are_multiplied_and_summed_in_float32(cast_bytes, monkeypatch):
     # The float64 formula on the same rounded inputs: only the gradients are rounded again,
     # to 8 bits, a relative error of 2^-9 = .002. The blocks of rows do not divide the head.
-    monkeypatch.setattr(divergence, "CAST_BYTES", cast_bytes)
+    monkeypatch.setattr(walk, "CAST_BYTES", cast_bytes)
     ours = make(dtype=torch.bfloat16)
     plain = double(ours)
     loss, kl = weighted_reverse_kl(*ours, vocab_size=17, chunk_size=2)
@@ -369,7 +369,7 @@ def test_nothing_of_tokens_by_vocabulary_ever_exists():
 def test_a_bfloat16_head_is_never_widened_whole(monkeypatch):
     # Buffers of 4 x 300 and hidden gradients of 200 x 5 are needed; the heads, which are not
     # trained here, would be 300 x 5 and 300 x 8 in float32.
-    monkeypatch.setattr(divergence, "CAST_BYTES", 320)
+    monkeypatch.setattr(walk, "CAST_BYTES", 320)
     tensors = make(num_tokens=200, rows=(300, 300), dtype=torch.bfloat16)
     tensors[1].requires_grad_(False)
     with LargestTensor() as largest:
@@ -380,13 +380,14 @@ def test_a_bfloat16_head_is_never_widened_whole(monkeypatch):
 def test_the_default_chunk_fits_its_budget(monkeypatch):
     # Two float32 buffers of 300 ids and an eighth are 2,550 bytes a token: 25,500 hold ten tokens.
     seen = []
-    whole = divergence._write_logits
+    whole = walk.write_logits
 
     def spy(hidden, head, buffer):
         seen.append(tuple(buffer.shape))
         return whole(hidden, head, buffer)
 
-    monkeypatch.setattr(divergence, "_write_logits", spy)
+    monkeypatch.setattr(walk, "write_logits", spy)
+    monkeypatch.setattr(target, "write_logits", spy)
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 25_500)
     weighted_reverse_kl(*make(num_tokens=35, rows=(300, 300)))
     assert set(seen) == {(10, 300)}
