@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vaopd.errors import AlignmentError, ConfigError
-from vaopd.objective.chunks import Plan, plan_chunks
+from vaopd.objective.chunks import ChunkPlan, plan_chunks
 
 CAST_BYTES = 8 * 2**20
 """Size of the block of head rows that is held in working precision at a time."""
@@ -163,7 +163,7 @@ def weighted_cross_entropy(
     return _walk(student_hidden, student_head, token_weights, measure, plan)
 
 
-def _reverse_kl(teacher_hidden: Tensor, teacher_head: Tensor, plan: Plan) -> Measure:
+def _reverse_kl(teacher_hidden: Tensor, teacher_head: Tensor, plan: ChunkPlan) -> Measure:
     """Return the measure of KL(student || teacher)."""
     buffer, scratch = plan.buffer(teacher_hidden), plan.scratch(teacher_hidden)
 
@@ -213,7 +213,7 @@ def _nll_and_gradient_(
 
 
 def _walk(
-    hidden: Tensor, head: Tensor, weights: Tensor, measure: Measure, plan: Plan
+    hidden: Tensor, head: Tensor, weights: Tensor, measure: Measure, plan: ChunkPlan
 ) -> tuple[Tensor, Tensor]:
     """Return the weighted loss with its graph, and the reported number of each token."""
     if not torch.is_grad_enabled():
@@ -229,7 +229,7 @@ class _ChunkWalk(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, weights: Tensor, measure: Measure, plan: Plan
+        ctx: Any, hidden: Tensor, head: Tensor, weights: Tensor, measure: Measure, plan: ChunkPlan
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.dtypes = (hidden.dtype, head.dtype)

@@ -108,7 +108,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Table:
+class StudyTable:
     """A planned table."""
 
     name: str
@@ -120,7 +120,7 @@ class Table:
 class Plan:
     """Everything a study will run and show."""
 
-    tables: list[Table]
+    tables: list[StudyTable]
     seeds: list[int]
     text: str
     """The study recipe as it was read."""
@@ -241,7 +241,7 @@ def _named(study: StudyConfig, name: str, path: Path) -> TableConfig:
 
 def _table(
     name: str, settings: TableConfig, base: Path, shared: list[str], seeds: list[int]
-) -> Table:
+) -> StudyTable:
     trained = {
         arm: Arm({seed: _run(base, [*shared, *settings.overrides, *own], seed) for seed in seeds})
         for arm, own in settings.arms.items()
@@ -258,7 +258,7 @@ def _table(
         arm: trained[arm] if arm != BASE_ARM else Arm(first.runs, is_untrained=True)
         for arm in settings.arms
     }
-    return Table(name, settings, arms)
+    return StudyTable(name, settings, arms)
 
 
 def _run(base: Path, overrides: list[str], seed: int) -> PlannedRun:

@@ -19,7 +19,7 @@ from vaopd.errors import AlignmentError, ConfigError, EngineError
 from vaopd.models.loading import VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
-from vaopd.rollouts.vllm.engines import Engine, Request, Servers
+from vaopd.rollouts.vllm.engines import SamplingRequest, VllmEngine, VllmServers
 from vaopd.rollouts.vllm.weights import needs_own_head, snapshot
 
 NEVER = -1e9
@@ -72,13 +72,13 @@ class VllmSampler:
                 "starts a server whose head is not tied"
             )
         dtype = str(model.compute_dtype).removeprefix("torch.")
-        self.engine: Engine
+        self.engine: VllmEngine
         if options.mode == "in_process":
             from vaopd.rollouts.vllm.in_process import InProcess
 
             self.engine = InProcess(options, dtype=dtype, device=model.device)
         else:
-            self.engine = Servers(options, self.world, dtype=dtype, log=log, say=say)
+            self.engine = VllmServers(options, self.world, dtype=dtype, log=log, say=say)
         self.never = {
             token: NEVER
             for token in (*model.forbidden_ids, *range(model.vocab_size, model.head.shape[0]))
@@ -161,7 +161,7 @@ class VllmSampler:
             )
         return [self._rollout(prompt, choice, settings) for choice in choices]
 
-    def _request(self, prompt: EncodedPrompt, settings: SamplingSettings) -> Request:
+    def _request(self, prompt: EncodedPrompt, settings: SamplingSettings) -> SamplingRequest:
         ids = prompt.input_ids.tolist()
         image = self.image_token_id
         folded = [
@@ -179,7 +179,7 @@ class VllmSampler:
             "logit_bias": self.never,
             "detokenize": False,
         }
-        return Request(folded, tuple(prompt.images), parameters)
+        return SamplingRequest(folded, tuple(prompt.images), parameters)
 
     def _rollout(
         self,
