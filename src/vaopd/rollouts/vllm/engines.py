@@ -43,7 +43,7 @@ class SamplingRequest:
     """Of vLLM's ``SamplingParams``."""
 
 
-class VllmEngine(Protocol):
+class SamplingEngine(Protocol):
     """A vLLM that samples from the weights it was given last."""
 
     def give(self, weights: Snapshot, version: str) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ class VllmServers:
                 _check_health(address)
 
     def give(self, weights: Snapshot, version: str) -> tuple[str, ...]:
-        """Start the server with these weights, or let every server read them; see `VllmEngine`."""
+        """Start the server with these weights, or let every server read them; see `SamplingEngine`."""
         if not self.options.addresses and self.server is None:
             self._start(weights)
         else:
@@ -137,7 +137,7 @@ class VllmServers:
         return tuple(str(client.base_url) for client in self.clients)
 
     def connect(self, places: Sequence[str]) -> None:
-        """Hold a client for each address; see `VllmEngine`."""
+        """Hold a client for each address; see `SamplingEngine`."""
         if self.clients:
             return
         for place in places:
@@ -147,7 +147,7 @@ class VllmServers:
             self.clients.append(self.resources.enter_context(client))
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[dict[str, Any]]:
-        """Spread requests over the servers; see `VllmEngine`."""
+        """Spread requests over the servers; see `SamplingEngine`."""
         # By the number of a problem in the step, so that processes load all servers alike.
         numbers = range(self.world.rank, self.world.rank + len(requests) * self.world.size,
                         self.world.size)  # fmt: skip
@@ -158,7 +158,7 @@ class VllmServers:
             raise errors.exceptions[0] from None
 
     def sleep(self) -> None:
-        """Send all to sleep; see `VllmEngine`. Level 2 keeps no weights: new ones come first."""
+        """Send all to sleep; see `SamplingEngine`. Level 2 keeps no weights: new ones come first."""
         self._post_all("sleep?level=2")
 
     def close(self) -> None:

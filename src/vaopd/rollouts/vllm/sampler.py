@@ -19,7 +19,7 @@ from vaopd.errors import AlignmentError, ConfigError, EngineError
 from vaopd.models.loading import VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
-from vaopd.rollouts.vllm.engines import SamplingRequest, VllmEngine, VllmServers
+from vaopd.rollouts.vllm.engines import SamplingEngine, SamplingRequest, VllmServers
 from vaopd.rollouts.vllm.weights import needs_own_head, snapshot
 
 NEVER = -1e9
@@ -72,7 +72,7 @@ class VllmSampler:
                 "starts a server whose head is not tied"
             )
         dtype = str(model.compute_dtype).removeprefix("torch.")
-        self.engine: VllmEngine
+        self.engine: SamplingEngine
         if options.mode == "in_process":
             from vaopd.rollouts.vllm.in_process import InProcess
 
