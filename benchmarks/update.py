@@ -19,7 +19,7 @@ from benchmarks.measure import Arm, NotMeasured, synchronize
 from benchmarks.scales import Scale
 from benchmarks.subjects import Subjects, make_config, make_subjects
 from vaopd.methods.base import StepRollouts
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.packing import micro_batches, response_hidden_states
 from vaopd.models.prompts import Batch, EncodedPrompt
 from vaopd.objective.advantage import visual_advantage

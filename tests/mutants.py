@@ -27,7 +27,7 @@ VA_OPD = "methods/va_opd.py"
 SUPERVISED = "methods/supervised.py"
 RUN = "training/run.py"
 SCHEDULE = "training/schedule.py"
-LOADING = "models/loading.py"
+ENCODER = "models/prompt_encoder.py"
 VALIDATION = "evaluation/validation.py"
 TEACHER = "teacher/local.py"
 
@@ -66,28 +66,28 @@ MUTANTS = (
     # Views.
     Mutant(
         "view.stage swapped",
-        LOADING,
+        ENCODER,
         'if self.view.stage == "native":',
         'if self.view.stage != "native":',
         wiring("the_image_is_degraded_after_the_budget_or_at_its_own_size"),
     ),
     Mutant(
         "view.stage swapped for the small probe",
-        LOADING,
+        ENCODER,
         'native = self.view.stage == "native"',
         'native = self.view.stage != "native"',
         wiring("the_small_probe_is_made_after_the_budget_or_at_the_images_own_size"),
     ),
     Mutant(
         "view.ratio dropped",
-        LOADING,
+        ENCODER,
         "views.degrade(self._fit(image), self.view.name, self.view.ratio)",
         "views.degrade(self._fit(image), self.view.name)",
         effect("view.ratio-0"),
     ),
     Mutant(
         "data.max_prompt_tokens a constant",
-        LOADING,
+        ENCODER,
         "if len(prompt) > self.data.max_prompt_tokens:",
         "if len(prompt) > 8192:",
         effect("data.max_prompt_tokens-0"),

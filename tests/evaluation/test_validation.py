@@ -10,7 +10,8 @@ from vaopd.config import RunConfig, parse_config
 from vaopd.errors import ConfigError
 from vaopd.evaluation import validation, visual_reliance
 from vaopd.evaluation.validation import ValidationResult, Validator
-from vaopd.models.loading import VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.problems.problem import Problem
@@ -223,7 +224,7 @@ def test_the_advantages_are_those_of_plain_scoring(
     student: VisionLanguageModel, problems: list[Problem], copy_result: ValidationResult
 ):
     # The same rollouts scored one by one, without any packing, through the teacher's interface.
-    from vaopd.models.loading import PromptEncoder
+    from vaopd.models.prompt_encoder import PromptEncoder
     from vaopd.rollouts.transformers import TransformersSampler
 
     options = config()

@@ -22,7 +22,7 @@ from rich.console import Console
 from vaopd import cli
 from vaopd.config import RunConfig, load_config
 from vaopd.errors import AlignmentError, ProblemError
-from vaopd.models.loading import PromptEncoder
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.rollouts.vllm.sampler import VllmSampler
 from vaopd.training import checkpoint, data

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from transformers.cache_utils import DynamicLayer
 
 from vaopd.errors import ModelError
-from vaopd.models.loading import VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.packing import micro_batches, response_hidden_states, split_by_rollout
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems

@@ -8,7 +8,9 @@ import torch
 import yaml
 
 from vaopd.config import RunConfig, parse_config, parse_overrides
-from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.problems.problem import Problem

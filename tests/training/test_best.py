@@ -13,7 +13,8 @@ from rich.console import Console
 
 from vaopd.config import RunConfig
 from vaopd.evaluation.validation import Validation, ValidationResult, Validator
-from vaopd.models.loading import VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
 from vaopd.records import read_rows
 from vaopd.training import best as best_module
 from vaopd.training import run as run_module

@@ -13,7 +13,7 @@ from vaopd.config import RunConfig, parse_config, parse_overrides
 from vaopd.distributed.world import World
 from vaopd.errors import ConfigError
 from vaopd.models.adapters import trained_weights
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 from vaopd.objective import divergence
 from vaopd.problems.problem import Problem
 from vaopd.teacher.local import LocalTeacher

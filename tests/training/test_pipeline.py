@@ -18,7 +18,7 @@ from vaopd.config import RunConfig
 from vaopd.distributed.world import World
 from vaopd.errors import ConfigError, EngineError
 from vaopd.methods import make_method
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.problem import Problem
 from vaopd.records import read_rows

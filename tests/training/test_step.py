@@ -14,7 +14,8 @@ from vaopd.methods import base as base_module
 from vaopd.methods import make_method
 from vaopd.methods.base import StepRollouts, Weights
 from vaopd.methods.va_opd import VaOpd
-from vaopd.models.loading import PromptEncoder, VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.problem import Problem
 from vaopd.teacher.local import LocalTeacher

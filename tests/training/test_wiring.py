@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vaopd.config import RunConfig
-from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.objective.weights import high_group, rollout_weights, token_weights
 from vaopd.problems.problem import Problem

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from vaopd.config_sections import DataConfig, ViewConfig, VllmConfig
-from vaopd.models.loading import PromptEncoder, load_model
+from vaopd.models.loading import load_model
 from vaopd.models.packing import micro_batches, response_hidden_states
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.objective.divergence import sampled_logprobs
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.rollouts.sampler import SamplingSettings

@@ -12,8 +12,10 @@ import torch
 
 from vaopd.config_sections import DataConfig, ViewConfig, VllmConfig
 from vaopd.errors import EngineError
-from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.packing import micro_batches, response_hidden_states, split_by_rollout
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.objective.divergence import sampled_logprobs
 from vaopd.problems.drawn import DrawnProblems

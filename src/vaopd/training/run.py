@@ -17,7 +17,7 @@ from vaopd.distributed.world import World, processes
 from vaopd.errors import ConfigError, TrainingError
 from vaopd.evaluation.validation import Validation, ValidationResult, Validator
 from vaopd.models.compatibility import check_same_pixels, check_same_tokenizer
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 from vaopd.problems.manifest import MANIFEST, check_unchanged, manifest
 from vaopd.problems.problem import Problem
 from vaopd.records import append_row, new_folder, write_json, write_rows, write_text

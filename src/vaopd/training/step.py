@@ -17,7 +17,7 @@ from vaopd.config import RunConfig, TrainingConfig
 from vaopd.distributed.world import World
 from vaopd.methods import make_method
 from vaopd.methods.base import StudentStates, TeacherStates, Weights, seed_of
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.packing import (
     MicroBatch,
     micro_batches,

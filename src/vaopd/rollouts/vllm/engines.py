@@ -127,7 +127,7 @@ class VllmServers:
                 _check_health(address)
 
     def give(self, weights: Snapshot, version: str) -> tuple[str, ...]:
-        """Start the server with these weights, or let every server read them; see `SamplingEngine`."""
+        """Start the server with these weights, or let every server read them."""
         if not self.options.addresses and self.server is None:
             self._start(weights)
         else:
@@ -137,7 +137,7 @@ class VllmServers:
         return tuple(str(client.base_url) for client in self.clients)
 
     def connect(self, places: Sequence[str]) -> None:
-        """Hold a client for each address; see `SamplingEngine`."""
+        """Hold a client for each address."""
         if self.clients:
             return
         for place in places:
@@ -147,7 +147,7 @@ class VllmServers:
             self.clients.append(self.resources.enter_context(client))
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[dict[str, Any]]:
-        """Spread requests over the servers; see `SamplingEngine`."""
+        """Spread requests over the servers."""
         # By the number of a problem in the step, so that processes load all servers alike.
         numbers = range(self.world.rank, self.world.rank + len(requests) * self.world.size,
                         self.world.size)  # fmt: skip
@@ -158,7 +158,7 @@ class VllmServers:
             raise errors.exceptions[0] from None
 
     def sleep(self) -> None:
-        """Send all to sleep; see `SamplingEngine`. Level 2 keeps no weights: new ones come first."""
+        """Send all to sleep. Level 2 keeps no weights: new ones come first."""
         self._post_all("sleep?level=2")
 
     def close(self) -> None:

@@ -54,7 +54,7 @@ class InProcess:
         self.llm: Any = None  # pyright knows no vLLM
 
     def give(self, weights: Snapshot, version: str) -> tuple[str, ...]:
-        """Load a model from these weights, or change those of the loaded one; see `SamplingEngine`."""
+        """Load a model from these weights, or change those of the loaded one."""
         try:
             if self.llm is None:
                 self._start(weights)
@@ -70,7 +70,7 @@ class InProcess:
         """Nothing: it is here."""
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[dict[str, Any]]:
-        """Answer all requests as one batch; see `SamplingEngine`."""
+        """Answer all requests as one batch."""
         prompts = [
             {"prompt_token_ids": r.token_ids, "multi_modal_data": {"image": list(r.images)}}
             if r.images
@@ -85,7 +85,7 @@ class InProcess:
         return [_answer(output) for output in outputs]
 
     def sleep(self) -> None:
-        """Free its GPU memory, weights included; see `SamplingEngine`."""
+        """Free its GPU memory, weights included."""
         self.llm.sleep(level=2)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ import torch
 from vaopd.config_sections import VllmConfig
 from vaopd.distributed.world import World
 from vaopd.errors import AlignmentError, ConfigError, EngineError
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
 from vaopd.rollouts.vllm.engines import SamplingEngine, SamplingRequest, VllmServers

@@ -16,7 +16,7 @@ from torch import Tensor
 from vaopd.config import RunConfig, TeacherConfig
 from vaopd.devices import DTYPES
 from vaopd.errors import ConfigError, EngineError, ModelError
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.packing import separable_problems
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.teacher.remote.auth import TOKEN_VARIABLE, environment_token
