@@ -26,6 +26,7 @@ PIPELINE = "training/pipeline.py"
 VA_OPD = "methods/va_opd.py"
 SUPERVISED = "methods/supervised.py"
 RUN = "training/run.py"
+SETUP = "training/setup.py"
 SCHEDULE = "training/schedule.py"
 ENCODER = "models/prompt_encoder.py"
 VALIDATION = "evaluation/validation.py"
@@ -131,8 +132,8 @@ MUTANTS = (
     ),
     Mutant(
         "sampling.batch_tokens dropped",
-        RUN,
-        "TransformersSampler(model, batch_tokens=options.batch_tokens)",
+        SETUP,
+        "TransformersSampler(model, batch_tokens=config.sampling.batch_tokens)",
         "TransformersSampler(model)",
         effect("sampling.batch_tokens-0"),
     ),

@@ -73,11 +73,11 @@ class Script:
         self.asked.append((list(prompts), settings))
         texts = self.answers[len(self.asked) - 1]
         return [
-            [self._rollout(prompt, k, text) for k, text in enumerate(group)]
+            [self.rollout(prompt, k, text) for k, text in enumerate(group)]
             for prompt, group in zip(prompts, texts, strict=True)
         ]
 
-    def _rollout(self, prompt: EncodedPrompt, sibling: int, text: str) -> Rollout:
+    def rollout(self, prompt: EncodedPrompt, sibling: int, text: str) -> Rollout:
         ids = self.model.tokenizer(text, add_special_tokens=False)["input_ids"]
         is_cut = text.endswith("..")
         end = [] if is_cut else [self.model.tokenizer.eos_token_id]

@@ -242,10 +242,16 @@ def test_long_responses_move_the_cache_seldom_and_change_nothing(model, prompts,
     lengths = {len(ids) for group in expected for ids in group}
     assert max(lengths) == 90
     sizes = []
-    enlarge = transformers._enlarged
-    monkeypatch.setattr(
-        transformers, "_enlarged", lambda s, length: sizes.append(length) or enlarge(s, length)
-    )
+
+    class Watched(transformers.RoomyLayer):
+        def update(self, *given, **options):
+            before = self.room
+            result = super().update(*given, **options)
+            if self.room is not None and self.room is not before:
+                sizes.extend(part.shape[-2] for part in self.room)
+            return result
+
+    monkeypatch.setattr(transformers, "RoomyLayer", Watched)
     assert tokens(TransformersSampler(model).sample(prompts, settings)) == expected
     longest = max(len(prompt) for prompt in prompts)
     assert max(sizes) == longest + 90  # never beyond the longest row there can be

@@ -25,6 +25,9 @@ class SnapshotSampler:
     def sleep(self) -> None:
         """Nothing: the copy stays."""
 
+    def close(self) -> None:
+        """Nothing: it started nothing."""
+
     def sample(
         self, prompts: Sequence[EncodedPrompt], settings: SamplingSettings
     ) -> list[list[Rollout]]:

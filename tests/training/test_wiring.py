@@ -117,9 +117,9 @@ def asked(make_step: Callable[..., Step], problems: list[Problem]) -> list[Sampl
         "training.seed=9",
     )
     sampler = AskedSampler(step.pipeline.sampler)
-    again = Step(step.config, step.student, step.teacher, sampler, step.optimizer)
-    again.run(problems, 1)
-    again.run(problems, 2)
+    step.pipeline.sampler = sampler
+    step.run(problems, 1)
+    step.run(problems, 2)
     return sampler.asked
 
 

@@ -29,7 +29,7 @@ def difference(sampler, model, prompts) -> float:
     """Return the largest distance between vLLM's log-probs of what it samples and ours, nats."""
     largest = 0.0
     for prompt in prompts:
-        request = sampler._request(prompt, dataclasses.replace(SETTINGS, temperature=1.0))
+        request = sampler.request(prompt, dataclasses.replace(SETTINGS, temperature=1.0))
         (output,) = sampler.engine.llm.generate(
             [{"prompt_token_ids": request.token_ids,
               "multi_modal_data": {"image": list(request.images)}}],

@@ -124,9 +124,9 @@ class VllmSampler:
         """
         assert settings.weights_version == self.held, "take_weights() comes first"
         try:
-            answers = self.engine.generate([self._request(p, settings) for p in prompts])
+            answers = self.engine.generate([self.request(p, settings) for p in prompts])
             return [
-                self._siblings(prompt, answer, settings)
+                self.siblings(prompt, answer, settings)
                 for prompt, answer in zip(prompts, answers, strict=True)
             ]
         except BaseException:
@@ -144,9 +144,15 @@ class VllmSampler:
         self.engine.close()
         self.held = None
 
-    def _siblings(
+    def siblings(
         self, prompt: EncodedPrompt, answer: dict[str, Any], settings: SamplingSettings
     ) -> list[Rollout]:
+        """Return the siblings that vLLM answered.
+
+        Raises:
+            AlignmentError: vLLM made other prompt tokens.
+            EngineError: A response is missing, breaks off, or comes from other weights.
+        """
         if answer["prompt_token_ids"] != prompt.input_ids.tolist():
             raise AlignmentError(
                 f"problem {prompt.problem_id}: vLLM makes {len(answer['prompt_token_ids'])} prompt "
@@ -161,7 +167,8 @@ class VllmSampler:
             )
         return [self._rollout(prompt, choice, settings) for choice in choices]
 
-    def _request(self, prompt: EncodedPrompt, settings: SamplingSettings) -> SamplingRequest:
+    def request(self, prompt: EncodedPrompt, settings: SamplingSettings) -> SamplingRequest:
+        """Return what vLLM is asked for the siblings of a prompt."""
         ids = prompt.input_ids.tolist()
         image = self.image_token_id
         folded = [
