@@ -13,7 +13,8 @@ import torch
 from benchmarks.measure import Arm, NotMeasured, synchronize
 from benchmarks.scales import Scale
 from vaopd.config import DataConfig, ViewConfig
-from vaopd.models.loading import PromptEncoder, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.objective.advantage import visual_advantage
 from vaopd.objective.weights import high_group
 from vaopd.problems.drawn import DrawnProblems

@@ -9,7 +9,7 @@ import torch
 from benchmarks.measure import Arm, NotMeasured
 from benchmarks.scales import Scale
 from benchmarks.subjects import RandomModel, make_config, make_model, make_problems
-from vaopd.models.loading import PromptEncoder
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.rollouts.sampler import SamplingSettings
 from vaopd.rollouts.transformers import TransformersSampler

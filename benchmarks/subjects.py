@@ -17,7 +17,8 @@ from benchmarks.scales import ModelSize, Scale
 from vaopd.config import RunConfig, parse_config
 from vaopd.models import tiny
 from vaopd.models.families.qwen_vl import QwenVLFamily
-from vaopd.models.loading import PromptEncoder, VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.problems.problem import Problem

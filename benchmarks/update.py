@@ -18,8 +18,10 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks.measure import Arm, NotMeasured, synchronize
 from benchmarks.scales import Scale
 from benchmarks.subjects import Subjects, make_config, make_subjects
+from vaopd.distributed.world import World
+from vaopd.methods import make_method
 from vaopd.methods.base import StepRollouts
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.packing import micro_batches, response_hidden_states
 from vaopd.models.prompts import Batch, EncodedPrompt
 from vaopd.objective.advantage import visual_advantage
@@ -27,7 +29,7 @@ from vaopd.objective.weights import rollout_weights, token_weights
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.teacher.local import LocalTeacher
 from vaopd.training.assignment import Shares
-from vaopd.training.pipeline import ScoredBatch
+from vaopd.training.pipeline import Pipeline, ScoredBatch
 from vaopd.training.step import Step
 
 PROBLEMS_TOGETHER = 2
@@ -58,7 +60,8 @@ def make_step(scale: Scale, subjects: Subjects, *, method: str, share_prefix: bo
     teacher = LocalTeacher(subjects.teacher, batch_tokens=scale.budget, share_prefix=share_prefix)
     student = subjects.student
     optimizer = torch.optim.AdamW(student.model.parameters(), lr=1e-6, fused=True)
-    return Step(config, student, teacher, TransformersSampler(student), optimizer)
+    method, sampler = make_method(config.method), TransformersSampler(student)
+    return Step(Pipeline(config, method, student, teacher, sampler, World()), optimizer)
 
 
 def update(step: Step, subjects: Subjects, part: slice) -> dict[str, Any]:

@@ -26,8 +26,9 @@ PIPELINE = "training/pipeline.py"
 VA_OPD = "methods/va_opd.py"
 SUPERVISED = "methods/supervised.py"
 RUN = "training/run.py"
+SETUP = "training/setup.py"
 SCHEDULE = "training/schedule.py"
-LOADING = "models/loading.py"
+ENCODER = "models/prompt_encoder.py"
 VALIDATION = "evaluation/validation.py"
 TEACHER = "teacher/local.py"
 
@@ -66,28 +67,28 @@ MUTANTS = (
     # Views.
     Mutant(
         "view.stage swapped",
-        LOADING,
+        ENCODER,
         'if self.view.stage == "native":',
         'if self.view.stage != "native":',
         wiring("the_image_is_degraded_after_the_budget_or_at_its_own_size"),
     ),
     Mutant(
         "view.stage swapped for the small probe",
-        LOADING,
+        ENCODER,
         'native = self.view.stage == "native"',
         'native = self.view.stage != "native"',
         wiring("the_small_probe_is_made_after_the_budget_or_at_the_images_own_size"),
     ),
     Mutant(
         "view.ratio dropped",
-        LOADING,
+        ENCODER,
         "views.degrade(self._fit(image), self.view.name, self.view.ratio)",
         "views.degrade(self._fit(image), self.view.name)",
         effect("view.ratio-0"),
     ),
     Mutant(
         "data.max_prompt_tokens a constant",
-        LOADING,
+        ENCODER,
         "if len(prompt) > self.data.max_prompt_tokens:",
         "if len(prompt) > 8192:",
         effect("data.max_prompt_tokens-0"),
@@ -131,8 +132,8 @@ MUTANTS = (
     ),
     Mutant(
         "sampling.batch_tokens dropped",
-        RUN,
-        "TransformersSampler(model, batch_tokens=options.batch_tokens)",
+        SETUP,
+        "TransformersSampler(model, batch_tokens=config.sampling.batch_tokens)",
         "TransformersSampler(model)",
         effect("sampling.batch_tokens-0"),
     ),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import uvicorn
 
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 from vaopd.teacher.remote.identity import describe_teacher
 from vaopd.teacher.remote.messages import TeacherInfo
 from vaopd.teacher.remote.server import listen, make_app

@@ -96,7 +96,7 @@ def score(
 
     from vaopd.config.methods import high_fraction
     from vaopd.devices import pick_device
-    from vaopd.models.loading import PromptEncoder
+    from vaopd.models.prompt_encoder import PromptEncoder
     from vaopd.teacher.local import load_teacher
     from vaopd.teacher.rollout_file import score_file
 

@@ -10,11 +10,13 @@ from vaopd.devices import pick_device
 from vaopd.distributed.world import World
 from vaopd.doctor.estimate import Estimate, Lengths, estimate
 from vaopd.doctor.trace import LiveBytes
+from vaopd.methods import make_method
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.teacher.local import load_teacher
+from vaopd.training.pipeline import Pipeline
 from vaopd.training.step import Step
 from vaopd.training.student import load_student, make_optimizer
 
@@ -70,7 +72,8 @@ def measure(*overrides: str) -> Peaks:
     device = pick_device("cpu")
     student, teacher = load_student(config, World(device=device)), load_teacher(config, device)
     optimizer = make_optimizer(config, student)
-    step = Step(config, student, teacher, EvenSampler(config.sampling.max_new_tokens), optimizer)
+    method, sampler = make_method(config.method), EvenSampler(config.sampling.max_new_tokens)
+    step = Step(Pipeline(config, method, student, teacher, sampler, World()), optimizer)
     count = config.training.problems_per_step
     problems = list(DrawnProblems(num_problems=count))
     step.run(problems, 1)  # makes the moments
@@ -106,7 +109,7 @@ def measure(*overrides: str) -> Peaks:
         stream="doctor",
     )
     counted("sample", lambda: sampler.sample(prompts, settings) and None)
-    update = step._update
+    update = step.apply_gradient
     hidden = {}
 
     def score(*arguments, **options):
@@ -117,7 +120,7 @@ def measure(*overrides: str) -> Peaks:
         return result
 
     teacher.score = score  # type: ignore[method-assign]
-    accumulate = step._accumulate
+    accumulate = step.accumulate
 
     def train(*arguments):
         with LiveBytes() as live:
@@ -125,7 +128,7 @@ def measure(*overrides: str) -> Peaks:
         peaks["train"] = resident + live.peak + hidden["bytes"]
         return result
 
-    step._accumulate = train  # type: ignore[method-assign]
+    step.accumulate = train  # type: ignore[method-assign]
 
     def apply(*arguments):
         gradients = sum(
@@ -138,7 +141,7 @@ def measure(*overrides: str) -> Peaks:
         peaks["update"] = resident + gradients + live.peak
         return result
 
-    step._update = apply  # type: ignore[method-assign]
+    step.apply_gradient = apply  # type: ignore[method-assign]
     step.run(problems, 2)
     prompt = max(len(p) for p in prompts)
     side = student.model.config.vision_config.patch_size * 2

@@ -10,7 +10,8 @@ from vaopd.config import RunConfig, parse_config
 from vaopd.errors import ConfigError
 from vaopd.evaluation import validation, visual_reliance
 from vaopd.evaluation.validation import ValidationResult, Validator
-from vaopd.models.loading import VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.problems.problem import Problem
@@ -72,11 +73,11 @@ class Script:
         self.asked.append((list(prompts), settings))
         texts = self.answers[len(self.asked) - 1]
         return [
-            [self._rollout(prompt, k, text) for k, text in enumerate(group)]
+            [self.rollout(prompt, k, text) for k, text in enumerate(group)]
             for prompt, group in zip(prompts, texts, strict=True)
         ]
 
-    def _rollout(self, prompt: EncodedPrompt, sibling: int, text: str) -> Rollout:
+    def rollout(self, prompt: EncodedPrompt, sibling: int, text: str) -> Rollout:
         ids = self.model.tokenizer(text, add_special_tokens=False)["input_ids"]
         is_cut = text.endswith("..")
         end = [] if is_cut else [self.model.tokenizer.eos_token_id]
@@ -223,7 +224,7 @@ def test_the_advantages_are_those_of_plain_scoring(
     student: VisionLanguageModel, problems: list[Problem], copy_result: ValidationResult
 ):
     # The same rollouts scored one by one, without any packing, through the teacher's interface.
-    from vaopd.models.loading import PromptEncoder
+    from vaopd.models.prompt_encoder import PromptEncoder
     from vaopd.rollouts.transformers import TransformersSampler
 
     options = config()

@@ -22,10 +22,10 @@ from rich.console import Console
 from vaopd import cli
 from vaopd.config import RunConfig, load_config
 from vaopd.errors import AlignmentError, ProblemError
-from vaopd.models.loading import PromptEncoder
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.rollouts.vllm.sampler import VllmSampler
-from vaopd.training import checkpoint, data
+from vaopd.training import checkpoint, data, setup
 from vaopd.training import run as run_module
 from vaopd.training.step import Step
 
@@ -146,28 +146,26 @@ def run_case(case: str, config: RunConfig, output: Path) -> None:
 
 def prepare_beside(config: RunConfig, output: Path) -> None:
     """Train with the teacher as a stand-in for a server of its own."""
-    connect = run_module.connect_teacher
-    load = run_module.load_teacher
-    run_module.connect_teacher = lambda config, student, device: load(config, device, None)
+    connect, load = setup.connect_teacher, setup.load_teacher
+    setup.connect_teacher = lambda config, student, device: load(config, device, None)
     run(config, output)
-    run_module.connect_teacher = connect
+    setup.connect_teacher = connect
 
 
 def run_out_of_memory(config: RunConfig, output: Path) -> None:
-    """Let the second process run out of memory behind a backward of its first step, twice."""
-    intact, budgets = Step._loss, []
+    """Let the second process run out of memory after the backwards of its first step, twice."""
+    intact, budgets = Step.accumulate, []
 
-    def loss(self, *arguments):
-        value, parts = intact(self, *arguments)
+    def accumulate(self, *arguments):
+        done = intact(self, *arguments)
         if RANK == 1 and len(budgets) < 2:
             budgets.append(self.micro_batch_tokens)
-            value.backward()
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
-        return value, parts
+        return done
 
-    Step._loss = loss
+    Step.accumulate = accumulate
     run(config, output)
-    Step._loss = intact
+    Step.accumulate = intact
     output.with_name(f"{output.name}-{RANK}.json").write_text(json.dumps(budgets))
 
 
@@ -241,14 +239,14 @@ def report(work, output: Path) -> None:
 
 def command(folder: Path, kind: str) -> None:
     """Run the command line, but let the second process fail where the first may wait for it."""
-    intact = TransformersSampler._sample_batch
+    intact = TransformersSampler.sample
 
     def sample(self, *arguments):
         if RANK == 1:
             raise ProblemError("failed on purpose")
         return intact(self, *arguments)
 
-    TransformersSampler._sample_batch = sample
+    TransformersSampler.sample = sample
     sys.argv = ["vaopd", "train", str(folder / "recipe.yaml"), f"training.parallel={kind}",
                 "--output", str(folder / f"{kind}-command")]  # fmt: skip
     cli.main()

@@ -15,7 +15,7 @@ from rich.console import Console
 from vaopd.config import load_config
 from vaopd.records import append_row, read_rows
 from vaopd.teacher.remote import pool
-from vaopd.training import run as run_module
+from vaopd.training import tracker
 from vaopd.training.run import train
 
 RECIPE = """
@@ -116,7 +116,7 @@ def kill_after_step(monkeypatch: pytest.MonkeyPatch, step: int, server: Server) 
         if path.name == "metrics.jsonl" and row["step"] == step:
             server.kill()
 
-    monkeypatch.setattr(run_module, "append_row", append)
+    monkeypatch.setattr(tracker, "append_row", append)
 
 
 def without_timings(path: Path) -> list[dict]:

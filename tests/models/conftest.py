@@ -10,7 +10,8 @@ from PIL import Image
 from random_models import BUILDERS, qwen3_vl, random_model, sharpen
 
 from vaopd.models import tiny
-from vaopd.models.loading import VisionLanguageModel, wrap_model
+from vaopd.models.loading import wrap_model
+from vaopd.models.model import VisionLanguageModel
 from vaopd.problems.problem import Problem
 
 

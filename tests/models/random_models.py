@@ -27,7 +27,8 @@ from transformers import (
 )
 
 from vaopd.models import tiny
-from vaopd.models.loading import VisionLanguageModel, wrap_model
+from vaopd.models.loading import wrap_model
+from vaopd.models.model import VisionLanguageModel
 
 VOCABULARY_ROWS = 656
 """The tokenizer has fewer ids, as in the real models."""

@@ -14,7 +14,8 @@ from transformers import AutoModelForImageTextToText
 from vaopd.config import StudentConfig
 from vaopd.errors import ConfigError, ModelError
 from vaopd.models import adapters
-from vaopd.models.loading import VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
 
 CPU = torch.device("cpu")
 IDS = torch.arange(20, 60).reshape(2, 20)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vaopd.models.attention import PACKED, PackedRows, pack_row, packed_attention
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 
 
 def layer(groups: int) -> nn.Module:

@@ -6,7 +6,8 @@ from random_models import FAMILIES, PLAIN, RECURRENT, random_model
 from torch import Tensor
 
 from vaopd.errors import ConfigError
-from vaopd.models.loading import VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.packing import micro_batches, response_hidden_states, split_by_rollout
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.rollouts.sampler import SamplingSettings, sampling_noise

@@ -7,7 +7,7 @@ from vaopd.models import tiny
 from vaopd.models.families import chat_messages
 from vaopd.models.families.generic import GenericFamily
 from vaopd.models.families.qwen_vl import QwenVLFamily
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.packing import micro_batches, response_hidden_states, split_by_rollout
 from vaopd.models.prompts import Group, check_same_prompt
 from vaopd.objective.advantage import visual_advantage

@@ -13,12 +13,9 @@ from vaopd.devices import pick_device, pick_dtype
 from vaopd.errors import AlignmentError, ConfigError, ModelError, ProblemError
 from vaopd.models import tiny
 from vaopd.models.compatibility import check_same_tokenizer
-from vaopd.models.loading import (
-    PromptEncoder,
-    VisionLanguageModel,
-    load_model,
-    wrap_model,
-)
+from vaopd.models.loading import load_model, wrap_model
+from vaopd.models.model import VisionLanguageModel
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import check_same_text
 
 CPU = torch.device("cpu")

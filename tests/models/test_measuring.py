@@ -5,8 +5,9 @@ from PIL import Image
 
 from vaopd.config import DataConfig, ViewConfig
 from vaopd.models.families import PromptSize
-from vaopd.models.loading import PromptEncoder, VisionLanguageModel
 from vaopd.models.measuring import AT_ONCE, measure
+from vaopd.models.model import VisionLanguageModel
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.problems.problem import Problem
 
 SIZES = [

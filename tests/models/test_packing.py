@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.packing import micro_batches, response_hidden_states, split_by_rollout
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.objective.divergence import weighted_reverse_kl

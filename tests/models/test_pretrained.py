@@ -14,7 +14,8 @@ from torch import Tensor
 from vaopd.config import LoraConfig, StudentConfig
 from vaopd.errors import ModelError
 from vaopd.models import adapters, tiny
-from vaopd.models.loading import VisionLanguageModel, load_model, wrap_model
+from vaopd.models.loading import load_model, wrap_model
+from vaopd.models.model import VisionLanguageModel
 
 CPU = torch.device("cpu")
 LAYER = "model.language_model.layers.0.mlp.up_proj.weight"

@@ -11,8 +11,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from vaopd.config import DataConfig, ViewConfig
-from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.packing import micro_batches, response_hidden_states
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.objective.divergence import weighted_cross_entropy
 from vaopd.problems.drawn import DrawnProblems
 

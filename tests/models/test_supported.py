@@ -11,7 +11,8 @@ from transformers import AutoConfig
 from vaopd.errors import ModelError
 from vaopd.models import tiny
 from vaopd.models.compatibility import check_same_pixels
-from vaopd.models.loading import VisionLanguageModel, load_model, wrap_model
+from vaopd.models.loading import load_model, wrap_model
+from vaopd.models.model import VisionLanguageModel
 
 
 def refusal(folder: Path) -> str:

@@ -5,7 +5,8 @@ from PIL import Image
 from vaopd.config import parse_config
 from vaopd.evaluation.validation import Validator
 from vaopd.models import tiny
-from vaopd.models.loading import VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.packing import micro_batches, response_hidden_states
 from vaopd.problems.drawn import DrawnProblems
 

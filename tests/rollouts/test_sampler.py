@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from transformers.cache_utils import DynamicLayer
 
 from vaopd.errors import ModelError
-from vaopd.models.loading import VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.packing import micro_batches, response_hidden_states, split_by_rollout
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
@@ -241,10 +242,16 @@ def test_long_responses_move_the_cache_seldom_and_change_nothing(model, prompts,
     lengths = {len(ids) for group in expected for ids in group}
     assert max(lengths) == 90
     sizes = []
-    enlarge = transformers._enlarged
-    monkeypatch.setattr(
-        transformers, "_enlarged", lambda s, length: sizes.append(length) or enlarge(s, length)
-    )
+
+    class Watched(transformers.RoomyLayer):
+        def update(self, *given, **options):
+            before = self.room
+            result = super().update(*given, **options)
+            if self.room is not None and self.room is not before:
+                sizes.extend(part.shape[-2] for part in self.room)
+            return result
+
+    monkeypatch.setattr(transformers, "RoomyLayer", Watched)
     assert tokens(TransformersSampler(model).sample(prompts, settings)) == expected
     longest = max(len(prompt) for prompt in prompts)
     assert max(sizes) == longest + 90  # never beyond the longest row there can be

@@ -18,7 +18,9 @@ from random_models import random_model
 from vaopd.config import DataConfig, ViewConfig, VllmConfig
 from vaopd.distributed.world import World
 from vaopd.errors import AlignmentError, ConfigError, EngineError
-from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.rollouts.sampler import Rollout, SamplingSettings

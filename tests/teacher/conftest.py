@@ -6,7 +6,7 @@ import pytest
 from tests.teacher_service import TOKEN, Serving, description, serve_app
 
 from vaopd.config import RunConfig, parse_config, parse_overrides
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 from vaopd.teacher.remote import pool
 from vaopd.teacher.remote.server import make_app
 

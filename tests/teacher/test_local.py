@@ -8,7 +8,9 @@ from PIL import Image
 
 from vaopd.config import DataConfig, ViewConfig, parse_config
 from vaopd.errors import AlignmentError
-from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.objective.advantage import visual_advantage
 from vaopd.problems.drawn import DrawnProblems

@@ -6,7 +6,7 @@ import torch
 from vaopd.config import DataConfig, RunConfig, ViewConfig, parse_config
 from vaopd.errors import ConfigError
 from vaopd.models import quantization
-from vaopd.models.loading import PromptEncoder
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.teacher import weight_offload

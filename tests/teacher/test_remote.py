@@ -9,7 +9,9 @@ from fastapi import FastAPI, Response
 
 from vaopd.config import DataConfig, RunConfig, ViewConfig
 from vaopd.errors import AlignmentError, ConfigError, EngineError, ModelError
-from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.teacher.local import LocalTeacher

@@ -6,7 +6,7 @@ import torch
 
 from vaopd.config import parse_config
 from vaopd.errors import ProblemError
-from vaopd.models.loading import PromptEncoder
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.teacher.local import LocalTeacher, load_teacher
 from vaopd.teacher.rollout_file import score_file

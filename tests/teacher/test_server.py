@@ -12,14 +12,16 @@ from safetensors.torch import load, save
 
 from vaopd.config import DataConfig, ViewConfig
 from vaopd.errors import EngineError
-from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.teacher import local
-from vaopd.teacher.remote.messages import ScoreOptions, pack_request
+from vaopd.teacher.remote.messages import RequestOptions, pack_request
 from vaopd.teacher.remote.server import listen
 
 CPU = torch.device("cpu")
-OPTIONS = ScoreOptions(
+OPTIONS = RequestOptions(
     with_degraded=True,
     with_hidden=True,
     with_divergence=False,

@@ -7,7 +7,9 @@ import torch
 from vaopd.config import DataConfig, ViewConfig, parse_config
 from vaopd.errors import ConfigError
 from vaopd.models.families.generic import GenericFamily
-from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.teacher.local import LocalTeacher, TeacherScores, load_teacher

@@ -8,12 +8,17 @@ import torch
 import yaml
 
 from vaopd.config import RunConfig, parse_config, parse_overrides
-from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
+from vaopd.distributed.world import World
+from vaopd.methods import make_method
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
 from vaopd.teacher.local import LocalTeacher
+from vaopd.training.pipeline import Pipeline
 from vaopd.training.step import Step
 from vaopd.training.student import make_optimizer
 
@@ -117,7 +122,9 @@ def make_step(
         fresh = copy.deepcopy(sharp_student)
         is_sft = config.method.name == "sft"
         optimizer = make_optimizer(config, fresh)
-        return Step(config, fresh, None if is_sft else teacher, FixedSampler(), optimizer)
+        method, scorer = make_method(config.method), None if is_sft else teacher
+        pipeline = Pipeline(config, method, fresh, scorer, FixedSampler(), World())
+        return Step(pipeline, optimizer)
 
     return make
 

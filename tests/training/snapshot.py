@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
 from vaopd.rollouts.transformers import TransformersSampler
@@ -24,6 +24,9 @@ class SnapshotSampler:
 
     def sleep(self) -> None:
         """Nothing: the copy stays."""
+
+    def close(self) -> None:
+        """Nothing: it started nothing."""
 
     def sample(
         self, prompts: Sequence[EncodedPrompt], settings: SamplingSettings

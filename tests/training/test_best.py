@@ -13,10 +13,12 @@ from rich.console import Console
 
 from vaopd.config import RunConfig
 from vaopd.evaluation.validation import Validation, ValidationResult, Validator
-from vaopd.models.loading import VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
 from vaopd.records import read_rows
 from vaopd.training import best as best_module
 from vaopd.training import run as run_module
+from vaopd.training import setup
 from vaopd.training.best import Best, best_path, better, mark_best, restore_best
 from vaopd.training.checkpoint import checkpoint_path, checkpoints, save_checkpoint
 from vaopd.training.run import RunResult, train
@@ -45,9 +47,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
         return Validation(result(ACCURACIES[int(max(steps, default=0))]), [])
 
     optimizers: list[torch.optim.Optimizer] = []
-    make = run_module.make_optimizer
+    make = setup.make_optimizer
     monkeypatch.setattr(
-        run_module,
+        setup,
         "make_optimizer",
         lambda *parts: optimizers.append(make(*parts)) or optimizers[-1],
     )

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from vaopd.errors import RunFolderError
-from vaopd.models.loading import VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
 from vaopd.problems.problem import Problem
 from vaopd.training import checkpoint as checkpoint_module
 from vaopd.training.checkpoint import (

@@ -18,7 +18,7 @@ from vaopd.config import RunConfig
 from vaopd.distributed.world import World
 from vaopd.errors import ConfigError, EngineError
 from vaopd.methods import make_method
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.problem import Problem
 from vaopd.records import read_rows
@@ -26,10 +26,10 @@ from vaopd.rollouts.sampler import SamplingSettings
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.teacher.local import LocalTeacher
 from vaopd.teacher.teacher import TeacherScores
-from vaopd.training import run as run_module
+from vaopd.training import setup
 from vaopd.training.assignment import Shares
 from vaopd.training.pipeline import Pipeline
-from vaopd.training.run import Run, train
+from vaopd.training.run import train
 from vaopd.training.step import Step
 from vaopd.training.stopwatch import Stopwatch
 from vaopd.training.student import make_optimizer
@@ -50,12 +50,19 @@ def lagging(
 ) -> Callable[..., RunConfig]:
     """Return recipes whose vLLM is a copy of the student and whose servers are local."""
     student = lambda config, world: copy.deepcopy(sharp_student)  # noqa: E731
-    monkeypatch.setattr(run_module, "load_student", student)
-    monkeypatch.setattr(run_module, "connect_teacher", lambda config, student, device: teacher)
-    monkeypatch.setattr(run_module, "load_teacher", lambda config, device, shards: teacher)
-    monkeypatch.setattr(Run, "_sampler", lambda run, model: SnapshotSampler(model))
+    monkeypatch.setattr(setup, "load_student", student)
+    monkeypatch.setattr(setup, "connect_teacher", lambda config, student, device: teacher)
+    monkeypatch.setattr(setup, "load_teacher", lambda config, device, shards: teacher)
+    for sampler in ("VllmSampler", "TransformersSampler"):
+        monkeypatch.setattr(setup, sampler, lambda model, *_, **__: SnapshotSampler(model))
     fixed = ("training.max_steps=5", "training.save_every=2", "training.keep_checkpoints=null")
     return lambda *overrides: make_config(*fixed, *overrides)
+
+
+def step_of(config: RunConfig, student: VisionLanguageModel, teacher: Any, sampler: Any) -> Step:
+    method = make_method(config.method)
+    pipeline = Pipeline(config, method, student, teacher, sampler, World())
+    return Step(pipeline, make_optimizer(config, student))
 
 
 def quiet() -> Console:
@@ -78,7 +85,7 @@ def test_rollouts_come_from_the_weights_of_one_update_before(
     """Against a plain loop that keeps every version of the student and asks the one it must."""
     config = make_config(VLLM, SERVER, LAG, "training.learning_rate=0.05")
     student = copy.deepcopy(sharp_student)
-    step = Step(config, student, teacher, SnapshotSampler(student), make_optimizer(config, student))
+    step = step_of(config, student, teacher, SnapshotSampler(student))
     results = [step.run(problems, n, problems if n < 4 else ()) for n in (1, 2, 3, 4)]
     assert [result.lag for result in results] == [0, 1, 1, 1]
 
@@ -97,7 +104,7 @@ def test_rollouts_come_from_the_weights_of_one_update_before(
                 prompts, settings
             )
 
-    reference = Step(plain, learner, teacher, Old(), make_optimizer(plain, learner))
+    reference = step_of(plain, learner, teacher, Old())
     for number, result in enumerate(results, start=1):
         expected = reference.run(problems, number)
         assert [r.response_ids for r in result.rollouts] == [
@@ -181,14 +188,14 @@ def test_the_next_step_is_scored_while_this_one_is_learned(
 ):
     config = make_config(*elsewhere, LAG)
     waiting: Any = WaitingTeacher(teacher)
-    step = Step(config, student, waiting, SnapshotSampler(student), make_optimizer(config, student))
-    accumulate = Step._accumulate
+    step = step_of(config, student, waiting, SnapshotSampler(student))
+    accumulate = Step.accumulate
 
     def announced(self: Step, *args):
         waiting.is_learning.set()
         return accumulate(self, *args)
 
-    monkeypatch.setattr(Step, "_accumulate", announced)
+    monkeypatch.setattr(Step, "accumulate", announced)
     step.run(problems, 1, problems)
     step.run(problems, 2)
     assert waiting.calls == 2
@@ -197,14 +204,14 @@ def test_the_next_step_is_scored_while_this_one_is_learned(
 def test_an_error_beside_training_is_raised_when_its_step_comes(
     lagging: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    rollouts = Pipeline._rollouts
+    sample = SnapshotSampler.sample
 
-    def failing(self: Pipeline, problems, prompts, step: int, lag: int):
-        if step == 3:
+    def failing(self: SnapshotSampler, prompts, settings: SamplingSettings):
+        if settings.stream == "train 3":
             raise EngineError("the server is gone; start it again")
-        return rollouts(self, problems, prompts, step, lag)
+        return sample(self, prompts, settings)
 
-    monkeypatch.setattr(Pipeline, "_rollouts", failing)
+    monkeypatch.setattr(SnapshotSampler, "sample", failing)
     with pytest.raises(EngineError, match="is gone"):
         train(lagging(VLLM, LAG), tmp_path / "run", console=quiet())
     assert [row["step"] for row in rows_of(tmp_path / "run")] == [1, 2]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from vaopd.errors import ProblemError
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.problems.problem import Problem
-from vaopd.training.pipeline import Pipeline
 from vaopd.training.prefetch import PromptsAhead
 from vaopd.training.run import train
 
@@ -55,12 +55,13 @@ def test_a_step_prepared_ahead_is_the_same_step(make_step: Callable, problems: l
 def test_a_run_encodes_every_step_but_its_first_ahead(
     make_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    in_main, encode = [], Pipeline._encode
+    in_main, encode = [], PromptEncoder.both
 
-    def counted(self: Pipeline, problems: list[Problem]):
+    def counted(self: PromptEncoder, problem: Problem):
         in_main.append(threading.current_thread() is threading.main_thread())
-        return encode(self, problems)
+        return encode(self, problem)
 
-    monkeypatch.setattr(Pipeline, "_encode", counted)
+    monkeypatch.setattr(PromptEncoder, "both", counted)
     train(make_config("training.max_steps=3"), tmp_path / "run")
-    assert sorted(in_main) == [False, False, True]
+    # Two problems a step.
+    assert sorted(in_main) == 4 * [False] + 2 * [True]

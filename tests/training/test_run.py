@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from vaopd.distributed.world import World
 from vaopd.errors import ConfigError, ModelError, ProblemError, RunFolderError, TrainingError
 from vaopd.models.loading import load_model
 from vaopd.records import read_rows
-from vaopd.training import run as run_module
 from vaopd.training.data import read_data
 from vaopd.training.display import step_line
-from vaopd.training.run import RunResult, train
+from vaopd.training.result import RunResult
+from vaopd.training.run import build_run, train
+from vaopd.training.run_folder import remove_run
 from vaopd.training.schedule import problems_of_step
 from vaopd.training.step import Step
 
@@ -242,14 +244,11 @@ def test_off_policy_distillation_learns_what_the_teacher_samples(
         compute_dtype=torch.float32,
     )
     data = read_data(config, World(), quiet())
-    run = run_module.Run(config, tmp_path / "other", quiet(), data)
-    run.student.model.load_state_dict(teacher.model.state_dict())
-    problems = problems_of_step(run.problems, 1, config.training)
-    originals = [run.step.pipeline.encoder.original(problem) for problem in problems]
-    expected = run.step.pipeline._rollouts(problems, originals, 1, 0)
-    assert [row["token_ids"] for row in rows] == [
-        list(rollout.response_ids) for group in expected for rollout in group
-    ]
+    with ExitStack() as resources:
+        run = build_run(config, tmp_path / "other", data, quiet(), World(), resources)
+        run.student.model.load_state_dict(teacher.model.state_dict())
+        expected = run.step.run(problems_of_step(run.problems, 1, config.training), 1).rollouts
+    assert [row["token_ids"] for row in rows] == [list(r.response_ids) for r in expected]
     assert all("nll" in row and "kl" not in row for row in rows)
 
 
@@ -368,7 +367,7 @@ def test_running_out_of_memory_says_which_values_to_lower(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Step, "_update", fail)
+        patch.setattr(Step, "apply_gradient", fail)
         with pytest.raises(TrainingError, match=r"^CUDA out of memory; go on by --resume with"):
             train(finished.config, tmp_path / "run", console=quiet())
     train(finished.config, tmp_path / "run", resume=True, console=quiet())
@@ -425,13 +424,13 @@ def test_overwriting_spares_what_is_no_run(make_config: Callable, tmp_path: Path
         with pytest.raises(RunFolderError, match="is no run folder"):
             train(make_config(), tmp_path / name, overwrite=True, console=quiet())
         with pytest.raises(RunFolderError, match="is no run folder"):
-            run_module.remove_run(tmp_path / name)
+            remove_run(tmp_path / name)
     assert (tmp_path / "folder" / "thesis.tex").exists()
     assert (tmp_path / "file").read_text() == "precious"
 
 
 def test_removing_a_run_that_is_not_there_does_nothing(tmp_path: Path):
-    run_module.remove_run(tmp_path / "nothing")
+    remove_run(tmp_path / "nothing")
     assert not list(tmp_path.iterdir())
 
 

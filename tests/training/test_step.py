@@ -15,8 +15,11 @@ from vaopd.methods import base as base_module
 from vaopd.methods import make_method
 from vaopd.methods.base import StepRollouts, Weights
 from vaopd.methods.va_opd import VaOpd
-from vaopd.models.loading import PromptEncoder, VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.problems.problem import Problem
+from vaopd.rollouts.sampler import SamplingSettings
+from vaopd.teacher import local
 from vaopd.teacher.local import LocalTeacher
 from vaopd.teacher.teacher import TeacherScores
 from vaopd.training.metrics import advantage_summary, effective_share
@@ -365,7 +368,11 @@ class Plain:
         self.student, frozen = double(step.student), double(teacher.model)
         # Drawn once more: the rollouts do not depend on the student.
         prompts = [step.pipeline.encoder.both(problem) for problem in problems]
-        groups = step.pipeline._rollouts(problems, [original for original, _ in prompts], 1, 0)
+        settings = SamplingSettings(
+            num_rollouts=3, temperature=1.0, top_p=1.0, max_new_tokens=6, seed=0, stream=""
+        )
+        originals = [original for original, _ in prompts]
+        groups = step.pipeline.sampler.sample(originals, settings)
         self.kl: list[list[Tensor]] = []
         self.advantage: list[list[list[float]]] = []
         for (original, degraded), group in zip(prompts, groups, strict=True):
@@ -394,11 +401,11 @@ class Plain:
                     power / sum(powers) if method in ("va_opd", "rollout_only") else 1 / len(kls)
                 )
                 grouped = method in ("va_opd", "token_only")
-                parts.append(weight * (self._grouped(kl, row) if grouped else kl.mean()))
+                parts.append(weight * (self.grouped(kl, row) if grouped else kl.mean()))
             per_problem.append(torch.stack(parts).sum())
         return torch.stack(per_problem).mean()
 
-    def _grouped(self, kl: Tensor, advantage: list[float]) -> Tensor:
+    def grouped(self, kl: Tensor, advantage: list[float]) -> Tensor:
         """Eq. 5."""
         order = sorted(range(len(advantage)), key=lambda t: -advantage[t])
         size = max(1, math.ceil(0.2 * len(advantage)))
@@ -576,8 +583,8 @@ def test_plain_distillation_never_makes_or_scores_the_degraded_view(
 
     monkeypatch.setattr(PromptEncoder, "degraded", fail)
     views = []
-    original = LocalTeacher._view
-    monkeypatch.setattr(LocalTeacher, "_view", lambda *a, **k: views.append(1) or original(*a, **k))
+    score = local.score_view
+    monkeypatch.setattr(local, "score_view", lambda *a, **k: views.append(1) or score(*a, **k))
     result = make_step("method.name=opd").run(problems, 1)
     assert len(views) == 1
     assert result.scores is not None
@@ -590,9 +597,9 @@ def test_the_methods_with_advantage_score_two_views(
     make_step: Callable, problems: list[Problem], monkeypatch: pytest.MonkeyPatch, method: str
 ):
     views = []
-    original = LocalTeacher._view
+    score = local.score_view
     monkeypatch.setattr(
-        LocalTeacher, "_view", lambda *a, **k: views.append(k["keep_hidden"]) or original(*a, **k)
+        local, "score_view", lambda *a, **k: views.append(k["keep_hidden"]) or score(*a, **k)
     )
     make_step(f"method.name={method}").run(problems, 1)
     assert views == [True, False]

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vaopd.config import RunConfig
-from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.objective.weights import high_group, rollout_weights, token_weights
 from vaopd.problems.problem import Problem
@@ -115,9 +117,9 @@ def asked(make_step: Callable[..., Step], problems: list[Problem]) -> list[Sampl
         "training.seed=9",
     )
     sampler = AskedSampler(step.pipeline.sampler)
-    again = Step(step.config, step.student, step.teacher, sampler, step.optimizer)
-    again.run(problems, 1)
-    again.run(problems, 2)
+    step.pipeline.sampler = sampler
+    step.run(problems, 1)
+    step.run(problems, 2)
     return sampler.asked
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from vaopd.config import DataConfig, ViewConfig, VllmConfig
-from vaopd.models.loading import PromptEncoder, load_model
+from vaopd.models.loading import load_model
 from vaopd.models.packing import micro_batches, response_hidden_states
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.objective.divergence import sampled_logprobs
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.rollouts.sampler import SamplingSettings
@@ -28,7 +29,7 @@ def difference(sampler, model, prompts) -> float:
     """Return the largest distance between vLLM's log-probs of what it samples and ours, nats."""
     largest = 0.0
     for prompt in prompts:
-        request = sampler._request(prompt, dataclasses.replace(SETTINGS, temperature=1.0))
+        request = sampler.request(prompt, dataclasses.replace(SETTINGS, temperature=1.0))
         (output,) = sampler.engine.llm.generate(
             [{"prompt_token_ids": request.token_ids,
               "multi_modal_data": {"image": list(request.images)}}],

@@ -14,7 +14,8 @@ import torch
 
 from vaopd.config import DataConfig, ViewConfig
 from vaopd.distributed.collectives import VARIABLE
-from vaopd.models.loading import PromptEncoder, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.records import read_rows
 from vaopd.rollouts.sampler import SamplingSettings

@@ -12,8 +12,10 @@ import torch
 
 from vaopd.config import DataConfig, ViewConfig, VllmConfig
 from vaopd.errors import EngineError
-from vaopd.models.loading import PromptEncoder, VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.packing import micro_batches, response_hidden_states, split_by_rollout
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.objective.divergence import sampled_logprobs
 from vaopd.problems.drawn import DrawnProblems
@@ -82,7 +84,7 @@ def largest_difference(
     """Ask for log-probs as well, and return the largest distance to ours, nats."""
     differences = []
     for prompt in prompts:
-        request = sampler._request(prompt, SETTINGS)
+        request = sampler.request(prompt, SETTINGS)
         request.parameters["logprobs"] = 0
         choices = sampler.engine.generate([request])[0]["choices"]
         ours = our_logprobs(model, [prompt], [[torch.tensor(c["token_ids"]) for c in choices]])
@@ -158,10 +160,12 @@ def test_after_an_update_the_samples_come_from_the_new_weights(sampler, model, p
 
 def test_weights_of_somebody_else_are_an_error(sampler, prompts):
     draw(sampler, prompts[:1], SETTINGS)
-    sampler.engine._post_all("update_weight_version", {"new_version": "another run:0"})
-    (answer,) = sampler.engine.generate([sampler._request(prompts[0], SETTINGS)])
+    (client,) = sampler.engine.clients
+    body = {"new_version": "another run:0"}
+    client.post("update_weight_version", json=body).raise_for_status()
+    (answer,) = sampler.engine.generate([sampler.request(prompts[0], SETTINGS)])
     with pytest.raises(EngineError, match="sampled from weights another run:0 and not from"):
-        sampler._siblings(prompts[0], answer, SETTINGS)
+        sampler.siblings(prompts[0], answer, SETTINGS)
     # Its own weights again, for the next test.
     draw(sampler, prompts[:1], dataclasses.replace(SETTINGS, weights_version=2))
 

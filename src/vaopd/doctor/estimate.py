@@ -61,7 +61,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class StepLoad:
     """How many tokens travel through the phases of a step on one device."""
 
     problems: int
@@ -147,11 +147,11 @@ def estimate(
     return result
 
 
-def _batch(config: RunConfig, student: Sizes, lengths: Lengths, processes: int) -> Batch:
+def _batch(config: RunConfig, student: Sizes, lengths: Lengths, processes: int) -> StepLoad:
     side = student.patch_pixels * student.merge
     pixels = lengths.image_pixels or config.data.min_pixels
     visual = max(1, round(pixels / side**2))
-    return Batch(
+    return StepLoad(
         problems=math.ceil(config.training.problems_per_step / processes),
         siblings=config.sampling.num_rollouts if config.method.needs.sampling else 1,
         prompt=lengths.text_tokens + visual,
@@ -170,7 +170,7 @@ class _Plan:
     processes: int
     student: Sizes
     teacher: Sizes | None
-    batch: Batch
+    batch: StepLoad
 
     @property
     def is_sharded(self) -> bool:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from vaopd.errors import ModelError
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 
 
 def check_same_tokenizer(student: VisionLanguageModel, teacher: VisionLanguageModel) -> None:

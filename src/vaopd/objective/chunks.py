@@ -33,7 +33,7 @@ memory it leaves holds more tokens of a chunk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class ChunkPlan:
     """How a walk cuts its work."""
 
     vocabulary: int
@@ -63,7 +63,7 @@ class Plan:
 
 def plan_chunks(
     vocabulary: int, chunk_size: int | None, *tensors: Tensor, num_buffers: int
-) -> Plan:
+) -> ChunkPlan:
     """Return how to cut the work so that the buffers fit what they may take, or as asked.
 
     Args:
@@ -83,7 +83,7 @@ def plan_chunks(
     is_double = any(tensor.dtype == torch.float64 for tensor in tensors)
     dtype = torch.float64 if is_double else torch.float32
     fitting = fitting_tokens(vocabulary, tensors[0].device, dtype, num_buffers=num_buffers)
-    return Plan(vocabulary=vocabulary, chunk=chunk_size or fitting, dtype=dtype)
+    return ChunkPlan(vocabulary=vocabulary, chunk=chunk_size or fitting, dtype=dtype)
 
 
 def fitting_tokens(

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vaopd.objective.chunks import Plan
+from vaopd.objective.chunks import ChunkPlan
 from vaopd.objective.walk import log_softmax_, write_logits
 
 
@@ -51,7 +51,7 @@ class Target:
         """Whether the degraded view changes the target."""
         return self.contrast > 0
 
-    def writer(self, plan: Plan) -> Callable[[slice], Float[Tensor, "c V"]]:
+    def writer(self, plan: ChunkPlan) -> Callable[[slice], Float[Tensor, "c V"]]:
         """Return a function from tokens to unnormalised log-probs of the target, in one buffer."""
         hidden, head = self.hidden.detach(), self.head.detach()[: plan.vocabulary]
         buffer = plan.buffer(hidden)
@@ -66,7 +66,7 @@ class Target:
         return write
 
     def _contrast_writer(
-        self, plan: Plan, hidden: Tensor, head: Tensor, buffer: Tensor
+        self, plan: ChunkPlan, hidden: Tensor, head: Tensor, buffer: Tensor
     ) -> Callable[[slice], Tensor]:
         assert self.degraded_hidden is not None
         degraded_hidden, other = self.degraded_hidden.detach(), plan.buffer(hidden)

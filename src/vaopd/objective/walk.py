@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vaopd.errors import AlignmentError, ConfigError
-from vaopd.objective.chunks import Plan
+from vaopd.objective.chunks import ChunkPlan
 
 CAST_BYTES = 8 * 2**20
 """Size of the block of head rows that is held in working precision at a time."""
@@ -27,7 +27,7 @@ It overwrites the logits with the gradient of each token's loss.
 
 
 def walk(
-    hidden: Tensor, head: Tensor, weights: Tensor, measure: Measure, plan: Plan
+    hidden: Tensor, head: Tensor, weights: Tensor, measure: Measure, plan: ChunkPlan
 ) -> tuple[Tensor, Tensor]:
     """Return the weighted loss with its graph, and the reported number of each token."""
     if not torch.is_grad_enabled():
@@ -43,7 +43,7 @@ class _ChunkWalk(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, weights: Tensor, measure: Measure, plan: Plan
+        ctx: Any, hidden: Tensor, head: Tensor, weights: Tensor, measure: Measure, plan: ChunkPlan
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.dtypes = (hidden.dtype, head.dtype)

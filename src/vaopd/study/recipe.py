@@ -109,7 +109,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Table:
+class StudyTable:
     """A planned table."""
 
     name: str
@@ -121,7 +121,7 @@ class Table:
 class Plan:
     """Everything a study will run and show."""
 
-    tables: list[Table]
+    tables: list[StudyTable]
     seeds: list[int]
     text: str
     """The study recipe as it was read."""
@@ -242,7 +242,7 @@ def _named(study: StudyConfig, name: str, path: Path) -> TableConfig:
 
 def _table(
     name: str, settings: TableConfig, base: Path, shared: list[str], seeds: list[int]
-) -> Table:
+) -> StudyTable:
     common = [*shared, *settings.overrides]
     trained = {
         arm: Arm({seed: _run(base, common, list(own), seed) for seed in seeds})
@@ -260,7 +260,7 @@ def _table(
         arm: trained[arm] if arm != BASE_ARM else Arm(first.runs, is_untrained=True)
         for arm in settings.arms
     }
-    return Table(name, settings, arms)
+    return StudyTable(name, settings, arms)
 
 
 def _run(base: Path, common: list[str], own: list[str], seed: int) -> PlannedRun:

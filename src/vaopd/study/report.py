@@ -13,7 +13,7 @@ from markupsafe import Markup
 from vaopd.evaluation.statistics import Interval
 from vaopd.records import read_rows
 from vaopd.study.figures import Line, Point, gain_plot, interval_plot, line_plot, with_own_ids
-from vaopd.study.recipe import Plan, Table
+from vaopd.study.recipe import Plan, StudyTable
 from vaopd.study.results import SPARSITY_SHARES, Results, learning_curve, sparsity
 from vaopd.study.runs import is_finished, run_folder
 
@@ -31,7 +31,7 @@ def _number(decimals: int) -> Callable[[float], str]:
 
 
 @dataclass(frozen=True)
-class Metric:
+class MetricColumn:
     """How a metric is headed and written."""
 
     name: str
@@ -40,16 +40,16 @@ class Metric:
 
 
 METRICS = (
-    Metric("accuracy", "accuracy, %", _percent),
-    Metric("accuracy_pixelated", "accuracy, pixelated, %", _percent),
-    Metric("student_va", "student VA, nats", _number(3)),
-    Metric("answer_change_rate", "answers changed, %", _percent),
-    Metric("va_correlation", "correlation of VA", _number(2)),
-    Metric("va_mass_top_10", "VA in top 10 %, %", _percent),
-    Metric("response_length", "tokens a response", _number(1)),
-    Metric("truncated", "truncated, %", _percent),
-    Metric("seconds", "seconds", _number(0)),
-    Metric("tokens_trained", "tokens trained", _number(0)),
+    MetricColumn("accuracy", "accuracy, %", _percent),
+    MetricColumn("accuracy_pixelated", "accuracy, pixelated, %", _percent),
+    MetricColumn("student_va", "student VA, nats", _number(3)),
+    MetricColumn("answer_change_rate", "answers changed, %", _percent),
+    MetricColumn("va_correlation", "correlation of VA", _number(2)),
+    MetricColumn("va_mass_top_10", "VA in top 10 %, %", _percent),
+    MetricColumn("response_length", "tokens a response", _number(1)),
+    MetricColumn("truncated", "truncated, %", _percent),
+    MetricColumn("seconds", "seconds", _number(0)),
+    MetricColumn("tokens_trained", "tokens trained", _number(0)),
 )
 
 
@@ -96,11 +96,11 @@ def _signed(value: float, write: Callable[[float], str]) -> str:
 
 
 def _table(
-    table: Table, results: Results, output: Path, failures: list[dict[str, Any]]
+    table: StudyTable, results: Results, output: Path, failures: list[dict[str, Any]]
 ) -> dict[str, Any]:
     names = {mean.metric for mean in results.means if mean.table == table.name}
     kinds = [
-        Metric(name, f"{name.partition('/')[2]}, %", _percent)
+        MetricColumn(name, f"{name.partition('/')[2]}, %", _percent)
         for name in sorted(names)
         if name.startswith("accuracy/")
     ]
@@ -123,7 +123,7 @@ def _inline(svgs: list[str], place: str) -> list[Markup]:
     return [Markup(with_own_ids(svg, f"{place}-{n}-")) for n, svg in enumerate(svgs)]
 
 
-def _rows(table: Table, results: Results, metrics: list[Metric]) -> list[dict[str, Any]]:
+def _rows(table: StudyTable, results: Results, metrics: list[MetricColumn]) -> list[dict[str, Any]]:
     means = {(m.arm, m.metric): m for m in results.means if m.table == table.name}
     gaps = {(c.arm, c.metric): c for c in results.comparisons if c.table == table.name}
     rows = []
@@ -136,31 +136,31 @@ def _rows(table: Table, results: Results, metrics: list[Metric]) -> list[dict[st
     return rows
 
 
-def _mean_cell(mean: Any, metric: Metric) -> Cell:
+def _mean_cell(mean: Any, metric: MetricColumn) -> Cell:
     if mean is None:
         return Cell("")
     return Cell(metric.write(mean.interval.mean), _ends(mean.interval, metric))
 
 
-def _gap_cell(comparison: Any, metric: Metric) -> Cell:
+def _gap_cell(comparison: Any, metric: MetricColumn) -> Cell:
     if comparison is None:
         return Cell("")
     gap = comparison.interval
     return Cell(difference_text(gap, metric.write), _ends(gap, metric))
 
 
-def _ends(interval: Interval, metric: Metric) -> str:
+def _ends(interval: Interval, metric: MetricColumn) -> str:
     if interval.low is None or interval.high is None:
         return ""
     return f"{metric.write(interval.low)} to {metric.write(interval.high)}"
 
 
-def _figures(table: Table, results: Results, output: Path) -> list[str]:
+def _figures(table: StudyTable, results: Results, output: Path) -> list[str]:
     makers = {"intervals": _interval_figures, "curves": _curves, "sparsity": _sparsity_figure}
     return [svg for name in table.settings.figures for svg in makers[name](table, results, output)]
 
 
-def _interval_figures(table: Table, results: Results, output: Path) -> list[str]:
+def _interval_figures(table: StudyTable, results: Results, output: Path) -> list[str]:
     order = list(table.arms)
     means = [
         Point(mean.arm, mean.interval, order.index(mean.arm))
@@ -179,7 +179,7 @@ def _interval_figures(table: Table, results: Results, output: Path) -> list[str]
     return figures
 
 
-def _curves(table: Table, results: Results, output: Path) -> list[str]:
+def _curves(table: StudyTable, results: Results, output: Path) -> list[str]:
     """Return accuracy against steps, seconds and tokens (Fig. 5 of the paper)."""
     by_arm = {
         name: [
@@ -208,7 +208,7 @@ def _column(curve: list[dict[str, Any]], key: str) -> np.ndarray:
     return np.array([row[key] for row in curve], dtype=float)
 
 
-def _sparsity_figure(table: Table, results: Results, output: Path) -> list[str]:
+def _sparsity_figure(table: StudyTable, results: Results, output: Path) -> list[str]:
     """Return the share of advantage in the top tokens (Fig. 2a of the paper)."""
     lines = []
     for number, (name, arm) in enumerate(table.arms.items()):

@@ -17,7 +17,7 @@ from vaopd.config.methods import high_fraction
 from vaopd.errors import StudyError
 from vaopd.evaluation.statistics import Interval, mean_interval, paired_difference
 from vaopd.records import read_rows
-from vaopd.study.recipe import Arm, Plan, PlannedRun, Table
+from vaopd.study.recipe import Arm, Plan, PlannedRun, StudyTable
 from vaopd.study.runs import is_finished, run_folder
 
 Row = dict[str, Any]
@@ -34,7 +34,7 @@ NEEDS_SAME_VIEW = ("accuracy_pixelated", "answer_change_rate", *NEEDS_SAME_TEACH
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRun:
     """What one run (or the student before it) reached."""
 
     problem_ids: tuple[str, ...]
@@ -57,7 +57,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ArmComparison:
     """By how much an arm exceeds its table's baseline."""
 
     table: str
@@ -84,15 +84,15 @@ class Results:
     """One number of one seed each: table, arm, seed, metric, value."""
 
     means: list[Mean]
-    comparisons: list[Comparison]
+    comparisons: list[ArmComparison]
 
 
 def collect(plan: Plan, output: Path) -> Results:
     """Return the numbers of every finished run of the plan, by table and arm."""
-    cache: dict[tuple[str, bool], Measured] = {}
+    cache: dict[tuple[str, bool], MeasuredRun] = {}
     rows: list[Row] = []
     means: list[Mean] = []
-    comparisons: list[Comparison] = []
+    comparisons: list[ArmComparison] = []
     for table in plan.tables:
         arms = {name: _measured(arm, table, output, cache) for name, arm in table.arms.items()}
         for name, by_seed in arms.items():
@@ -103,7 +103,7 @@ def collect(plan: Plan, output: Path) -> Results:
     return Results(rows, means, comparisons)
 
 
-def measure(folder: Path, *, is_untrained: bool) -> Measured:
+def measure(folder: Path, *, is_untrained: bool) -> MeasuredRun:
     """Return what a finished run reached, or what its student was before the first step."""
     files = sorted((folder / "validation").glob("step_*.jsonl"))
     responses = read_rows(files[0] if is_untrained else files[-1])
@@ -120,7 +120,7 @@ def measure(folder: Path, *, is_untrained: bool) -> Measured:
         steps = read_rows(folder / "metrics.jsonl")
         by_run["seconds"] = sum((step_seconds(row) for row in steps), 0.0)
         by_run["tokens_trained"] = float(sum(row["response/tokens"] for row in steps))
-    return Measured(ids, by_problem, by_run)
+    return MeasuredRun(ids, by_problem, by_run)
 
 
 def step_seconds(row: Row) -> float:
@@ -198,8 +198,8 @@ def _student_va(group: list[Row]) -> float:
 
 
 def _measured(
-    arm: Arm, table: Table, output: Path, cache: dict[tuple[str, bool], Measured]
-) -> dict[int, Measured]:
+    arm: Arm, table: StudyTable, output: Path, cache: dict[tuple[str, bool], MeasuredRun]
+) -> dict[int, MeasuredRun]:
     found = {}
     for seed, planned in arm.runs.items():
         choices = _same_start(planned, table, seed) if arm.is_untrained else [planned]
@@ -212,7 +212,7 @@ def _measured(
     return found
 
 
-def _same_start(planned: PlannedRun, table: Table, seed: int) -> list[PlannedRun]:
+def _same_start(planned: PlannedRun, table: StudyTable, seed: int) -> list[PlannedRun]:
     """Return the table's runs of a seed that begin with the same student and measure it alike."""
 
     def start(run: PlannedRun) -> tuple:
@@ -223,13 +223,13 @@ def _same_start(planned: PlannedRun, table: Table, seed: int) -> list[PlannedRun
     return [run for run in runs if start(run) == start(planned)]
 
 
-def _metrics(by_seed: dict[int, Measured]) -> list[str]:
+def _metrics(by_seed: dict[int, MeasuredRun]) -> list[str]:
     """Return the metrics that every finished seed of an arm has."""
     names = [[*measured.by_problem, *measured.by_run] for measured in by_seed.values()]
     return [name for name in names[0] if all(name in other for other in names)] if names else []
 
 
-def _values(measured: Measured, metric: str) -> np.ndarray:
+def _values(measured: MeasuredRun, metric: str) -> np.ndarray:
     if metric in measured.by_run:
         return np.array([measured.by_run[metric]])
     values = measured.by_problem[metric]
@@ -237,7 +237,7 @@ def _values(measured: Measured, metric: str) -> np.ndarray:
     return values
 
 
-def _seed_rows(table: str, arm: str, by_seed: dict[int, Measured]) -> list[Row]:
+def _seed_rows(table: str, arm: str, by_seed: dict[int, MeasuredRun]) -> list[Row]:
     return [
         {
             "table": table,
@@ -251,7 +251,7 @@ def _seed_rows(table: str, arm: str, by_seed: dict[int, Measured]) -> list[Row]:
     ]
 
 
-def _means(table: str, arm: str, by_seed: dict[int, Measured]) -> list[Mean]:
+def _means(table: str, arm: str, by_seed: dict[int, MeasuredRun]) -> list[Mean]:
     means = []
     for metric in _metrics(by_seed):
         _check_same_problems(table, list(by_seed.values()))
@@ -262,7 +262,9 @@ def _means(table: str, arm: str, by_seed: dict[int, Measured]) -> list[Mean]:
     return means
 
 
-def _comparisons(table: Table, arm: str, arms: dict[str, dict[int, Measured]]) -> list[Comparison]:
+def _comparisons(
+    table: StudyTable, arm: str, arms: dict[str, dict[int, MeasuredRun]]
+) -> list[ArmComparison]:
     baseline = table.settings.baseline
     seeds = [seed for seed in arms[arm] if seed in arms[baseline]]
     ours = {seed: arms[arm][seed] for seed in seeds}
@@ -281,11 +283,11 @@ def _comparisons(table: Table, arm: str, arms: dict[str, dict[int, Measured]]) -
         complete = ~np.isnan(first - second).any(0)
         if complete.any():
             interval = paired_difference(first[:, complete], second[:, complete])
-            comparisons.append(Comparison(table.name, arm, baseline, metric, interval, seeds))
+            comparisons.append(ArmComparison(table.name, arm, baseline, metric, interval, seeds))
     return comparisons
 
 
-def _check_same_problems(table: str, runs: Sequence[Measured]) -> None:
+def _check_same_problems(table: str, runs: Sequence[MeasuredRun]) -> None:
     if len({run.problem_ids for run in runs}) > 1:
         raise StudyError(
             f"table {table}: its runs were validated on different problems, so they cannot be "

@@ -11,7 +11,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from vaopd.config import RunConfig
 from vaopd.devices import pick_dtype
 from vaopd.errors import AlignmentError
-from vaopd.models.loading import VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.packing import micro_batches, response_hidden_states, split_by_rollout
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.objective.advantage import view_divergence

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from vaopd.errors import ProblemError
-from vaopd.models.loading import PromptEncoder, VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.objective.advantage import visual_advantage
 from vaopd.objective.weights import high_group
 from vaopd.pictures import save_picture

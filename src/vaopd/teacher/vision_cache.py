@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vaopd.errors import ConfigError
 from vaopd.models.families.qwen_vl import QwenVLFamily
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 
 Features = tuple[Tensor, ...]
 """Visual tokens of one image, then the features that enter deeper layers, where there are any."""

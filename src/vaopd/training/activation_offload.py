@@ -19,9 +19,10 @@ class ActivationOffload(torch.autograd.graph.saved_tensors_hooks):
     def __init__(self, model: nn.Module) -> None:
         self.weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
         self.num_bytes = 0
-        super().__init__(self._pack, self._unpack)
+        super().__init__(self.pack, self.unpack)
 
-    def _pack(self, tensor: Tensor) -> Any:
+    def pack(self, tensor: Tensor) -> Any:
+        """Return what waits for the backward pass: a copy in CPU memory, or the tensor itself."""
         size = tensor.numel() * tensor.element_size()
         if size < MIN_BYTES or tensor.untyped_storage().data_ptr() in self.weights:
             return tensor
@@ -31,7 +32,8 @@ class ActivationOffload(torch.autograd.graph.saved_tensors_hooks):
         )
         return tensor.device, parked.copy_(tensor)
 
-    def _unpack(self, saved: Any) -> Tensor:
+    def unpack(self, saved: Any) -> Tensor:
+        """Return the tensor on its own device."""
         if isinstance(saved, Tensor):
             return saved
         device, parked = saved

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.hf_storage import (
 from vaopd.distributed.world import World
 from vaopd.errors import RunFolderError
 from vaopd.models import adapters
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.pretrained import read_weights
 from vaopd.models.sharding import local, spread
 from vaopd.records import new_folder, read_json, write_json

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ from vaopd.distributed.world import World
 from vaopd.problems.bad_rows import BadRow, bad_rows_error, listed
 from vaopd.problems.checks import damaged_images, without_answer, without_reference
 from vaopd.problems.drawn import DrawnProblems
-from vaopd.problems.manifest import MANIFEST, digest
+from vaopd.problems.manifest import MANIFEST, digest, manifest
 from vaopd.problems.problem import Problem
 from vaopd.problems.sources import read_source
 from vaopd.records import read_json
@@ -68,6 +69,18 @@ class RunData:
     """The training problems, and held-out ones where there are any."""
 
     on_bad_row: OnBadRow
+    allow_overlap: bool = False
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What a run folder keeps of the problems.
+
+        Raises:
+            ConfigError: Some training problems are held out as well, and that is not allowed.
+        """
+        found = manifest(self.train, self.held_out, allow_overlap=self.allow_overlap)
+        skipped = {part.key: [asdict(row) for row in part.skipped] for part in self.parts}
+        return {**found, "skipped": skipped}
 
     @property
     def train(self) -> Sequence[Problem]:
@@ -100,10 +113,6 @@ class RunData:
     def num_skipped(self) -> dict[str, int]:
         """Return how many rows of each part were left out."""
         return {part.key: len(part.skipped) for part in self.parts}
-
-    def skipped_rows(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the rows that were left out, for the manifest."""
-        return {part.key: [asdict(row) for row in part.skipped] for part in self.parts}
 
     def skipped_lines(self) -> list[str]:
         """Return what a log says about rows that were left out."""
@@ -149,7 +158,7 @@ def _read(config: RunConfig) -> RunData:
         if source:
             problems, bad = read_source(source)
             parts.append(Part(key, source, problems).without(bad, policy))
-    return RunData(tuple(parts), policy)
+    return RunData(tuple(parts), policy, config.data.allow_overlap)
 
 
 def _checked(data: RunData, config: RunConfig, console: Console) -> Bad:

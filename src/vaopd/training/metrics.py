@@ -12,7 +12,8 @@ from PIL import Image
 from vaopd.evaluation.validation import response_text
 from vaopd.grading.grades import Grade, grade
 from vaopd.methods.base import Weights
-from vaopd.models.loading import PromptEncoder, VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.objective.advantage import rollout_advantage
 from vaopd.pictures import save_picture
 from vaopd.problems.problem import Problem

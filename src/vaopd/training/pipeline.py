@@ -16,7 +16,8 @@ from torch import Tensor
 from vaopd.config import RunConfig
 from vaopd.distributed.world import World
 from vaopd.methods.base import Method, StepRollouts
-from vaopd.models.loading import PromptEncoder, VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout, Sampler, SamplingSettings

@@ -1,7 +1,7 @@
 """Reference responses as rollouts, for supervised fine-tuning."""
 
 from vaopd.errors import ProblemError
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 from vaopd.problems.checks import without_reference
 from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout

@@ -12,23 +12,13 @@ import torch
 from rich.console import Console
 
 from vaopd.config import RunConfig, load_config
-from vaopd.devices import DTYPES, pick_device
+from vaopd.devices import DTYPES
 from vaopd.distributed.world import World, processes
 from vaopd.errors import ConfigError, TrainingError
-from vaopd.evaluation.validation import Validation, ValidationResult, Validator
+from vaopd.evaluation.validation import ValidationResult, Validator
 from vaopd.methods import Method, section_of
-from vaopd.models.compatibility import check_same_pixels, check_same_tokenizer
-from vaopd.models.loading import VisionLanguageModel
-from vaopd.problems.manifest import MANIFEST, check_unchanged, manifest
-from vaopd.problems.problem import Problem
-from vaopd.records import append_row, new_folder, write_json, write_rows, write_text
-from vaopd.rollouts.sampler import Sampler
-from vaopd.rollouts.transformers import TransformersSampler
-from vaopd.rollouts.vllm.sampler import VllmSampler
-from vaopd.teacher.local import LocalTeacher, load_teacher
-from vaopd.teacher.remote.client import connect_teacher
-from vaopd.teacher.teacher import Teacher
-from vaopd.training.alarms import Alarms
+from vaopd.problems.manifest import MANIFEST, check_unchanged
+from vaopd.records import new_folder, write_json, write_text
 from vaopd.training.best import Best, better, mark_best, restore_best
 from vaopd.training.checkpoint import (
     checkpoint_path,
@@ -41,7 +31,6 @@ from vaopd.training.checkpoint import (
 from vaopd.training.data import RunData, read_data
 from vaopd.training.display import Display
 from vaopd.training.extension import extension
-from vaopd.training.metrics import problem_pictures, rollout_rows, step_metrics
 from vaopd.training.result import RunResult, describe, summary
 from vaopd.training.run_folder import (
     check_free,
@@ -51,11 +40,12 @@ from vaopd.training.run_folder import (
     remove_run,
 )
 from vaopd.training.schedule import is_due, learning_rate, problems_of_step, total_steps
-from vaopd.training.skipping import Skips, check_may_go_on, describe_skip
+from vaopd.training.setup import build_step
+from vaopd.training.skipping import Skips
 from vaopd.training.startup import ValidationTime, check_prompts, encode_first
-from vaopd.training.step import Step, StepResult
+from vaopd.training.step import Step
 from vaopd.training.stopping import StopRequest
-from vaopd.training.student import load_student, make_optimizer
+from vaopd.training.tracker import Tracker
 from vaopd.unread import unread_line
 
 
@@ -117,8 +107,8 @@ def _train(
         world.on_main(lambda: check_free(output, overwrite))
     shown = (console or Console(stderr=True)) if world.is_main else Console(quiet=True)
     data = read_data(config, world, shown, output if resume else None)
-    run = world.agree(lambda: Run(config, output, shown, data, world))
-    with run.resources:
+    with ExitStack() as resources:
+        run = world.agree(lambda: build_run(config, output, data, shown, world, resources))
         world.same("problems", json.dumps(run.manifest, indent=1))
         world.share_weights(run.student.model)
         run.prepare(is_new=not resume)
@@ -127,8 +117,31 @@ def _train(
         return run.execute(resume)
 
 
+def build_run(
+    config: RunConfig,
+    output: Path,
+    data: RunData,
+    console: Console,
+    world: World,
+    resources: ExitStack,
+) -> "Run":
+    """Return the run of a recipe; ``resources`` closes what it holds.
+
+    Raises:
+        ConfigError: There are too few problems, or some are held out as well.
+        ModelError: A model cannot be loaded.
+    """
+    started, display = time.perf_counter(), Display(console)
+    # What is wrong with the problems is said before a model is loaded.
+    _ = data.manifest, total_steps(config.training, len(data.train))
+    step = build_step(config, world, resources, log=output / "vllm.log", say=display.say)
+    run = Run(config, output, data, step, Tracker(config, output, step, display.say), display)
+    run.started = started
+    return run
+
+
 class Run:
-    """The live state of a run: models, optimizer, problems and the folder they write to.
+    """The live state of a run: its parts, its problems and the folder that they write to.
 
     Every process of a run has one. The main process alone writes and shows.
     """
@@ -137,26 +150,20 @@ class Run:
         self,
         config: RunConfig,
         output: Path,
-        console: Console,
         data: RunData,
-        world: World | None = None,
+        step: Step,
+        tracker: Tracker,
+        display: Display,
     ) -> None:
         self.started = time.perf_counter()
         self.seconds_before = 0.0
         self.config = config
         self.output = output
-        self.world = world = world or World(device=pick_device(config.training.device))
-        self.display = Display(console)
-        self.alarms = Alarms(config, output, self.display.say)
+        self.step = step
+        self.student, self.teacher, self.world = step.student, step.teacher, step.world
+        self.tracker = tracker
+        self.display = display
         self._take(data)
-        self.student = load_student(config, world)
-        self.teacher = _load_teacher(config, world, self.student)
-        self.resources = ExitStack()
-        if self.teacher is not None:
-            self.resources.callback(self.teacher.close)
-        self.optimizer = make_optimizer(config, self.student)
-        sampler = self._sampler(_rollout_model(config, self.student, self.teacher))
-        self.step = Step(config, self.student, self.teacher, sampler, self.optimizer, world)
         self.about_prompts: list[str] = []
         self.validator: Validator | None = None
         self.validation_time: ValidationTime | None = None
@@ -166,10 +173,7 @@ class Run:
 
     def _take(self, data: RunData) -> None:
         """Learn from these problems, and validate by these."""
-        self.data, allow_overlap = data, self.config.data.allow_overlap
-        self.problems = data.train
-        found = manifest(data.train, data.held_out, allow_overlap=allow_overlap)
-        self.manifest = {**found, "skipped": data.skipped_rows()}
+        self.data, self.problems, self.manifest = data, data.train, data.manifest
         self.steps = total_steps(self.config.training, len(self.problems))
 
     def prepare(self, is_new: bool) -> None:
@@ -211,7 +215,7 @@ class Run:
                 return self._result(done)
             self._export()
         result, file = self._result(done), self.output / "summary.json"
-        self.world.on_main(lambda: write_json(file, summary(result, self.alarms.raised())))
+        self.world.on_main(lambda: write_json(file, summary(result, self.tracker.alarms.raised())))
         return result
 
     def _describe_run(self, done: int) -> None:
@@ -233,17 +237,8 @@ class Run:
             skipped_rows=self.data.num_skipped(),
         )
 
-    def _sampler(self, model: VisionLanguageModel) -> Sampler:
-        options = self.config.sampling
-        if options.engine == "transformers" or not self.config.method.needs.sampling:
-            return TransformersSampler(model, batch_tokens=options.batch_tokens)
-        log, say = self.output / "vllm.log", self.display.say
-        sampler = VllmSampler(model, options.vllm, log=log, world=self.world, say=say)
-        self.resources.callback(sampler.close)
-        return sampler
-
     def _take_steps(self, done: int, stop: StopRequest) -> int:
-        """Take the steps behind ``done`` until the last or a request to stop; return its number."""
+        """Take the steps after ``done`` until the last or a request to stop; return its number."""
         training = self.config.training
         bar = self.display.start("training", self.steps, done)
         coming = problems_of_step(self.problems, done + 1, training) if done < self.steps else []
@@ -254,10 +249,10 @@ class Run:
             if number < self.steps:
                 coming = problems_of_step(self.problems, number + 1, training)
             rate = learning_rate(training, number, self.steps)
-            for group in self.optimizer.param_groups:
+            for group in self.step.optimizer.param_groups:
                 group["lr"] = rate
             result = self.step.run(problems, number, coming if number < self.steps else ())
-            record = partial(self._record, result, problems, number, rate)
+            record = partial(self.tracker.step, result, problems, number, rate)
             row = self.world.on_main(record)
             self.display.step(bar, row, self.steps)
             is_last = number == self.steps
@@ -274,40 +269,6 @@ class Run:
         self.display.finish(bar)
         return done
 
-    def _record(
-        self, result: StepResult, problems: list[Problem], step: int, rate: float
-    ) -> dict[str, Any]:
-        """Write what the step was and return its row of numbers."""
-        training, method = self.config.training, self.config.method
-        row = step_metrics(
-            result,
-            problems,
-            self.student,
-            step=step,
-            learning_rate=rate,
-            is_supervised=method.needs.views == 0,
-        )
-        append_row(self.output / "metrics.jsonl", row)
-        if skipped := result.skipped_in_a_row:
-            line = describe_skip(step, skipped, result.loss, result.gradient_norm, problems)
-            check_may_go_on(skipped, training.max_skipped_steps, line)
-            self.display.say(line)
-        self.alarms.watch_step(row, len(result.rollouts))
-        if is_due(training.log_rollouts_every, step) and method.needs.sampling:
-            folder = self.output / "rollouts"
-            rows = rollout_rows(
-                result,
-                problems,
-                self.student,
-                problem_pictures(
-                    problems, self.step.pipeline.encoder, folder, saw_both=method.needs.views == 2
-                ),
-                step=step,
-                is_supervised=method.needs.views == 0,
-            )
-            write_rows(folder / f"step_{step:06d}.jsonl", rows)
-        return row
-
     def _validate(self, step: int) -> ValidationResult | None:
         validator, validation_time = self.validator, self.validation_time
         if validator is None or validation_time is None:
@@ -319,28 +280,11 @@ class Run:
         )
         self.display.finish(bar)
         # The main process's numbers for all: whether they are the best decides what is saved.
-        result = self.world.on_main(lambda: self._record_validation(step, validator, validation))
+        result = self.world.on_main(
+            lambda: self.tracker.validation(step, validator.problems, validation)
+        )
         self.display.say(f"validation at step {step}: {describe(result)}")
         return result
-
-    def _record_validation(
-        self, step: int, validator: Validator, validation: Validation
-    ) -> ValidationResult:
-        """Write what a validation found and return its numbers."""
-        # Before the row of numbers: whoever sees that row finds the responses behind it.
-        folder = self.output / "validation"
-        pictures = problem_pictures(
-            validator.problems,
-            self.step.pipeline.encoder,
-            folder,
-            saw_both=self.config.validation.pixelated,
-        )
-        rows = [{"step": step, **row, **pictures[row["problem_id"]]} for row in validation.rows]
-        write_rows(folder / f"step_{step:06d}.jsonl", rows)
-        append_row(self.output / "validation.jsonl", {"step": step, **asdict(validation.result)})
-        num_responses = sum(row["view"] == "original" for row in rows)
-        self.alarms.watch_validation(step, validation.result, num_responses)
-        return validation.result
 
     def _save(self, step: int) -> None:
         state = {
@@ -354,7 +298,7 @@ class Run:
             "rollouts_ahead": self.step.pipeline.rollouts_ahead(),
         }
         folder = checkpoint_path(self.output, step)
-        save_checkpoint(folder, self.student, self.optimizer, state, self.world)
+        save_checkpoint(folder, self.student, self.step.optimizer, state, self.world)
         self.world.on_main(lambda: self._sort_checkpoints(step))
 
     def _sort_checkpoints(self, step: int) -> None:
@@ -391,7 +335,7 @@ class Run:
         newest = self.world.on_main(lambda: newest_checkpoint(self.output))
         step, best = 0, None
         if newest is not None:
-            state = load_checkpoint(newest, self.student, self.optimizer, self.world)
+            state = load_checkpoint(newest, self.student, self.step.optimizer, self.world)
             step = state["step"]
             self.seconds_before = state["seconds"]
             if self.config.training.micro_batch_tokens == "auto":
@@ -430,25 +374,3 @@ class Run:
             f"problems, {self.steps} steps on {self.student.device}"
             f"{shared if self.world.size > 1 else ''}{resumed}"
         )
-
-
-def _load_teacher(config: RunConfig, world: World, student: VisionLanguageModel) -> Teacher | None:
-    measures = config.validation.pixelated and config.validation.load_teacher
-    if not config.method.needs.teacher and not measures:
-        return None
-    if config.teacher.addresses:
-        return connect_teacher(config, student, world.device)
-    teacher = load_teacher(config, world.device, world.shards)
-    check_same_tokenizer(student, teacher.model)
-    check_same_pixels(student, teacher.model)
-    return teacher
-
-
-def _rollout_model(
-    config: RunConfig, student: VisionLanguageModel, teacher: Teacher | None
-) -> VisionLanguageModel:
-    """Return the model whose responses are trained on."""
-    if config.method.needs.responses == "teacher":
-        assert isinstance(teacher, LocalTeacher)
-        return teacher.model
-    return student

@@ -13,11 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vaopd.config import RunConfig, TrainingConfig
-from vaopd.distributed.world import World
-from vaopd.methods import make_method
+from vaopd.config import TrainingConfig
 from vaopd.methods.base import StepRollouts, StudentStates, TeacherStates, Weights, seed_of
-from vaopd.models.loading import VisionLanguageModel
 from vaopd.models.packing import (
     MicroBatch,
     micro_batches,
@@ -27,8 +24,8 @@ from vaopd.models.packing import (
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.models.sharding import whole
 from vaopd.problems.problem import Problem
-from vaopd.rollouts.sampler import Rollout, Sampler
-from vaopd.teacher.teacher import Teacher, TeacherScores
+from vaopd.rollouts.sampler import Rollout
+from vaopd.teacher.teacher import TeacherScores
 from vaopd.training.activation_offload import ActivationOffload
 from vaopd.training.entropy import response_entropy
 from vaopd.training.pipeline import Pipeline, ScoredBatch
@@ -71,23 +68,11 @@ class StepResult:
 class Step:
     """One update of the student, by any of the methods."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        student: VisionLanguageModel,
-        teacher: Teacher | None,
-        sampler: Sampler,
-        optimizer: torch.optim.Optimizer,
-        world: World | None = None,
-    ) -> None:
-        self.config = config
-        self.student = student
-        self.teacher = teacher
-        self.optimizer = optimizer
-        self.world = world or World()
-        self.method = make_method(config.method)
-        self.pipeline = Pipeline(config, self.method, student, teacher, sampler, self.world)
-        self.micro_batch_tokens = first_budget(config.training, student.device)
+    def __init__(self, pipeline: Pipeline, optimizer: torch.optim.Optimizer) -> None:
+        self.pipeline, self.optimizer = pipeline, optimizer
+        self.config, self.method, self.world = pipeline.config, pipeline.method, pipeline.world
+        self.student, self.teacher = pipeline.student, pipeline.teacher
+        self.micro_batch_tokens = first_budget(self.config.training, self.student.device)
         self.skips = Skips()
 
     def run(
@@ -117,7 +102,7 @@ class Step:
             lambda: self._accumulate_in_memory(step, batch, weights)
         )
         loss = world.sum(loss)
-        gradient_norm = self._update(loss)
+        gradient_norm = self.apply_gradient(loss)
         divergence = batch.shares.everybodys(divergence)
         watch.lap("train")
         return StepResult(
@@ -154,7 +139,7 @@ class Step:
     def _accumulate_in_memory(
         self, step: int, batch: ScoredBatch, weights: Weights
     ) -> tuple[float, list[Tensor]]:
-        """Return what ``_accumulate`` does, with forwards small enough for the memory there is.
+        """Return what ``accumulate`` does, with forwards small enough for the memory there is.
 
         A step that ran out of memory is begun again: its gradients so far are dropped, and its
         rollouts, scores and weights are final, so the update is the same.
@@ -164,7 +149,7 @@ class Step:
                 # A resumed run, and a second try, draw what an uninterrupted one does.
                 torch.manual_seed(seed_of(f"dropout\x00{self.config.training.seed}\x00{step}"))
             try:
-                return self._accumulate(batch, weights)
+                return self.accumulate(batch, weights)
             except torch.OutOfMemoryError:
                 if not self._can_shrink(batch.prompts, batch.responses):
                     raise
@@ -184,7 +169,7 @@ class Step:
         )
         return self.micro_batch_tokens > longest
 
-    def _accumulate(self, batch: ScoredBatch, weights: Weights) -> tuple[float, list[Tensor]]:
+    def accumulate(self, batch: ScoredBatch, weights: Weights) -> tuple[float, list[Tensor]]:
         """Add up the gradient of this share of the loss; return it and each token's divergence.
 
         Rollouts of the share have numbers of their own here; ``shares.rollouts`` has those of
@@ -258,7 +243,7 @@ class Step:
             teacher = TeacherStates(hidden=torch.cat(of_teacher).to(hidden.device), head=head)
         return self.method.loss(states, teacher, token_weight.to(student.device))
 
-    def _update(self, loss: float) -> float:
+    def apply_gradient(self, loss: float) -> float:
         """Apply the gradient if it is finite in all processes; return its norm."""
         parameters = list(self.student.model.parameters())
         self.world.sum_gradients(parameters)

@@ -9,7 +9,8 @@ from vaopd.devices import pick_dtype
 from vaopd.distributed.world import World
 from vaopd.errors import ConfigError
 from vaopd.models import adapters
-from vaopd.models.loading import VisionLanguageModel, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.model import VisionLanguageModel
 
 
 def load_student(config: RunConfig, world: World) -> VisionLanguageModel:

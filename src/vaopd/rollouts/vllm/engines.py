@@ -32,7 +32,7 @@ MAX_REQUESTS = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class SamplingRequest:
     """A prompt, and how its siblings are to be sampled."""
 
     token_ids: list[int]
@@ -43,7 +43,7 @@ class Request:
     """Of vLLM's ``SamplingParams``."""
 
 
-class Engine(Protocol):
+class SamplingEngine(Protocol):
     """A vLLM that samples from the weights it was given last."""
 
     def give(self, weights: Snapshot, version: str) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ class Engine(Protocol):
         """Be ready to ask it there."""
         ...
 
-    def generate(self, requests: Sequence[Request]) -> list[dict[str, Any]]:
+    def generate(self, requests: Sequence[SamplingRequest]) -> list[dict[str, Any]]:
         """Return vLLM's answers, in order and as its ``/inference/v1/generate`` words them.
 
         Raises:
@@ -82,7 +82,7 @@ def own_arguments(options: VllmConfig, dtype: str, *, on_gpu: bool) -> list[str]
     return ["--dtype", dtype, "--generation-config", "vllm", *sleep, *options.arguments]
 
 
-class Servers:
+class VllmServers:
     """Servers that run already, or one that the main process starts, asked in turn.
 
     Weights go through one model folder in shared memory, which vLLM's ``reload_weights`` reads.
@@ -127,7 +127,7 @@ class Servers:
                 _check_health(address)
 
     def give(self, weights: Snapshot, version: str) -> tuple[str, ...]:
-        """Start the server with these weights, or let every server read them; see ``Engine``."""
+        """Start the server with these weights, or let every server read them."""
         if not self.options.addresses and self.server is None:
             self._start(weights)
         else:
@@ -137,7 +137,7 @@ class Servers:
         return tuple(str(client.base_url) for client in self.clients)
 
     def connect(self, places: Sequence[str]) -> None:
-        """Hold a client for each address; see ``Engine``."""
+        """Hold a client for each address."""
         if self.clients:
             return
         for place in places:
@@ -146,8 +146,8 @@ class Servers:
             client = httpx2.Client(base_url=place, timeout=None, limits=limits)
             self.clients.append(self.resources.enter_context(client))
 
-    def generate(self, requests: Sequence[Request]) -> list[dict[str, Any]]:
-        """Spread requests over the servers; see ``Engine``."""
+    def generate(self, requests: Sequence[SamplingRequest]) -> list[dict[str, Any]]:
+        """Spread requests over the servers."""
         # By the number of a problem in the step, so that processes load all servers alike.
         numbers = range(self.world.rank, self.world.rank + len(requests) * self.world.size,
                         self.world.size)  # fmt: skip
@@ -158,7 +158,7 @@ class Servers:
             raise errors.exceptions[0] from None
 
     def sleep(self) -> None:
-        """Send all to sleep; see ``Engine``. Level 2 keeps no weights: new ones come first."""
+        """Send all to sleep. Level 2 keeps no weights: new ones come first."""
         self._post_all("sleep?level=2")
 
     def close(self) -> None:
@@ -217,7 +217,7 @@ class Servers:
         return tempfile.TemporaryDirectory(prefix="vaopd-weights-", dir=place)
 
     async def _answers(
-        self, places: Sequence[httpx2.URL], requests: Sequence[Request]
+        self, places: Sequence[httpx2.URL], requests: Sequence[SamplingRequest]
     ) -> list[dict[str, Any]]:
         """Ask everything at once; the first failure, or Ctrl-C, drops all that is under way.
 
@@ -235,7 +235,7 @@ class Servers:
         return [task.result() for task in tasks]
 
     async def _answer(
-        self, client: httpx2.AsyncClient, place: httpx2.URL, request: Request
+        self, client: httpx2.AsyncClient, place: httpx2.URL, request: SamplingRequest
     ) -> dict[str, Any]:
         parts = [{"type": "image_url", "url": data_url(image)} for image in request.images]
         body = {

@@ -15,13 +15,13 @@ import torch
 
 from vaopd.config import VllmConfig
 from vaopd.errors import ConfigError, EngineError
-from vaopd.rollouts.vllm.engines import Request, own_arguments
+from vaopd.rollouts.vllm.engines import SamplingRequest, own_arguments
 from vaopd.rollouts.vllm.server import EAGER, SETTINGS, engine_arguments
 from vaopd.rollouts.vllm.weights import Snapshot
 
 
 class InProcess:
-    """An ``Engine`` without a process of its own."""
+    """A `SamplingEngine` without a process of its own."""
 
     def __init__(self, options: VllmConfig, *, dtype: str, device: torch.device) -> None:
         """Load vLLM's code, so that a missing one is found before there is work.
@@ -54,7 +54,7 @@ class InProcess:
         self.llm: Any = None  # pyright knows no vLLM
 
     def give(self, weights: Snapshot, version: str) -> tuple[str, ...]:
-        """Load a model from these weights, or change those of the loaded one; see ``Engine``."""
+        """Load a model from these weights, or change those of the loaded one."""
         try:
             if self.llm is None:
                 self._start(weights)
@@ -69,8 +69,8 @@ class InProcess:
     def connect(self, places: Sequence[str]) -> None:
         """Nothing: it is here."""
 
-    def generate(self, requests: Sequence[Request]) -> list[dict[str, Any]]:
-        """Answer all requests as one batch; see ``Engine``."""
+    def generate(self, requests: Sequence[SamplingRequest]) -> list[dict[str, Any]]:
+        """Answer all requests as one batch."""
         prompts = [
             {"prompt_token_ids": r.token_ids, "multi_modal_data": {"image": list(r.images)}}
             if r.images
@@ -85,7 +85,7 @@ class InProcess:
         return [_answer(output) for output in outputs]
 
     def sleep(self) -> None:
-        """Free its GPU memory, weights included; see ``Engine``."""
+        """Free its GPU memory, weights included."""
         self.llm.sleep(level=2)
 
     def close(self) -> None:

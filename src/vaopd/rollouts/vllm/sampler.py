@@ -16,10 +16,10 @@ import torch
 from vaopd.config import VllmConfig
 from vaopd.distributed.world import World
 from vaopd.errors import AlignmentError, ConfigError, EngineError
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
-from vaopd.rollouts.vllm.engines import Engine, Request, Servers
+from vaopd.rollouts.vllm.engines import SamplingEngine, SamplingRequest, VllmServers
 from vaopd.rollouts.vllm.weights import needs_own_head, snapshot
 
 NEVER = -1e9
@@ -72,13 +72,13 @@ class VllmSampler:
                 "starts a server whose head is not tied"
             )
         dtype = str(model.compute_dtype).removeprefix("torch.")
-        self.engine: Engine
+        self.engine: SamplingEngine
         if options.mode == "in_process":
             from vaopd.rollouts.vllm.in_process import InProcess
 
             self.engine = InProcess(options, dtype=dtype, device=model.device)
         else:
-            self.engine = Servers(options, self.world, dtype=dtype, log=log, say=say)
+            self.engine = VllmServers(options, self.world, dtype=dtype, log=log, say=say)
         self.never = {
             token: NEVER
             for token in (*model.forbidden_ids, *range(model.vocab_size, model.head.shape[0]))
@@ -124,9 +124,9 @@ class VllmSampler:
         """
         assert settings.weights_version == self.held, "take_weights() comes first"
         try:
-            answers = self.engine.generate([self._request(p, settings) for p in prompts])
+            answers = self.engine.generate([self.request(p, settings) for p in prompts])
             return [
-                self._siblings(prompt, answer, settings)
+                self.siblings(prompt, answer, settings)
                 for prompt, answer in zip(prompts, answers, strict=True)
             ]
         except BaseException:
@@ -144,9 +144,15 @@ class VllmSampler:
         self.engine.close()
         self.held = None
 
-    def _siblings(
+    def siblings(
         self, prompt: EncodedPrompt, answer: dict[str, Any], settings: SamplingSettings
     ) -> list[Rollout]:
+        """Return the siblings that vLLM answered.
+
+        Raises:
+            AlignmentError: vLLM made other prompt tokens.
+            EngineError: A response is missing, breaks off, or comes from other weights.
+        """
         if answer["prompt_token_ids"] != prompt.input_ids.tolist():
             raise AlignmentError(
                 f"problem {prompt.problem_id}: vLLM makes {len(answer['prompt_token_ids'])} prompt "
@@ -161,7 +167,8 @@ class VllmSampler:
             )
         return [self._rollout(prompt, choice, settings) for choice in choices]
 
-    def _request(self, prompt: EncodedPrompt, settings: SamplingSettings) -> Request:
+    def request(self, prompt: EncodedPrompt, settings: SamplingSettings) -> SamplingRequest:
+        """Return what vLLM is asked for the siblings of a prompt."""
         ids = prompt.input_ids.tolist()
         image = self.image_token_id
         folded = [
@@ -179,7 +186,7 @@ class VllmSampler:
             "logit_bias": self.never,
             "detokenize": False,
         }
-        return Request(folded, tuple(prompt.images), parameters)
+        return SamplingRequest(folded, tuple(prompt.images), parameters)
 
     def _rollout(
         self,

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from vaopd.errors import EngineError
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 from vaopd.records import write_json
 
 HEAD = "lm_head.weight"

@@ -16,21 +16,21 @@ from torch import Tensor
 from vaopd.config import RunConfig, TeacherConfig
 from vaopd.devices import DTYPES
 from vaopd.errors import ConfigError, EngineError, ModelError
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 from vaopd.models.packing import separable_problems
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.teacher.remote.auth import TOKEN_VARIABLE, environment_token
 from vaopd.teacher.remote.identity import check_partner
 from vaopd.teacher.remote.messages import (
     Dtype,
-    ScoreOptions,
+    RequestOptions,
     TeacherInfo,
     check_protocol,
     pack_request,
     unpack_head,
     unpack_scores,
 )
-from vaopd.teacher.remote.pool import Address, Servers, Unavailable, nobody_answers
+from vaopd.teacher.remote.pool import Address, TeacherServers, Unavailable, nobody_answers
 from vaopd.teacher.teacher import Responses, TeacherScores
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class RemoteTeacher:
 
     def __init__(
         self,
-        servers: Servers,
+        servers: TeacherServers,
         info: TeacherInfo,
         head: Float[Tensor, "V H"],
         recipe: TeacherConfig,
@@ -87,7 +87,7 @@ class RemoteTeacher:
         Raises:
             EngineError: No server answers, or one refuses.
         """
-        options = ScoreOptions(
+        options = RequestOptions(
             with_degraded=degraded is not None,
             with_hidden=with_hidden,
             with_divergence=with_divergence and degraded is not None,
@@ -148,7 +148,7 @@ class RemoteTeacher:
 
     def _joined(
         self,
-        options: ScoreOptions,
+        options: RequestOptions,
         parts: Sequence[Sequence[int]],
         answers: Sequence[TeacherScores],
         responses: Responses,
@@ -198,7 +198,7 @@ def connect_teacher(
             f"teacher.addresses needs the servers' token in the environment variable "
             f"{TOKEN_VARIABLE}; set it to the one that vaopd serve-teacher was given or printed"
         )
-    servers = Servers(recipe.addresses, token, recipe.timeout_seconds)
+    servers = TeacherServers(recipe.addresses, token, recipe.timeout_seconds)
     try:
         info = _agreed(servers, recipe, student)
         head = servers.ask(0, "GET", "/head", unpack_head).to(device)
@@ -208,7 +208,9 @@ def connect_teacher(
     return RemoteTeacher(servers, info, head, recipe, share_prefix=config.training.share_prefix)
 
 
-def _agreed(servers: Servers, recipe: TeacherConfig, student: VisionLanguageModel) -> TeacherInfo:
+def _agreed(
+    servers: TeacherServers, recipe: TeacherConfig, student: VisionLanguageModel
+) -> TeacherInfo:
     """Return what all servers that answer say of their teacher."""
     found: dict[str, TeacherInfo] = {}
     reasons: dict[str, str] = {}

@@ -10,7 +10,7 @@ import torch
 from vaopd.config import TeacherConfig
 from vaopd.errors import ConfigError, ModelError
 from vaopd.models.compatibility import check_same_settings
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 from vaopd.teacher.remote.messages import PROTOCOL, TeacherInfo
 
 SAMPLES = 64

@@ -68,7 +68,7 @@ class ProblemHeader(Message):
     """Names of the image inputs."""
 
 
-class ScoreOptions(Message):
+class RequestOptions(Message):
     """What a request wants and how it is to be computed."""
 
     with_degraded: bool
@@ -84,14 +84,14 @@ class ScoreHeader(Message):
 
     protocol: int
     problems: list[ProblemHeader]
-    options: ScoreOptions
+    options: RequestOptions
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreRequest:
     """The arguments of ``Teacher.score`` and how the trainer wants them computed."""
 
-    options: ScoreOptions
+    options: RequestOptions
     originals: list[EncodedPrompt]
     degraded: list[EncodedPrompt] | None
     responses: list[list[Tensor]]
@@ -101,7 +101,7 @@ def pack_request(
     originals: Sequence[EncodedPrompt],
     degraded: Sequence[EncodedPrompt] | None,
     responses: Responses,
-    options: ScoreOptions,
+    options: RequestOptions,
     pixel_dtype: Dtype,
 ) -> bytes:
     """Return the body of a request to score.
@@ -181,7 +181,7 @@ def pack_scores(scores: TeacherScores, fingerprint: str, hidden_dtype: Dtype) ->
 
 
 def unpack_scores(
-    body: bytes, lengths: Sequence[int], options: ScoreOptions, info: TeacherInfo
+    body: bytes, lengths: Sequence[int], options: RequestOptions, info: TeacherInfo
 ) -> TeacherScores:
     """Return the scores of an answer, by rollout.
 

@@ -77,7 +77,7 @@ class Address:
         return response.content
 
 
-class Servers:
+class TeacherServers:
     """Several addresses of the same thing."""
 
     def __init__(self, urls: Sequence[str], token: str, timeout_seconds: float) -> None:

@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from vaopd.errors import EngineError, VaopdError
-from vaopd.models.loading import VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
 from vaopd.teacher.local import LocalTeacher
 from vaopd.teacher.remote.messages import (
     ScoreRequest,

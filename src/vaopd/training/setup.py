@@ -1,0 +1,76 @@
+"""The parts of a run, built as its recipe says."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from vaopd.config import RunConfig
+from vaopd.distributed.world import World
+from vaopd.methods import make_method
+from vaopd.models.compatibility import check_same_pixels, check_same_tokenizer
+from vaopd.models.model import VisionLanguageModel
+from vaopd.rollouts.sampler import Sampler
+from vaopd.rollouts.transformers import TransformersSampler
+from vaopd.rollouts.vllm.sampler import VllmSampler
+from vaopd.teacher.local import LocalTeacher, load_teacher
+from vaopd.teacher.remote.client import connect_teacher
+from vaopd.teacher.teacher import Teacher
+from vaopd.training.pipeline import Pipeline
+from vaopd.training.step import Step
+from vaopd.training.student import load_student, make_optimizer
+
+
+def build_step(
+    config: RunConfig,
+    world: World,
+    resources: ExitStack,
+    *,
+    log: Path,
+    say: Callable[[str], None],
+) -> Step:
+    """Return the update of a recipe, with its student, teacher, sampler, method and optimizer.
+
+    Args:
+        config: The resolved recipe.
+        world: Processes that share the update.
+        resources: Closes teacher and sampler at its end.
+        log: File of what a vLLM server prints.
+        say: Shows a line of progress.
+    """
+    student = load_student(config, world)
+    teacher = make_teacher(config, world, student)
+    if teacher is not None:
+        resources.callback(teacher.close)
+    optimizer = make_optimizer(config, student)
+    model = rollout_model(config, student, teacher)
+    if config.sampling.engine == "vllm" and config.method.needs.sampling:
+        options = config.sampling.vllm
+        sampler: Sampler = VllmSampler(model, options, log=log, world=world, say=say)
+        resources.callback(sampler.close)
+    else:
+        sampler = TransformersSampler(model, batch_tokens=config.sampling.batch_tokens)
+    method = make_method(config.method)
+    return Step(Pipeline(config, method, student, teacher, sampler, world), optimizer)
+
+
+def make_teacher(config: RunConfig, world: World, student: VisionLanguageModel) -> Teacher | None:
+    """Return the teacher where the method or the validation needs one, here or elsewhere."""
+    measures = config.validation.pixelated and config.validation.load_teacher
+    if not config.method.needs.teacher and not measures:
+        return None
+    if config.teacher.addresses:
+        return connect_teacher(config, student, world.device)
+    teacher = load_teacher(config, world.device, world.shards)
+    check_same_tokenizer(student, teacher.model)
+    check_same_pixels(student, teacher.model)
+    return teacher
+
+
+def rollout_model(
+    config: RunConfig, student: VisionLanguageModel, teacher: Teacher | None
+) -> VisionLanguageModel:
+    """Return the model whose responses are trained on."""
+    if config.method.needs.responses == "teacher":
+        assert isinstance(teacher, LocalTeacher)
+        return teacher.model
+    return student

@@ -1,0 +1,82 @@
+"""What a run writes down of its steps and validations, and what it warns of."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vaopd.config import RunConfig
+from vaopd.evaluation.validation import Validation, ValidationResult
+from vaopd.models.prompt_encoder import PromptEncoder
+from vaopd.problems.problem import Problem
+from vaopd.records import append_row, write_rows
+from vaopd.training.alarms import Alarms
+from vaopd.training.metrics import problem_pictures, rollout_rows, step_metrics
+from vaopd.training.schedule import is_due
+from vaopd.training.skipping import check_may_go_on, describe_skip
+from vaopd.training.step import Step, StepResult
+
+
+class Tracker:
+    """Writes rows, responses and pictures into the run folder; in the main process."""
+
+    def __init__(
+        self, config: RunConfig, output: Path, step: Step, say: Callable[[str], None]
+    ) -> None:
+        self.config = config
+        self.output = output
+        self.student = step.student
+        self.encoder: PromptEncoder = step.pipeline.encoder
+        self.say = say
+        self.alarms = Alarms(config, output, say)
+
+    def step(
+        self, result: StepResult, problems: list[Problem], step: int, learning_rate: float
+    ) -> dict[str, Any]:
+        """Write what a step was and return its row of numbers."""
+        training, method = self.config.training, self.config.method
+        row = step_metrics(
+            result,
+            problems,
+            self.student,
+            step=step,
+            learning_rate=learning_rate,
+            is_supervised=method.needs.views == 0,
+        )
+        append_row(self.output / "metrics.jsonl", row)
+        if skipped := result.skipped_in_a_row:
+            line = describe_skip(step, skipped, result.loss, result.gradient_norm, problems)
+            check_may_go_on(skipped, training.max_skipped_steps, line)
+            self.say(line)
+        self.alarms.watch_step(row, len(result.rollouts))
+        if is_due(training.log_rollouts_every, step) and method.needs.sampling:
+            folder = self.output / "rollouts"
+            rows = rollout_rows(
+                result,
+                problems,
+                self.student,
+                problem_pictures(problems, self.encoder, folder, saw_both=method.needs.views == 2),
+                step=step,
+                is_supervised=method.needs.views == 0,
+            )
+            write_rows(folder / f"step_{step:06d}.jsonl", rows)
+        return row
+
+    def validation(
+        self, step: int, problems: Sequence[Problem], validation: Validation
+    ) -> ValidationResult:
+        """Write what a validation found and return its numbers."""
+        # Before the row of numbers: whoever sees that row finds its responses.
+        folder = self.output / "validation"
+        pictures = problem_pictures(
+            problems,
+            self.encoder,
+            folder,
+            saw_both=self.config.validation.pixelated,
+        )
+        rows = [{"step": step, **row, **pictures[row["problem_id"]]} for row in validation.rows]
+        write_rows(folder / f"step_{step:06d}.jsonl", rows)
+        append_row(self.output / "validation.jsonl", {"step": step, **asdict(validation.result)})
+        num_responses = sum(row["view"] == "original" for row in rows)
+        self.alarms.watch_validation(step, validation.result, num_responses)
+        return validation.result
