@@ -11,8 +11,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
+# First, because pytest-xdist reads the marks in the same hook and would not see later ones.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the slow tests of a file in one worker: what they share is long in the making."""
+    """Keep the slow tests of a file in one worker: what they share takes long to make."""
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
