@@ -81,7 +81,9 @@ def compare(folder: Path) -> None:
         nowhere = (*vllm, "training.rollout_lag=1", "sampling.vllm.python=/nowhere")
         report(partial(run, config_of(folder, *nowhere), folder / f"{kind}-nowhere"),
                folder / f"{kind}-nowhere")  # fmt: skip
-        fail_to_encode(config_of(folder, parallel, *SHORT), folder / f"{kind}-failed")
+        # Unequal lengths: a process scores a problem that the other one sampled, and encodes it.
+        untested = config_of(folder, parallel, "data.validation=null")
+        fail_to_encode(untested, folder / f"{kind}-failed")
     prepare_beside(config_of(folder, "training.parallel=ddp", *LAG), folder / "ddp-lag")
     run_out_of_memory(config_of(folder, "training.parallel=ddp", *AUTO), folder / "ddp-auto")
     fail_to_save(config_of(folder, "training.parallel=fsdp2", *SHORT), folder / "fsdp2-full")
