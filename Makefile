@@ -16,8 +16,7 @@ export MALLOC_MMAP_THRESHOLD_ := 2000000000
 export MALLOC_TRIM_THRESHOLD_ := 8000000000
 
 # Tests that use one core each run side by side. Work within one stays on one thread.
-TEST := VAOPD_LOCK=requirements/dev.txt OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto \
-  --dist loadgroup
+TEST := VAOPD_LOCK=requirements/dev.txt OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto
 FAST := $(addprefix tests/,objective models training test_config.py test_house_rules.py)
 # Of test-newest: what is not to be the newest. A plain torch is the CUDA build, of several GB.
 NEWEST ?= torch==2.13.0
@@ -40,7 +39,7 @@ test-newest:
 	$(NEWEST_VENV)/bin/pip install --quiet --upgrade pip
 	$(NEWEST_VENV)/bin/pip install --quiet --editable '.[dev]' $(NEWEST)
 	$(NEWEST_VENV)/bin/pip list
-	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/pytest --numprocesses auto --dist loadgroup
+	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/pytest --numprocesses auto
 
 # A real vLLM on a CPU. Threads that are bound to cores wait for each other where cores are shared.
 test-vllm: $(VENV)/dev $(if $(VAOPD_VLLM_PYTHON),,$(VLLM)/ready)

@@ -99,13 +99,17 @@ def response(item: Item, generator: random.Random) -> str:
 
 
 def write_synthetic(output: Path, samples: int, sizes: dict[str, int] | None = None) -> int:
-    """Write items and predictions of the eight benchmarks; return the number of responses."""
+    """Write items and predictions; return the number of responses.
+
+    ``sizes`` names the benchmarks and how many items each has; without it, they are the eight of
+    the paper, each complete.
+    """
     total = 0
-    for name in PAPER:
+    for name in sizes or PAPER:
         generator = random.Random(name)
         benchmark = BENCHMARKS[name]
         assert benchmark.size is not None
-        count = (sizes or {}).get(name, benchmark.size)
+        count = sizes[name] if sizes else benchmark.size
         items = [item for row in rows(name, count) if (item := benchmark.item(row))]
         assert len({item.id for item in items}) == count, name
         write_items(output / name, items)

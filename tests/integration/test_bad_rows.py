@@ -1,13 +1,12 @@
 """Two processes leave out the same bad rows as one."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from parallel_runs import run_by_recipe
 from PIL import Image
+from world_processes import launched
 
 from vaopd.records import read_rows
 
@@ -40,18 +39,8 @@ def write_rows(folder: Path) -> Path:
 def test_two_processes_leave_out_what_one_leaves_out(tmp_path: Path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.replace("DATA", str(write_rows(tmp_path))))
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for launcher, parallel in (([], "none"), (launch, "ddp")):
-        command = [sys.executable, *launcher, "-m", "vaopd", "train", str(recipe)]
-        command += [f"training.parallel={parallel}", "--output", str(tmp_path / parallel)]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+    run_by_recipe(recipe, tmp_path / "none")
+    launched(2, run_by_recipe, recipe, tmp_path / "ddp", "training.parallel=ddp")
     manifests = [(tmp_path / name / "manifest.json").read_text() for name in ("none", "ddp")]
     assert manifests[0] == manifests[1]
     assert json.loads(manifests[0])["train"]["problems"] == 5

@@ -4,6 +4,8 @@ import pytest
 import world_processes as there
 from world_processes import in_processes, line_of
 
+pytestmark = pytest.mark.slow
+
 SIZES = (2, 3, 5)
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from tests.teacher_service import TOKEN, Serving, serve_model
 
 from vaopd.config import load_config
+from vaopd.models.loading import load_model
 from vaopd.records import append_row, read_rows
 from vaopd.teacher.remote import pool
 from vaopd.training import tracker
@@ -38,7 +40,6 @@ training:
   log_rollouts_every: 1
 """
 
-TOKEN = "a-token-of-the-tests"
 TIMINGS = ("time/", "tokens_per_second")
 
 pytestmark = pytest.mark.slow
@@ -56,7 +57,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[list[Server]]:
-    """Three servers: they are started once, and tests kill them one after the other."""
+    """Two servers: they are started once, and tests kill them one after the other."""
     environment = os.environ | {
         "VAOPD_TEACHER_TOKEN": TOKEN,
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
@@ -64,7 +65,7 @@ def running() -> Iterator[list[Server]]:
     command = [sys.executable, "-m", "vaopd", "serve-teacher", "tiny:new-teacher-s", "--port", "0"]
     processes = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
+        for _ in range(2)
     ]
     try:
         found = []
@@ -81,6 +82,15 @@ def running() -> Iterator[list[Server]]:
             process.wait()
             assert process.stdout is not None
             process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def spare() -> Iterator[Serving]:
+    """A server in this process, which no test kills."""
+    options = {"dtype": torch.float32, "compute_dtype": torch.float32}
+    serving = serve_model(load_model("tiny:new-teacher-s", device=torch.device("cpu"), **options))
+    yield serving
+    serving.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +116,7 @@ def quiet() -> Console:
     return Console(file=io.StringIO())
 
 
-def at(*found: Server) -> str:
+def at(*found: Server | Serving) -> str:
     return f"teacher.addresses=[{', '.join(server.url for server in found)}]"
 
 
@@ -155,7 +165,7 @@ def test_a_run_goes_on_when_one_of_two_servers_is_killed(
     recipe: Path, local: Path, running: list[Server], tmp_path: Path, monkeypatch
 ):
     kill_after_step(monkeypatch, 2, running[0])
-    config = load_config(recipe, [at(*running[:2])])
+    config = load_config(recipe, [at(*running)])
     check_same_run(train(config, tmp_path / "run", console=quiet()).output, local)
     assert running[0].process.returncode == -9
 
@@ -164,6 +174,7 @@ def test_a_run_without_servers_stops_and_is_resumed_to_the_same_bits(
     recipe: Path,
     local: Path,
     running: list[Server],
+    spare: Serving,
     run: Callable,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -178,15 +189,15 @@ def test_a_run_without_servers_stops_and_is_resumed_to_the_same_bits(
     assert "go on with --resume" in line
     assert not (output / "final").exists()
     # Where the teacher runs is not what is learned, so another address is no other recipe.
-    code, _, err = run("train", recipe, at(running[2]), "--output", output, "--resume")
+    code, _, err = run("train", recipe, at(spare), "--output", output, "--resume")
     assert (code, "error" in err) == (0, False)
     check_same_run(output, local)
 
 
 def test_another_token_and_none_are_sentences_before_there_is_a_folder(
-    recipe: Path, running: list[Server], run: Callable, tmp_path: Path, monkeypatch
+    recipe: Path, spare: Serving, run: Callable, tmp_path: Path, monkeypatch
 ):
-    arguments = ("train", recipe, at(running[2]), "--output", tmp_path / "run")
+    arguments = ("train", recipe, at(spare), "--output", tmp_path / "run")
     monkeypatch.setenv("VAOPD_TEACHER_TOKEN", "wrong")
     code, _, err = run(*arguments)
     assert (code, "refuses the token; set VAOPD_TEACHER_TOKEN" in err) == (1, True)
