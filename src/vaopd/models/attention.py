@@ -32,7 +32,7 @@ class PackedRow:
 
     prompt: int
     spans: tuple[Bool[Tensor, "1 1 _ _"], ...]
-    """For each span, which keys its S queries see, of the prompt and of the span: (1, 1, S, P+S)."""
+    """For each span, which keys of prompt and span its S queries see: (1, 1, S, P+S)."""
 
     padding: int
 

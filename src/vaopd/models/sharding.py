@@ -114,7 +114,7 @@ class Sharding:
 
     @contextmanager
     def whole_model(self) -> Iterator[None]:
-        """Gather all weights at compute precision, so that each process runs forwards on its own."""
+        """Gather all weights at compute precision; forwards inside are not collectives."""
         check_place()
         self.base.set_reshard_after_forward(False)
         for module in self.modules:
