@@ -259,7 +259,7 @@ def test_another_placeholder_expansion_is_an_alignment_error(model, prompts, tmp
     [
         ("/collective_rpc", {"status": 404}, "refuses collective_rpc with status 404"),
         ("/inference/v1/generate", {"status": 403, "e": "--enable-scale-out"}, "enable-scale-out"),
-        ("/reset_prefix_cache", {"success": False}, "answering somebody else"),
+        ("/reset_prefix_cache", {"success": False}, "answering other requests"),
     ],
 )
 def test_a_server_that_refuses_is_one_error_and_leaves_no_weights(

@@ -65,7 +65,7 @@ class World:
 
     @property
     def load_device(self) -> torch.device:
-        """Device on which weights are loaded; a whole model may not fit on one GPU before sharding."""
+        """Device for loading weights; before sharding, a whole model may not fit on a GPU."""
         return torch.device("cpu") if self.shards else self.device
 
     def gather(self, value: T) -> list[T]:
@@ -172,7 +172,7 @@ class World:
         return [parts[i % self.size][i // self.size] for i in range(sum(map(len, parts)))]
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Sum the gradients of replicas, once a step; backward already sums those of sharded models.
+        """Sum the gradients of replicas, once a step; for sharded models backward does it.
 
         A replica without a gradient counts as zero. A parameter that no replica used has no
         gradient afterwards, as in a single process; otherwise AdamW would decay it.

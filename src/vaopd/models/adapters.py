@@ -204,7 +204,7 @@ def plain_shell(model: Any) -> Any:
 def save_adapters(
     model: Any, folder: Path, weights: dict[str, Tensor], quantization: str = "none"
 ) -> None:
-    """Write the trained weights: adapters in the format of peft, and the others in a second file."""
+    """Write the trained weights: adapters in the format of peft, others in a second file."""
     import peft
 
     folder.mkdir(parents=True, exist_ok=True)

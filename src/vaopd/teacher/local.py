@@ -125,7 +125,7 @@ class LocalTeacher:
 def load_teacher(
     config: RunConfig, device: torch.device, shards: DeviceMesh | None = None
 ) -> LocalTeacher:
-    """Return the recipe's teacher, frozen, at its precision, sharded over a mesh if there is one."""
+    """Return the recipe's teacher, frozen, at its precision; sharded if there is a mesh."""
     dtype = pick_dtype(config.teacher.dtype, device)
     # The whole model may not fit on the device; only its shards are moved there.
     place = torch.device("cpu") if shards else device
