@@ -138,7 +138,7 @@ def test_a_forward_that_ignores_the_cache_is_an_error_and_not_other_text(model, 
         sampler.sample(prompts, DRAWN)
 
 
-def test_the_first_end_is_kept_and_nothing_behind_it(model, prompts):
+def test_the_first_end_is_kept_and_nothing_after_it(model, prompts):
     rollouts = [r for group in TransformersSampler(model).sample(prompts, DRAWN) for r in group]
     ends = set(model.eos_token_ids)
     reasons = Counter(rollout.finish_reason for rollout in rollouts)

@@ -311,7 +311,7 @@ def test_views_of_different_prompts_are_never_sent(serve, connect: Connect, mode
 
 
 @pytest.mark.parametrize("body", [b"<html>gateway</html>", b"", b"{}"])
-def test_an_address_that_is_no_teacher_is_a_sentence(connect: Connect, body: bytes, start_app):
+def test_an_address_without_a_teacher_is_a_sentence(connect: Connect, body: bytes, start_app):
     with pytest.raises(EngineError, match="names no protocol of vaopd serve-teacher"):
         connect(start_app(lambda path: Response(body)).url)
 

@@ -143,7 +143,7 @@ def test_a_request_over_the_limit_is_refused_before_it_is_read(
         (lambda body: changed(body, "0.original.pixel_values"), "the tensors do not fit"),
     ],
 )
-def test_what_is_no_request_is_answered_by_one_sentence(
+def test_a_malformed_request_is_answered_by_one_sentence(
     client: httpx2.Client, body: bytes, make: Callable[[bytes], bytes], sentence: str
 ):
     answer = client.post("/score", content=make(body))

@@ -17,7 +17,7 @@ from vaopd.errors import AlignmentError, ConfigError
 from vaopd.objective.chunks import Plan, plan_chunks
 
 CAST_BYTES = 8 * 2**20
-"""Size of the block of head rows that is held in working precision at a time."""
+"""Bytes of the block of head rows that is converted to working precision at a time."""
 
 
 Measure = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
@@ -217,8 +217,8 @@ def _walk(
 ) -> tuple[Tensor, Tensor]:
     """Return the weighted loss with its graph, and the reported number of each token."""
     if not torch.is_grad_enabled():
-        # Inside forward the grad mode is off in any case; only here can we see that nobody
-        # will ask for the gradients, which are two thirds of the student's work.
+        # Inside forward the grad mode is always off, so only this place can see that gradients
+        # are not needed; they are two thirds of the student's work.
         hidden, head = hidden.detach(), head.detach()
     with torch.autocast(hidden.device.type, enabled=False):
         return _ChunkWalk.apply(hidden, head, weights.detach(), measure, plan)  # pyright: ignore[reportReturnType]
@@ -266,8 +266,8 @@ class _ChunkWalk(torch.autograd.Function):
                 "this loss was already differentiated and its gradients were given away; "
                 "call the loss function again for a second backward"
             )
-        # Scaled in place and given away: a copy of the head's gradient would double the peak,
-        # and autograd adopts a gradient as `.grad` only while nobody else holds it.
+        # Scaled in place without keeping a reference: a copy of the head's gradient would double
+        # the peak, and autograd uses a gradient as `.grad` only if it has no other reference.
         gradients, ctx.gradients = ctx.gradients, None
         to_hidden, to_head = (
             None if gradient is None else _narrowed_(gradient.mul_(scale), dtype)
@@ -323,7 +323,7 @@ def _add_head_gradient_(
 
 
 def _on_tensor_cores(working: torch.dtype, hidden_dtype: torch.dtype, matrix: Tensor) -> bool:
-    """Return whether half-precision products with float32 sums are to be had."""
+    """Return whether half-precision products with float32 sums are available."""
     is_half = matrix.dtype in (torch.bfloat16, torch.float16)
     same = matrix.dtype == hidden_dtype
     return matrix.is_cuda and is_half and same and working == torch.float32
@@ -332,8 +332,8 @@ def _on_tensor_cores(working: torch.dtype, hidden_dtype: torch.dtype, matrix: Te
 def _wide_blocks(head: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """Yield blocks of head rows in the working dtype.
 
-    A head that has the dtype already comes whole; otherwise its copy in the wider dtype, over
-    a gigabyte for a large vocabulary, would exist beside it.
+    A head of that dtype is one block. Otherwise blocks avoid a whole copy in the wider dtype,
+    which has over a gigabyte for a large vocabulary.
     """
     row_bytes = head.shape[1] * dtype.itemsize
     step = len(head) if head.dtype == dtype else max(1, CAST_BYTES // row_bytes)
@@ -379,7 +379,7 @@ def _shared_vocabulary(vocab_size: int | None, *head_rows: int) -> int:
 
 
 def _check_ids(ids: Tensor, vocabulary: int) -> None:
-    """Raise if an id is not one of the vocabulary's."""
+    """Raise if an id is not in the vocabulary."""
     outside = (ids < 0) | (ids >= vocabulary)
     if outside.any():
         position = int(outside.nonzero()[0])

@@ -242,6 +242,6 @@ def _info(address: Address) -> TeacherInfo:
         return TeacherInfo.model_validate_json(body)
     except ValidationError as error:
         raise EngineError(
-            f"{address.url} is not a server of vaopd serve-teacher ({error.error_count()} fields of "
-            "its description are wrong); correct teacher.addresses"
+            f"{address.url} is not a server of vaopd serve-teacher ({error.error_count()} fields "
+            "of its description are wrong); correct teacher.addresses"
         ) from None
