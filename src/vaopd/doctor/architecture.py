@@ -14,7 +14,7 @@ from vaopd.models import tiny
 from vaopd.models.adapters import choose_trainable, is_adapter_folder, read_base
 
 BITS = {"8bit": 8.0, "4bit": 4.5}
-"""Bytes of a quantized weight with scales: NF4 has one byte for 64 weights and a second level."""
+"""Bits of a quantized weight with its scales: NF4 has 8 bits for 64 weights and a second level."""
 
 
 @dataclass(frozen=True, kw_only=True)

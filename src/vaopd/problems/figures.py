@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 SIDE_PIXELS = 96
 CELL_PIXELS = 16
-"""Distance of a lattice for labels, at which small vision towers learn to read."""
+"""Distance of the lattice that labels are near to, so that small vision towers learn to read."""
 
 FONT_PIXELS = 14
 

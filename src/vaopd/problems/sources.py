@@ -226,7 +226,7 @@ def _references(cell: Any) -> tuple[str, ...]:
 
 
 def _bare_answer(answer: str) -> str | None:
-    r"""Return the answer without a ``\boxed{..}`` around all of it; ``None`` for ``None``.
+    r"""Return the answer without a ``\boxed{..}`` around all of it; ``None`` if it is empty.
 
     An answer with text outside its box, or without a balanced box, does not change.
     """

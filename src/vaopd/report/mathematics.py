@@ -64,7 +64,7 @@ def _formula(match: re.Match[str]) -> str:
 
 
 def mathml(latex: str, display: str = "inline") -> str:
-    """Return a formula as MathML, or None if it is not valid LaTeX or not only mathematics."""
+    """Return a formula as MathML, or '' if it is not valid LaTeX or not only mathematics."""
     latex = latex.replace(r"\begin{aligned}", r"\begin{array}{rl}")
     latex = latex.replace(r"\end{aligned}", r"\end{array}")
     try:
