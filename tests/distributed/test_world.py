@@ -25,7 +25,7 @@ def test_shares_hold_every_problem_once_and_differ_by_one_problem_at_most(loads,
     shares = balanced_shares(loads, size)
     assert sorted(i for share in shares for i in share) == list(range(len(loads)))
     totals = [sum(loads[i] for i in share) for share in shares]
-    # Greedy: whoever ends highest had least before its last (lightest) problem.
+    # Greedy: the process with the largest load had the smallest before its last (lightest) problem.
     for share, total in zip(shares, totals, strict=True):
         if share:
             assert total - min(loads[i] for i in share) <= min(totals)

@@ -227,7 +227,7 @@ def test_the_prompt_is_prefilled_once_and_finished_rows_leave(model, prompts):
     assert images == [4]
     assert progress == [12]
     assert shapes[0] == (4, max(len(prompt) for prompt in prompts))
-    # A response of n tokens needs n - 1 decoding steps behind the prefill.
+    # A response of n tokens needs n - 1 decoding steps after the prefill.
     lengths = [len(rollout.response_ids) for group in groups for rollout in group]
     expected = [sum(length > step for length in lengths) for step in range(1, max(lengths))]
     assert shapes[1:] == [(rows, 1) for rows in expected]

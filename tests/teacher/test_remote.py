@@ -319,7 +319,7 @@ def test_an_address_without_a_teacher_is_a_sentence(connect: Connect, body: byte
 def test_an_answer_that_makes_no_sense_is_asked_for_elsewhere(
     serve, connect: Connect, model, views, start_app, token
 ):
-    """A proxy that passes everything but the scores, for which it has a page of its own."""
+    """A proxy that passes everything except the scores, which it answers with its own page."""
     behind = serve(model)
 
     def answer(path: str) -> Response:
