@@ -1,13 +1,13 @@
-# Every target makes its own environment: a bare machine needs python3 (3.11-3.13) and make only.
+# Every target makes its own environment: a machine needs only python3 (3.11-3.13) and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Of `make bench`: tiny, small or paper; cpu or cuda.
+# For `make bench`: tiny, small or paper; cpu or cuda.
 SCALE ?= small
 DEVICE ?= cpu
 VLLM := .venv-vllm
 NEWEST_VENV := .venv-newest
-# An environment with vLLM that is there already; without one, test-vllm builds its own.
+# Python of an existing environment with vLLM; if it is empty, test-vllm builds one.
 VAOPD_VLLM_PYTHON ?=
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
@@ -15,10 +15,10 @@ export TOKENIZERS_PARALLELISM := false
 export MALLOC_MMAP_THRESHOLD_ := 2000000000
 export MALLOC_TRIM_THRESHOLD_ := 8000000000
 
-# Tests that use one core each run side by side. Work within one stays on one thread.
+# Tests run in parallel, one for each core. Each test uses one thread.
 TEST := VAOPD_LOCK=requirements/dev.txt OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto
 FAST := $(addprefix tests/,objective models training test_config.py test_house_rules.py)
-# Of test-newest: what is not to be the newest. A plain torch is the CUDA build, of several GB.
+# For test-newest: a version that is not the newest. A plain torch is the CUDA build, several GB.
 NEWEST ?= torch==2.13.0
 
 .PHONY: demo reference test test-fast test-newest test-vllm vllm check bench lock tiny dist clean mutants
@@ -29,11 +29,11 @@ demo: $(VENV)/run
 test: $(VENV)/dev
 	$(TEST)
 
-# What a change of the method needs.
+# The tests that a change of the method needs.
 test-fast: $(VENV)/dev
 	$(TEST) -m "not slow" $(FAST)
 
-# The newest versions that pyproject.toml allows, in an environment of their own.
+# All tests with the newest versions that pyproject.toml allows, in another environment.
 test-newest:
 	$(PYTHON) -m venv --clear $(NEWEST_VENV)
 	$(NEWEST_VENV)/bin/pip install --quiet --upgrade pip
@@ -41,11 +41,11 @@ test-newest:
 	$(NEWEST_VENV)/bin/pip list
 	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/pytest --numprocesses auto
 
-# A real vLLM on a CPU. Threads that are bound to cores wait for each other where cores are shared.
+# Tests with a real vLLM on a CPU. Threads bound to cores wait for each other if cores are shared.
 test-vllm: $(VENV)/dev $(if $(VAOPD_VLLM_PYTHON),,$(VLLM)/ready)
 	VAOPD_VLLM_PYTHON=$(or $(VAOPD_VLLM_PYTHON),$(CURDIR)/$(VLLM)/bin/python) $(BIN)/pytest tests/vllm
 
-# Only the environment of test-vllm.
+# Makes only the environment of test-vllm.
 vllm: $(VLLM)/ready
 
 check: $(VENV)/dev
@@ -65,12 +65,12 @@ bench: $(VENV)/bench
 tiny: $(VENV)/run
 	recipes/tiny/train_all.sh
 
-# Renews the versions that all of the above install.
+# Updates the versions that all targets install.
 lock: $(VENV)/dev
 	requirements/lock.sh $(BIN)/uv
 
-# pip checks the hash of every file. torch has none, see requirements/torch.txt; its own metadata
-# pins the CUDA packages of a CUDA build. To build vaopd itself takes setuptools of the lock.
+# pip checks the hash of every file. torch has no hash, see requirements/torch.txt; its metadata
+# pins the CUDA packages of a CUDA build. vaopd itself is built with the locked setuptools.
 define install
 	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements/$(1).txt
 	$(BIN)/pip install --quiet --requirement requirements/torch.txt
@@ -105,13 +105,13 @@ $(VLLM)/ready: requirements/vllm.txt requirements/torch.txt tests/vllm/torchvisi
 clean:
 	rm -rf $(VENV) $(VLLM) $(NEWEST_VENV) runs dist
 
-# The wheel is built from the sdist, so that both are whole; then it is tried without the checkout.
+# Builds the wheel from the sdist, which shows that both are complete; then tests it outside the checkout.
 dist: $(VENV)/run
 	rm -rf dist
 	$(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("dist")' > /dev/null
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/vaopd-*.tar.gz
 	requirements/try_wheel.sh $(PYTHON)
 
-# Plausible slips, each made in a copy of the source; fails if the nearest tests miss one. Minutes.
+# Makes small mistakes in copies of the source; fails if the nearest tests miss one. Takes minutes.
 mutants: $(VENV)/dev
 	$(BIN)/python tests/mutants.py

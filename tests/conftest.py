@@ -5,9 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from vaopd import cli
+
+# No test depends on how busy the machine is.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 # Read when the first test loads transformers, which importing the command line does not.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -1,7 +1,7 @@
-"""Every branch in front of an exchange between processes is named, with why all take the same.
+"""Every branch before an exchange between processes is named, with why all processes take the same.
 
-A process that takes another branch leaves out what the others wait in. So what decides must be
-known to be alike in all; what is one process's own decides inside of the work handed to `agree`.
+A process that takes another branch skips an exchange in which the others wait. So the decision may
+depend only on values that are alike in all processes; other decisions belong inside `agree`.
 """
 
 import ast
@@ -23,7 +23,7 @@ HANDED = {"agree", "on_main"}
 """Take work that may fail in one process."""
 
 STRANGERS = {"subprocess", "prompts", "model", "engine"}
-"""Have methods of the same names as our functions, which tell nobody anything."""
+"""Have methods of the same names as our functions, which do not communicate."""
 
 COMMAND = "the recipe and the options, compared at the start"
 DATA = "the recipe and the problems, compared at the start"
@@ -61,6 +61,7 @@ BRANCHES = {
     "assignment.all_scores: divergence is None": COMMAND,
     "assignment.all_scores: self.world.size == 1": "the launcher's",
     "assignment.everybodys: self.world.size == 1": "the launcher's",
+    "step._with_entropy: not self.method.needs.student_entropy": COMMAND,
     "step.run: coming and self.config.training.rollout_lag": DATA,
     "validation.examine: not self.config.validation.pixelated": COMMAND,
     "validation.examine: self.teacher is not None": COMMAND,

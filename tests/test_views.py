@@ -137,7 +137,9 @@ def test_a_ratio_outside_zero_to_one_is_refused(name: str, ratio: object):
 
 
 def test_an_unknown_view_is_refused_with_the_choices():
-    with pytest.raises(ConfigError, match="'smear', which is no view; choose from pixelate, blur"):
+    with pytest.raises(
+        ConfigError, match="'smear', which is not a view; choose from pixelate, blur"
+    ):
         degrade(Image.new("RGB", (4, 4)), "smear", 0.1)
 
 

@@ -7,7 +7,7 @@ from vaopd import cli
 
 
 def main() -> None:
-    """Run the command line; warnings of other packages are for their developers and stay quiet.
+    """Run the command line, without warnings of other packages, which are for developers.
 
     ``python -W default -m vaopd``, or PYTHONWARNINGS, shows them.
     """

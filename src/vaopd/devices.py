@@ -1,4 +1,4 @@
-"""Where tensors live and at which precision."""
+"""Choice of device and precision."""
 
 import torch
 
@@ -11,7 +11,7 @@ def pick_device(name: str) -> torch.device:
     """Return the device of ``training.device``; ``auto`` takes a GPU when there is one.
 
     Raises:
-        ConfigError: There is no such device here.
+        ConfigError: This machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

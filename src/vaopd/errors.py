@@ -28,15 +28,15 @@ class AlignmentError(VaopdError, ValueError):
 
 
 class ModelError(VaopdError, ValueError):
-    """A model, tokenizer or processor cannot be loaded or does not fit its partner."""
+    """A model, tokenizer or processor cannot be loaded, or student and teacher do not fit."""
 
 
 class TrainingError(VaopdError, RuntimeError):
-    """Training cannot go on, for example because the loss is not finite."""
+    """Training cannot continue, for example because the loss is not finite."""
 
 
 class StudyError(VaopdError, RuntimeError):
-    """Some runs of a study failed; the message says how many and what the first one said."""
+    """Some runs of a study failed; the message has their number and the first error."""
 
 
 class RunFolderError(VaopdError, OSError):
@@ -44,7 +44,7 @@ class RunFolderError(VaopdError, OSError):
 
 
 class PeerError(VaopdError, RuntimeError):
-    """Another process of the run failed and says why itself; this one ends with its exit code."""
+    """Another process of the run failed and says why; this one ends with its exit code."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -52,14 +52,14 @@ class PeerError(VaopdError, RuntimeError):
 
 
 class EngineError(VaopdError, RuntimeError):
-    """A serving engine or judge cannot be reached, refuses the request, or answers nonsense."""
+    """A server or judge cannot be reached, refuses the request, or gives an invalid answer."""
 
 
 def told_once(check: Callable[[], T]) -> T:
-    """Return what a check gives that fails alike in all processes of a launcher.
+    """Return the result of a check that fails in all processes alike; report a failure once.
 
     Raises:
-        VaopdError: The check's own in the first process of each machine, ``PeerError`` in others.
+        VaopdError: The check's error in the first process of each machine, ``PeerError`` in others.
     """
     try:
         return check()

@@ -1,4 +1,4 @@
-"""Pictures of a run folder: what the models saw, small enough to keep, named by their content."""
+"""Images of a run folder: reduced copies of what the models saw, named by their content."""
 
 import base64
 import hashlib
@@ -8,10 +8,10 @@ from pathlib import Path
 from PIL import Image
 
 LONGEST_SIDE = 768
-"""Pixels kept for the record; the models saw up to ``data.max_pixels``."""
+"""Longest side of a stored image in pixels; the models saw up to ``data.max_pixels``."""
 
 SMALL_BYTES = 40_000
-"""A PNG up to this size is kept as it is: drawings stay sharp, photographs become WebP."""
+"""A PNG up to this size is stored as PNG, so drawings stay sharp; photographs become WebP."""
 
 WEBP_QUALITY = 85
 
@@ -30,9 +30,9 @@ def save_picture(image: Image.Image, folder: Path) -> str:
 
 
 def encode_picture(image: Image.Image, longest_side: int = LONGEST_SIDE) -> tuple[bytes, str]:
-    """Return the picture as PNG or WebP, whichever suits it, with the suffix of its file."""
+    """Return the image as PNG or WebP, depending on its size, and the suffix of its file."""
     image = image.convert("RGB")
-    # Shrinking averages over pixels. Nearest would drop thin lines and show moire in the cells.
+    # Shrinking averages over pixels; nearest would drop thin lines and show moire in the cells.
     image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
     drawing = _encoded(image, "PNG")
     if len(drawing) <= SMALL_BYTES:
@@ -42,7 +42,7 @@ def encode_picture(image: Image.Image, longest_side: int = LONGEST_SIDE) -> tupl
 
 
 def data_url(image: Image.Image) -> str:
-    """Return the picture as it is, without loss, as text that servers take for an image."""
+    """Return the image, without loss, as a data address that servers accept."""
     encoded = _encoded(image, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(encoded).decode()
 

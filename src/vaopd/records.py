@@ -1,4 +1,4 @@
-"""Files of a run folder: plain rows, written whole or not at all. No torch here."""
+"""Files of a run folder, written completely or not at all; does not import torch."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from vaopd.errors import RunFolderError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it holds either its old or its new content at any moment."""
+    """Write a file atomically: at any moment it has either its old or its new content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     try:
@@ -35,7 +35,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object of a JSON file.
 
     Raises:
-        RunFolderError: The file is missing or no JSON object.
+        RunFolderError: The file is missing or not a JSON object.
     """
     try:
         value = json.loads(path.read_bytes())
@@ -51,7 +51,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write a JSONL file whole."""
+    """Write a JSONL file atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
@@ -62,7 +62,7 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSONL file; a last line cut off by a kill is left out.
+    """Return the rows of a JSONL file, without a last line that a killed process left incomplete.
 
     Raises:
         RunFolderError: Another line is not a JSON object.
@@ -96,9 +96,9 @@ def keep_rows_up_to(path: Path, step: int) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Give a folder to fill that takes its name only when everything in it is written.
+    """Yield a folder to fill; it gets its name only when all its files are written.
 
-    A kill leaves nothing under the final name; the hidden leftover is removed by the next try.
+    A killed process leaves no folder of that name; the next call removes its hidden folder.
     """
     partial = path.with_name(f".{path.name}.partial")
     if partial.exists():
@@ -108,7 +108,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield partial
         for file in partial.rglob("*"):
             if file.is_file():
-                # Or a power cut could leave a whole folder of empty files.
+                # Otherwise a power failure could leave a complete folder of empty files.
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
     except BaseException:

@@ -1,7 +1,7 @@
 """Keys of a recipe that are set, but that its combination of choices never reads.
 
-They are not errors: an override over a base recipe, such as another ``sampling.engine``, leaves
-such keys as a matter of course.
+They are not errors, because an override of a base recipe, such as another ``sampling.engine``,
+often leaves such keys.
 """
 
 from collections.abc import Callable, Iterator
@@ -151,9 +151,9 @@ RULES = (
 
 
 def unread_keys(config: RunConfig) -> list[str]:
-    """Return the keys that are set to no effect, by reason: ``view.ratio (method.name is opd)``.
+    """Return the keys that are set without effect, by reason: ``view.ratio (method.name is opd)``.
 
-    A key counts as set where its value differs from the default, because the ``config.yaml`` of a
+    A key counts as set if its value differs from the default, because the ``config.yaml`` of a
     run names all keys. Null and false ask for nothing, so they do not count.
     """
     found: dict[str, list[str]] = {}
@@ -166,7 +166,7 @@ def unread_keys(config: RunConfig) -> list[str]:
 
 
 def unread_line(config: RunConfig) -> str | None:
-    """Return one line for all keys that are set to no effect; None where every key is read."""
+    """Return one line for all keys that are set without effect; None if every key is read."""
     return f"not read: {'; '.join(unread)}" if (unread := unread_keys(config)) else None
 
 

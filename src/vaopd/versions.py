@@ -1,4 +1,4 @@
-"""``vaopd --version``, answered from metadata: importing torch would take seconds."""
+"""The versions for ``vaopd --version``, from metadata, because importing torch takes seconds."""
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated

@@ -52,11 +52,11 @@ def degrade(image: Image.Image, name: str, ratio: object = 0.1) -> Image.Image:
             return noise(image, ratio)
         case "shuffle":
             return patch_shuffle(image, ratio)
-    raise ConfigError(f"view.name is {name!r}, which is no view; choose from {', '.join(VIEWS)}")
+    raise ConfigError(f"view.name is {name!r}, which is not a view; choose from {', '.join(VIEWS)}")
 
 
 def pixelate(image: Image.Image, ratio: object = 0.1) -> Image.Image:
-    """Return the image in flat cells: layout and colour stay, digits and small marks go.
+    """Return the image in flat cells: layout and colour stay, digits and small marks disappear.
 
     Bilinear down to ``max(1, int(side * ratio))`` cells a side, nearest back up, as in Sec. 2 of
     the method. Pillow's bilinear averages over the whole cell when it shrinks, so a thin line
@@ -66,7 +66,7 @@ def pixelate(image: Image.Image, ratio: object = 0.1) -> Image.Image:
         image: Any PIL image. Palette images become RGB (PA: RGBA) and one-bit images L,
             because Pillow does not interpolate palette indices; every other mode is kept.
         ratio: Cells per pixel of a side, in (0, 1]. Typed loosely because a recipe's value
-            arrives unchecked; it is checked here.
+            is not checked before.
 
     Raises:
         ConfigError: The ratio is not a finite number in (0, 1].
@@ -75,19 +75,19 @@ def pixelate(image: Image.Image, ratio: object = 0.1) -> Image.Image:
 
 
 def downscale_up(image: Image.Image, ratio: object = 0.1) -> Image.Image:
-    """Return the image pixelation starts from, brought back without block edges."""
+    """Return the reduced image of pixelation, enlarged smoothly and so without block edges."""
     return _resample_down_up(_plain(image), ratio, Image.Resampling.BILINEAR)
 
 
 def reduced(image: Image.Image, ratio: object = 0.1) -> Image.Image:
-    """Return the small image that pixelation starts from, one pixel for each of its cells.
+    """Return the reduced image of pixelation, with one pixel for each cell.
 
     Raises:
         ConfigError: The ratio is not a finite number in (0, 1].
     """
     kept = _checked_ratio(ratio)
     image = _interpolable(image)
-    # int() and not round(): the official code floors, and 45 % of sides differ.
+    # int() and not round(): the released code floors, and 45 % of sides would differ.
     small = (max(1, int(image.width * kept)), max(1, int(image.height * kept)))
     return image.resize(small, Image.Resampling.BILINEAR)
 
@@ -117,7 +117,7 @@ def noise(image: Image.Image, ratio: object = 0.1) -> Image.Image:
 
 
 def patch_shuffle(image: Image.Image, ratio: object = 0.1) -> Image.Image:
-    """Return the image with its patches in a random order: local detail stays, layout goes.
+    """Return the image with its patches in random order: local detail stays, layout disappears.
 
     A grid of ``round(1 / ratio)`` patches a side (fewer in an image with fewer pixels); the
     up to that many pixels left over at the right and bottom edge stay. Seeded as ``noise`` is.

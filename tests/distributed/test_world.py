@@ -7,7 +7,7 @@ from vaopd.distributed.world import World, balanced_shares, check_launch, proces
 from vaopd.errors import ConfigError, PeerError
 
 
-def test_the_heaviest_problem_goes_first_to_whoever_has_least():
+def test_the_heaviest_problem_goes_first_to_the_process_with_the_smallest_load():
     # 9 | 7 then 5 joins the 7 (12), 4 the 9 (13), and 1 the 12.
     assert balanced_shares([5, 9, 1, 7, 4], 2) == [[1, 4], [0, 2, 3]]
 
@@ -25,7 +25,7 @@ def test_shares_hold_every_problem_once_and_differ_by_one_problem_at_most(loads,
     shares = balanced_shares(loads, size)
     assert sorted(i for share in shares for i in share) == list(range(len(loads)))
     totals = [sum(loads[i] for i in share) for share in shares]
-    # Greedy: whoever ends highest had least before its last (lightest) problem.
+    # Greedy: the process with the largest load had the smallest before its last (lightest) problem.
     for share, total in zip(shares, totals, strict=True):
         if share:
             assert total - min(loads[i] for i in share) <= min(totals)
@@ -35,7 +35,7 @@ def test_equal_loads_are_dealt_out_evenly():
     assert [len(share) for share in balanced_shares([0] * 8, 4)] == [2, 2, 2, 2]
 
 
-def test_a_world_of_one_talks_to_nobody():
+def test_a_world_of_one_does_not_communicate():
     world = World()
     assert world.is_main and world.gather(3) == [3] and world.sum(2.5) == 2.5
     assert world.my_slice([1, 2, 3]) == world.in_order([1, 2, 3]) == [1, 2, 3]

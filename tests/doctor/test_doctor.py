@@ -210,7 +210,7 @@ def test_sampling_elsewhere_needs_no_cache_here_but_the_weights_that_are_handed_
     assert "weights for vLLM" not in on_a_gpu("student.dtype=bfloat16").parts
 
 
-def test_a_share_that_is_no_number_is_one_sentence():
+def test_a_share_that_is_not_a_number_is_one_sentence():
     with pytest.raises(ConfigError, match="--gpu-memory-utilization 'half', which is no number"):
         on_a_gpu("sampling.vllm.arguments=[--gpu-memory-utilization=half]")
 

@@ -149,7 +149,7 @@ def test_the_records_are_those_of_one_process(folder: Path, kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_process_without_a_problem_keeps_the_others_company(folder: Path, kind: str):
+def test_a_process_without_a_problem_enters_the_same_collectives(folder: Path, kind: str):
     found, expected = folder / f"{kind}-alone", folder / "one-alone"
     assert_same_rows(found / "metrics.jsonl", expected / "metrics.jsonl")
     assert_same_weights(found / "final/model.safetensors", expected / "final/model.safetensors")
@@ -210,7 +210,7 @@ def test_a_server_sees_no_launcher_of_the_processes_that_share_it(folder: Path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_server_sleeps_behind_the_samples_of_both_processes(folder: Path, kind: str):
+def test_the_server_sleeps_after_the_samples_of_both_processes(folder: Path, kind: str):
     lines = (folder / f"{kind}-vllm/vllm.log").read_text().splitlines()
     happened = [line.split()[0] for line in lines if line.startswith(("weights", "asleep"))]
     assert happened == ["weights", "asleep"] * 3

@@ -111,7 +111,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(whole.output, killed, newest, steps, files)
 
 
-def test_the_kill_came_behind_a_checkpoint_and_before_the_end(runs: Runs):
+def test_the_kill_came_after_a_checkpoint_and_before_the_end(runs: Runs):
     assert runs.newest_at_kill is not None
     # Step 6 is logged before it is saved.
     assert runs.steps_at_kill == [1, 2, 3, 4, 5, 6]

@@ -228,7 +228,7 @@ def changed(folder: Path, target: Path, change: Callable[[Path], object]) -> str
         (lambda f: (f / "adapter_base.json").write_text("{"), "cannot be read"),
         (
             lambda f: (f / "adapter_base.json").write_text('{"model": "tiny:new-student"}'),
-            "random weights that nobody kept",
+            "whose random weights are lost",
         ),
         (
             lambda f: (f / "adapter_base.json").write_text('{"model": "no/where"}'),

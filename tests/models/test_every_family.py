@@ -93,7 +93,7 @@ def test_its_sampled_tokens_are_drawn_from_its_own_forward(family, draw_problem,
 
 def test_a_teacher_of_it_remembers_images_or_says_that_it_cannot(family, draw_problem, monkeypatch):
     if family.name in PLAIN:
-        with pytest.raises(ConfigError, match="is no Qwen-VL model"):
+        with pytest.raises(ConfigError, match="is not a Qwen-VL model"):
             cache_vision(family, 10**6)
         return
     tower = family.base.visual

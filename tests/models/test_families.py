@@ -45,7 +45,7 @@ def test_each_visual_token_has_a_placeholder(qwen, draw_problem):
     )
 
 
-def test_responses_start_behind_the_largest_prompt_position(qwen, draw_problem):
+def test_responses_start_after_the_largest_prompt_position(qwen, draw_problem):
     problem = draw_problem("p", (64, 32))
     prompt = qwen.family.encode(problem, problem.load_images())
     # An image of 4 x 2 merged patches takes max(4, 2) positions for its 8 tokens.
@@ -66,7 +66,7 @@ def test_a_response_with_an_image_placeholder_names_the_problems(qwen, draw_prob
         qwen.family.collate([Group(prompt, (response,))])
 
 
-def test_a_tokenizer_that_splits_the_placeholder_is_no_match(qwen3, draw_problem):
+def test_a_tokenizer_that_splits_the_placeholder_is_refused(qwen3, draw_problem):
     class Splitting:
         pad_token_id, eos_token_id = 0, 2
 
@@ -85,7 +85,7 @@ def test_a_tokenizer_that_splits_the_placeholder_is_no_match(qwen3, draw_problem
         family.encode(problem, problem.load_images())
 
 
-def test_a_view_of_another_size_is_no_view(qwen, draw_problem):
+def test_a_view_of_another_size_is_refused(qwen, draw_problem):
     problem = draw_problem("p", (64, 32))
     (image,) = problem.load_images()
     original = qwen.family.encode(problem, [image])
@@ -93,7 +93,7 @@ def test_a_view_of_another_size_is_no_view(qwen, draw_problem):
         check_same_prompt(original, qwen.family.encode(problem, [image.resize((32, 32))]))
 
 
-def test_a_view_of_another_grid_with_as_many_tokens_is_no_view(qwen, draw_problem):
+def test_a_view_of_another_grid_with_as_many_tokens_is_refused(qwen, draw_problem):
     problem = draw_problem("p", (64, 32))
     (image,) = problem.load_images()
     original = qwen.family.encode(problem, [image])

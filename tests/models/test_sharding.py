@@ -93,9 +93,7 @@ def test_whole_weights_make_the_same_model_folder(
         assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
 
 
-def test_forwards_without_a_backward_leave_nothing_behind(
-    model: VisionLanguageModel, mesh: DeviceMesh
-):
+def test_forwards_without_a_backward_leave_no_state(model: VisionLanguageModel, mesh: DeviceMesh):
     model.shard(mesh)
     assert model.sharding is not None
     prompt = model.sharding.filler

@@ -43,7 +43,7 @@ def test_the_same_question_and_image_under_another_id_is_found():
         manifest(TRAIN, [problem("x", image=b"three"), problem("y", image=b"two")])
 
 
-def test_an_image_with_another_question_or_a_question_with_another_image_is_no_overlap():
+def test_an_image_with_another_question_or_a_question_with_another_image_is_not_an_overlap():
     written = manifest(TRAIN, [problem("x", prompt="<image>Why?"), problem("y", image=b"three")])
     assert len(written["validation"]) == 2
 
@@ -101,7 +101,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_same_data_is_no_change(run: Path):
+def test_the_same_data_is_not_a_change(run: Path):
     check_unchanged(run, manifest(list(TRAIN), [problem("x", image=b"three")]))
 
 

@@ -275,7 +275,7 @@ def test_a_limit_reads_only_the_front(tmp_path: Path):
         (jsonl_row(problem="Find x."), "problem made:train:1 has 0 <image> in its prompt"),
         (jsonl_row(problem=["Find x."]), "problem is of type list; write it as text"),
         (jsonl_row(answer={"value": 5}), "answer is of type dict; write it as text"),
-        (jsonl_row(references="One."), "references is no list of texts"),
+        (jsonl_row(references="One."), "references is not a list of texts"),
         ({"prompt": "Find x."}, "the columns are prompt; rename them to either images, problem"),
         ({}, "the columns are none; rename them"),
         ({**jsonl_row(), **virl_row()}, "the columns are PassRate_7BBase, answer, category"),
@@ -320,7 +320,7 @@ def test_unknown_parquet_columns_are_all_named(tmp_path: Path):
         load_problems(str(path))
 
 
-def test_a_file_that_is_no_parquet_is_named(tmp_path: Path):
+def test_a_file_that_is_not_parquet_is_named(tmp_path: Path):
     path = tmp_path / "made.parquet"
     path.write_bytes(b"an error page")
     with pytest.raises(ProblemError, match=r"made\.parquet cannot be read as parquet: "):

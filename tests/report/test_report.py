@@ -278,7 +278,7 @@ def without_a_number(run: Path) -> None:
         (without_a_number, r"row 1 has None among the values of kl"),
         (damaged, r"step_000001.jsonl line 1 is not JSON"),
         (short_of_a_number, r"row 1 has 1 values of kl for 2 tokens"),
-        (lambda run: (run / "config.yaml").unlink(), r"is no run folder \(no config.yaml\)"),
+        (lambda run: (run / "config.yaml").unlink(), r"is not a run folder \(no config.yaml\)"),
     ],
 )
 def test_a_damaged_run_is_named(make_run: Callable[..., Path], damage: Callable, message: str):

@@ -139,7 +139,7 @@ def test_a_forward_that_ignores_the_cache_is_an_error_and_not_other_text(model, 
         sampler.sample(prompts, DRAWN)
 
 
-def test_the_first_end_is_kept_and_nothing_behind_it(model, prompts):
+def test_the_first_end_is_kept_and_nothing_after_it(model, prompts):
     rollouts = [r for group in TransformersSampler(model).sample(prompts, DRAWN) for r in group]
     ends = set(model.eos_token_ids)
     reasons = Counter(rollout.finish_reason for rollout in rollouts)
@@ -228,7 +228,7 @@ def test_the_prompt_is_prefilled_once_and_finished_rows_leave(model, prompts):
     assert images == [4]
     assert progress == [12]
     assert shapes[0] == (4, max(len(prompt) for prompt in prompts))
-    # A response of n tokens needs n - 1 decoding steps behind the prefill.
+    # A response of n tokens needs n - 1 decoding steps after the prefill.
     lengths = [len(rollout.response_ids) for group in groups for rollout in group]
     expected = [sum(length > step for length in lengths) for step in range(1, max(lengths))]
     assert shapes[1:] == [(rows, 1) for rows in expected]

@@ -153,7 +153,7 @@ def test_servers_share_the_problems_of_a_step_and_all_get_the_weights(model, pro
         first.requests.clear()
         options = VllmConfig(addresses=(first.url, second.url), weights_folder=str(tmp_path))
         for rank in (0, 1):
-            # Without another process there is nobody to tell, so each is asked as if alone.
+            # Without another process there is no exchange, so each is asked separately.
             sampler = VllmSampler(model, options, log=tmp_path / "log")
             sampler.engine.world = dataclasses.replace(sampler.world, rank=rank, size=2)
             sampler.world = World(device=model.device)
@@ -261,7 +261,7 @@ def test_another_placeholder_expansion_is_an_alignment_error(model, prompts, tmp
     [
         ("/collective_rpc", {"status": 404}, "refuses collective_rpc with status 404"),
         ("/inference/v1/generate", {"status": 403, "e": "--enable-scale-out"}, "enable-scale-out"),
-        ("/reset_prefix_cache", {"success": False}, "answering somebody else"),
+        ("/reset_prefix_cache", {"success": False}, "answering other requests"),
     ],
 )
 def test_a_server_that_refuses_is_one_error_and_leaves_no_weights(
@@ -304,7 +304,7 @@ def test_a_refusal_does_not_wait_for_responses_that_are_under_way(model, prompts
         sampler = sampler_of(model, server.url, tmp_path)
         with pytest.raises(EngineError, match="status 400"):
             draw(sampler, prompts, SETTINGS)
-        # The first answer was still awaited, and nobody has given up on it since.
+        # The first answer was still awaited and has not been cancelled since.
         assert refused.is_set() and was_waiting == []
         release.set()
 

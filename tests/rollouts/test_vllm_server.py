@@ -25,7 +25,7 @@ def test_an_interpreter_without_vllm_or_none_is_wrong_usage(monkeypatch: pytest.
     monkeypatch.delenv(PYTHON_VARIABLE, raising=False)
     with pytest.raises(ConfigError, match=r"not installed for .*by --vllm-python or VAOPD_VLLM_PY"):
         find_python(None, "--vllm-python")
-    with pytest.raises(ConfigError, match="'/nowhere/python' is no Python interpreter"):
+    with pytest.raises(ConfigError, match="'/nowhere/python' is not a Python interpreter"):
         find_python("/nowhere/python", "--vllm-python")
 
 

@@ -96,7 +96,7 @@ def test_without_the_extra_one_sentence_says_how_to_get_it(
     )
 
 
-def test_stopping_by_hand_is_no_failure(
+def test_stopping_by_hand_is_not_a_failure(
     run: Callable, served: list[tuple], monkeypatch: pytest.MonkeyPatch
 ):
     def interrupted(app: object, listener: object) -> None:

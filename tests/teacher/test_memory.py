@@ -137,6 +137,6 @@ def test_a_teacher_elsewhere_does_not_sample():
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8777", "http://", "ftp://a", "http://a/score", ""])
-def test_what_is_no_address_is_a_sentence(address: str):
+def test_an_invalid_address_is_a_sentence(address: str):
     with pytest.raises(ConfigError, match=r"teacher\.addresses\.0"):
         config(addresses=[address])

@@ -313,7 +313,7 @@ def test_views_of_different_prompts_are_never_sent(serve, connect: Connect, mode
 
 
 @pytest.mark.parametrize("body", [b"<html>gateway</html>", b"", b"{}"])
-def test_an_address_that_is_no_teacher_is_a_sentence(connect: Connect, body: bytes, start_app):
+def test_an_address_without_a_teacher_is_a_sentence(connect: Connect, body: bytes, start_app):
     with pytest.raises(EngineError, match="names no protocol of vaopd serve-teacher"):
         connect(start_app(lambda path: Response(body)).url)
 
@@ -321,7 +321,7 @@ def test_an_address_that_is_no_teacher_is_a_sentence(connect: Connect, body: byt
 def test_an_answer_that_makes_no_sense_is_asked_for_elsewhere(
     serve, connect: Connect, model, views, start_app, token
 ):
-    """A proxy that passes everything but the scores, for which it has a page of its own."""
+    """A proxy that passes everything except the scores, which it answers with its own page."""
     behind = serve(model)
 
     def answer(path: str) -> Response:

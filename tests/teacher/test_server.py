@@ -134,9 +134,9 @@ def test_a_request_over_the_limit_is_refused_before_it_is_read(
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda body: b"garbage", "the body is no safetensors file"),
-        (lambda body: b"", "the body is no safetensors file"),
-        (lambda body: body[:-9], "the body is no safetensors file"),
+        (lambda body: b"garbage", "the body is not a safetensors file"),
+        (lambda body: b"", "the body is not a safetensors file"),
+        (lambda body: body[:-9], "the body is not a safetensors file"),
         (lambda body: save({"a": torch.zeros(1)}), "names no protocol"),
         (lambda body: changed(body, protocol=7), "has protocol 7 and this side 1; install"),
         (lambda body: changed(body, problems=[{"id": "p"}]), "the request is malformed"),
@@ -145,7 +145,7 @@ def test_a_request_over_the_limit_is_refused_before_it_is_read(
         (lambda body: changed(body, "0.original.pixel_values"), "the tensors do not fit"),
     ],
 )
-def test_what_is_no_request_is_answered_by_one_sentence(
+def test_a_malformed_request_is_answered_by_one_sentence(
     client: httpx2.Client, body: bytes, make: Callable[[bytes], bytes], sentence: str
 ):
     answer = client.post("/score", content=make(body))

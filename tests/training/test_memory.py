@@ -357,7 +357,7 @@ def test_settings_that_do_not_fit_are_one_sentence(
         make_config(*overrides)
 
 
-def test_rank_zero_is_no_adapter():
+def test_rank_zero_has_no_adapter():
     values = parse_overrides(["student.model=x", "data.train=y", "student.lora.rank=0"])
     assert not parse_config(values).student.has_adapters
 

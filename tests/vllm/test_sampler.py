@@ -158,7 +158,7 @@ def test_after_an_update_the_samples_come_from_the_new_weights(sampler, model, p
     assert all(set(r.response_ids) <= allowed for group in groups for r in group)
 
 
-def test_weights_of_somebody_else_are_an_error(sampler, prompts):
+def test_weights_of_another_run_are_an_error(sampler, prompts):
     draw(sampler, prompts[:1], SETTINGS)
     (client,) = sampler.engine.clients
     body = {"new_version": "another run:0"}

@@ -1,1 +1,1 @@
-"""The processes of a run: values that they share, sharded models, who gets which problems."""
+"""The processes of a run: exchange of values, sharding, assignment of problems."""

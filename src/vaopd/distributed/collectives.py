@@ -1,7 +1,7 @@
-"""A check that all processes enter the same collective, for tests and to look for a fault.
+"""A check that all processes enter the same collective, for tests and for debugging.
 
-Without it a process that leaves out what the others enter gets the values of their next exchange,
-or they wait for each other for hours.
+Without it a process that skips a collective receives the values of the next one, or the processes
+wait for each other for hours.
 """
 
 import os
@@ -14,20 +14,20 @@ import torch.distributed as dist
 from vaopd.errors import TrainingError
 
 VARIABLE = "VAOPD_CHECK_COLLECTIVES"
-"""Environment variable that turns the check on, by 1 in all processes."""
+"""Environment variable that turns the check on; it must be 1 in all processes."""
 
 NUM_CALLERS = 3
-"""Lines that a place consists of: helpers such as Shares.everybodys are entered from several."""
+"""Lines that describe a place: one is not enough, because helpers have several callers."""
 
 COLLECTIVES = ("vaopd.distributed.world", "vaopd.models.sharding")
 PLUMBING = ("vaopd.distributed.collectives", "contextlib", "torch", "transformers")
 
 
 def check_place(channel: dist.ProcessGroup | None = None) -> None:
-    """Compare with everybody where they are, in front of a collective on the same channel.
+    """Check that all processes are at the same line, before a collective on the same channel.
 
     Raises:
-        TrainingError: They are not at the same line; in all of them, naming every line.
+        TrainingError: They are not; raised in all processes, with the line of each.
     """
     if os.environ.get(VARIABLE) != "1":
         return
@@ -39,13 +39,13 @@ def check_place(channel: dist.ProcessGroup | None = None) -> None:
     if len(ranks) > 1:
         found = "; ".join(f"process {', '.join(who)}: {place}" for place, who in ranks.items())
         raise TrainingError(
-            f"the processes entered different collectives ({found}); a branch in front of one of "
-            "them depends on a value that not all have: decide by World.any or World.same"
+            f"the processes entered different collectives ({found}); a branch before one of "
+            "them depends on a value that differs: decide by World.any or World.same"
         )
 
 
 def _place() -> str:
-    """Return the collective that is being entered and the lines that led to it, innermost first."""
+    """Return the collective that is entered and the lines of its callers, innermost first."""
     name, lines = "", []
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and len(lines) < NUM_CALLERS:

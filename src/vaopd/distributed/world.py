@@ -1,7 +1,7 @@
-"""The processes of a run: who they are, what they tell each other, how work is split over them.
+"""The processes of a run: their ranks, how they exchange values, how work is split over them.
 
-torchrun, accelerate launch and other launchers say who a process is by RANK, LOCAL_RANK and
-WORLD_SIZE. A run of one plain process is a world of size 1, which talks to nobody.
+torchrun, accelerate launch and other launchers number the processes by RANK, LOCAL_RANK and
+WORLD_SIZE. A run of one plain process is a world of size 1, which does not communicate.
 """
 
 import gc
@@ -24,22 +24,22 @@ from vaopd.errors import ConfigError, PeerError, TrainingError, VaopdError, told
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=3)
-"""How long a process waits for another. Responses of one share may be much longer than those of
-another; a process that died is noticed by the launcher, not by this."""
+"""How long a process waits for another. Responses of one process may be much longer than those of
+another; the launcher notices a process that has died, so this limit need not."""
 
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Connection refused",
              "Broken pipe", "Timed out waiting", "Gloo")  # fmt: skip
-"""How torch says that another process is gone; it has no exception type for it."""
+"""Words in torch's errors when another process has ended; there is no exception type for this."""
 
 
 @dataclass(frozen=True)
 class World:
     """The processes of a run, seen from one of them.
 
-    ``gather`` and all that is built on it are collectives: every process must enter the same ones
-    in the same order. So what decides whether one is entered must be known to be alike in all: the
-    recipe, what a collective returned, or what ``same`` has compared. What is one process's own
-    decides inside of the work that is handed to ``agree``, never around it.
+    ``gather`` and all methods that use it are collectives: every process must enter the same ones
+    in the same order. So the decision to enter one may depend only on values that are alike in all
+    processes: the recipe, the result of a collective, or a value that ``same`` has compared. A
+    decision by values of one process belongs inside the work for ``agree``, never around it.
     """
 
     parallel: Literal["none", "ddp", "fsdp2"] = "none"
@@ -47,29 +47,29 @@ class World:
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     mesh: DeviceMesh | None = None
-    """Where sharded parameters are spread; none without processes."""
+    """Devices over which parameters are sharded; none in a run of one plain process."""
     channel: dist.ProcessGroup | None = None
-    """Over which values are told; none = the one that all processes begin with."""
+    """Group over which values are exchanged; none = the default group."""
     second: dist.ProcessGroup | None = None
-    """Another one, for a thread."""
+    """Another group, for a thread."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the run folder and talks to the user."""
+        """Whether this process writes the run folder and prints for the user."""
         return self.rank == 0
 
     @property
     def shards(self) -> DeviceMesh | None:
-        """The mesh over which models are to be sharded, or none."""
+        """The mesh over which models are sharded; none if they are not."""
         return self.mesh if self.parallel == "fsdp2" else None
 
     @property
     def load_device(self) -> torch.device:
-        """Where weights are read to: a model to be sharded may not fit a device as a whole."""
+        """Device for loading weights; before sharding, a whole model may not fit on a GPU."""
         return torch.device("cpu") if self.shards else self.device
 
     def gather(self, value: T) -> list[T]:
-        """Return everybody's value, by rank."""
+        """Return the values of all processes, by rank."""
         if self.size == 1:
             return [value]
         check_place(self.channel)
@@ -78,11 +78,11 @@ class World:
         return values
 
     def same(self, what: str, value: T) -> T:
-        """Return a value that decides what comes next, once all have shown that theirs is alike.
+        """Return the value after checking that it is the same in all processes.
 
         Raises:
-            TrainingError: It is not, with the first line that differs; ``PeerError`` in all
-                processes but the main one.
+            TrainingError: It is not; names the first line that differs. ``PeerError`` in all
+                processes except the main one.
         """
         first, *others = [text.splitlines() for text in self.gather(str(value))]
         for rank, lines in enumerate(others, start=1):
@@ -97,14 +97,14 @@ class World:
         return value
 
     def beside(self) -> "World":
-        """Return the same processes on a channel of their own, for a thread.
+        """Return the same processes on a separate channel, for a thread.
 
-        What a thread tells must not get between what the main threads tell each other.
+        Values of a thread must not mix with values that the main threads exchange.
         """
         return replace(self, channel=self.second) if self.second else self
 
     def agree(self, work: Callable[[], T]) -> T:
-        """Return what the work gives here; where it fails in one process, it fails in all.
+        """Return the result of the work in this process; if it fails in one process, all fail.
 
         The work must not communicate: the others would wait for a process that has failed.
 
@@ -131,14 +131,15 @@ class World:
         raise PeerError(f"process {first} failed: {message}", exit_code) from failure
 
     def agree_unless_sharded(self, work: Callable[[], T]) -> T:
-        """Agree on work that only communicates where models are sharded.
+        """Return the result of the work; a failure is reported to all, except in a sharded run.
 
-        There a failure in the middle ends this process, and the launcher ends the others.
+        There the work itself communicates, so a failure ends this process and the launcher ends
+        the others.
         """
         return work() if self.shards else self.agree(work)
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """Do the work in the main process alone; return its result, or fail, everywhere."""
+        """Return the result of work that only the main process does; if it fails, all fail."""
         result = self.agree(lambda: work() if self.is_main else None)
         if self.size > 1:
             check_place(self.channel)
@@ -148,33 +149,33 @@ class World:
         return result  # pyright: ignore[reportReturnType]  # what the main process got
 
     def sum(self, value: float) -> float:
-        """Return the sum of everybody's number."""
+        """Return the sum of the numbers of all processes."""
         return sum(self.gather(value)) if self.size > 1 else value
 
     def any(self, value: bool) -> bool:
-        """Return whether the value is true in some process."""
+        """Return whether the value is true in at least one process."""
         return any(self.gather(value))
 
     def my_slice(self, items: Sequence[T]) -> list[T]:
-        """Return every ``size``-th item, beginning with the own rank."""
+        """Return the items of this process: every ``size``-th, beginning at its rank."""
         return list(items)[self.rank :: self.size] if self.size > 1 else list(items)
 
     def turns(self, count: int) -> list[list[int]]:
-        """Return which of ``count`` items are the ``turn`` of each process, by rank."""
+        """Return which of ``count`` items are in ``my_slice`` of each process, by rank."""
         return [list(range(count))[rank :: self.size] for rank in range(self.size)]
 
     def in_order(self, results: Sequence[T]) -> list[T]:
-        """Return everybody's results of their ``my_slice`` in the order of all items."""
+        """Return the results of all processes for their ``my_slice``, in the order of all items."""
         if self.size == 1:
             return list(results)
         parts = self.gather(list(results))
         return [parts[i % self.size][i // self.size] for i in range(sum(map(len, parts)))]
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Add up the gradients of replicas, once a step; sharded ones are summed in backward.
+        """Sum the gradients of replicas, once a step; for sharded models backward does it.
 
-        A replica without a gradient counts as zero. A parameter that no replica used keeps no
-        gradient, as in a single process: AdamW would decay it otherwise.
+        A replica without a gradient counts as zero. A parameter that no replica used has no
+        gradient afterwards, as in a single process; otherwise AdamW would decay it.
         """
         if self.parallel != "ddp" or self.size == 1:
             return
@@ -194,7 +195,7 @@ class World:
             work.wait()
 
     def share_weights(self, model: torch.nn.Module) -> None:
-        """Give every replica the weights of the main process."""
+        """Copy the weights of the main process to every replica."""
         if self.parallel != "ddp" or self.size == 1:
             return
         check_place()
@@ -203,10 +204,10 @@ class World:
 
 
 def balanced_shares(loads: Sequence[int], size: int) -> list[list[int]]:
-    """Return which items each of ``size`` processes takes, so that loads come out alike.
+    """Return the items of each of ``size`` processes, so that their loads are balanced.
 
-    The heaviest item goes first, each to whoever has least. With fewer items than processes some
-    get none.
+    Items are assigned from the heaviest to the lightest, each to the process with the smallest
+    load. With fewer items than processes, some get none.
     """
     shares: list[list[int]] = [[] for _ in range(size)]
     totals = [0] * size
@@ -219,7 +220,7 @@ def balanced_shares(loads: Sequence[int], size: int) -> list[list[int]]:
 
 @contextmanager
 def processes(parallel: Literal["none", "ddp", "fsdp2"], device: str) -> Iterator[World]:
-    """Give the world of a run, in the process group that there is or in one of its own.
+    """Yield the world of a run, in the existing process group or in a new one.
 
     Args:
         parallel: As ``training.parallel``.
@@ -228,7 +229,7 @@ def processes(parallel: Literal["none", "ddp", "fsdp2"], device: str) -> Iterato
     Raises:
         ConfigError: The launcher and ``training.parallel`` do not fit, or there are fewer GPUs
             than processes.
-        TrainingError: Another process is gone.
+        TrainingError: Another process has ended.
     """
     place = told_once(lambda: _checked_device(parallel, device))
     if parallel == "none":
@@ -237,34 +238,34 @@ def processes(parallel: Literal["none", "ddp", "fsdp2"], device: str) -> Iterato
     backend = "gloo"
     if place.type == "cuda":
         torch.cuda.set_device(place)
-        # Objects travel over gloo, so that no pickle passes through GPU memory.
+        # Objects are sent over gloo, so that no pickle goes through GPU memory.
         backend = "cpu:gloo,cuda:nccl"
     is_ours = not dist.is_initialized()
     if is_ours:
         dist.init_process_group(backend, timeout=PATIENCE)
     rank, size = dist.get_rank(), dist.get_world_size()
     mesh = init_device_mesh(place.type, (size,))
-    # Opened by all, before anything can fail in one of them alone.
+    # All processes open it, before anything can fail in only one of them.
     second = dist.new_group(backend="gloo", timeout=PATIENCE) if size > 1 else None
     try:
-        # Only who is left out of a group gets a number in its place.
+        # new_group returns a number only in processes that are not in the group.
         yield World(parallel, rank, size, place, mesh, second=second)  # pyright: ignore
     except VaopdError:
         raise
     except RuntimeError as error:
         if any(words in str(error) for words in LOST_PEER):
             raise TrainingError(
-                "another process of this run is gone; its own message or the launcher's says why; "
-                "go on with --resume"
+                "another process of this run has ended; its message or the launcher's says why; "
+                "continue with --resume"
             ) from error
         raise
     if size > 1:
         check_place()
-    # After a failure others may still be inside a collective, which ending the group waits for.
+    # Not after a failure: destroying the group would wait for processes inside a collective.
     if is_ours:
-        # Threads of gloo hold the last values for a moment. To let go of Python's while the
-        # interpreter ends aborts the process, so the last value is none of Python's, and what
-        # keeps the group alive behind its end goes first.
+        # Threads of gloo hold the last values for a moment. If these are Python objects that are
+        # freed while the interpreter ends, the process aborts. So the last value is that of a
+        # barrier, and objects that keep the group alive after its end are collected here.
         dist.barrier()
         dist.destroy_process_group()
         gc.collect()
@@ -276,7 +277,7 @@ def _checked_device(parallel: str, device: str) -> torch.device:
 
 
 def check_launch(parallel: str) -> None:
-    """Check that the launcher started as many processes as ``training.parallel`` is for.
+    """Check that the launcher started the processes that ``training.parallel`` needs.
 
     Raises:
         ConfigError: Several processes with none, or no launcher with ddp or fsdp2.

@@ -14,7 +14,7 @@ from vaopd.models import tiny
 from vaopd.models.adapters import choose_trainable, is_adapter_folder, read_base
 
 BITS = {"8bit": 8.0, "4bit": 4.5}
-"""Of a quantized weight, with its scales: NF4 has one byte for 64 weights and a second level."""
+"""Bits of a quantized weight with its scales: NF4 has 8 bits for 64 weights and a second level."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Sizes:
     total: int
     trained: int
     trained_linear: int
-    """Trained weights of linear layers and embeddings of a matrix product: autocast copies them."""
+    """Trained weights that are used in matrix products; autocast copies them."""
 
     quantizable: int
     largest_layer: int
@@ -50,10 +50,10 @@ class Sizes:
 
 
 def read_config(name: str) -> Any:
-    """Return the configuration of a model as a recipe names it.
+    """Return the configuration of the model that a recipe names.
 
     Raises:
-        ModelError: There is none to be had.
+        ModelError: It cannot be found or read.
     """
     if name.startswith("tiny:new-"):
         size = name.removeprefix("tiny:new-")
@@ -74,10 +74,10 @@ def read_config(name: str) -> Any:
 
 
 def measure(config: Any, student: StudentConfig | None = None) -> Sizes:
-    """Return the sizes of a model; ``student`` says which weights learn, none do without it.
+    """Return the sizes of a model; ``student`` decides which weights learn, without it none do.
 
     Raises:
-        ModelError: The configuration is of no image-text-to-text model.
+        ModelError: The configuration is not that of an image-text-to-text model.
     """
     try:
         with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""What ``vaopd doctor`` prints."""
+"""The output of ``vaopd doctor``."""
 
 import os
 import platform
@@ -26,7 +26,7 @@ GIB = 2**30
 
 
 def show_machine(console: Console) -> None:
-    """Print versions, devices, what runs where, and which extras are here."""
+    """Print versions, devices, what runs on each device, and the installed extras."""
     table = Table(title="versions", title_justify="left", show_header=False)
     table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
     for name in PACKAGES:
@@ -104,7 +104,7 @@ def capacity_of(device: torch.device) -> int:
 
 
 def _main_memory() -> tuple[int, int]:
-    """Return all bytes of main memory, and those that are free."""
+    """Return the bytes of main memory, and the free ones."""
     page = os.sysconf("SC_PAGE_SIZE")
     return page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
 

@@ -1,8 +1,8 @@
 """Memory of a forward and backward pass, counted on tensors without contents.
 
-The model's own code runs on fake tensors, which have shapes and no memory, while every allocation
-and release is counted. So adapters, frozen parts, autocast, checkpointing and any architecture cost
-what their code says. Deep models are traced at two depths and extended as a straight line.
+The model's own code runs on fake tensors, which have shapes but no memory, while every allocation
+and release is counted. So adapters, frozen parts, autocast, checkpointing and any architecture are
+counted as they run. Deep models are traced at two depths and extrapolated linearly.
 """
 
 import contextlib
@@ -29,11 +29,11 @@ from vaopd.models.attention import PackedRows, pack_row, packed_attention
 ATTENTION = "vaopd_fused_shapes"
 TRACED_LAYERS = (2, 3)
 FEW_LAYERS = 6
-"""Models of up to so many layers are traced whole."""
+"""Models with at most this number of layers are traced whole."""
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations inside of the context made and that live."""
+    """Counts the bytes of all live storages that operations inside the context have made."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,9 +41,9 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
         self._alive: dict[int, Any] = {}
 
-    @no_type_check  # called for each operation: checks at run time would take most of a trace
+    @no_type_check  # called for each operation: type checks at run time would take most of a trace
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and count what it returned."""
+        """Run an operation and count the storages of its result."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         new = {
@@ -53,7 +53,7 @@ class LiveBytes(TorchDispatchMode):
             if (storage := tensor.untyped_storage())._cdata not in self._alive
         }
         if new:
-            # What came in from outside, such as a weight or a view of one, was there before.
+            # Storages from outside, such as a weight or a view of one, are not counted.
             for tensor in tree_leaves((args, kwargs)):
                 if isinstance(tensor, Tensor):
                     new.pop(tensor.untyped_storage()._cdata, None)
@@ -83,11 +83,11 @@ class Load:
     """Tokens of a prompt, visual tokens included."""
 
     responses: tuple[int, ...]
-    """Tokens of the siblings behind it."""
+    """Tokens of the siblings after it."""
 
     images: int
     patches: int
-    """Of one image, before the merging into visual tokens."""
+    """Patches of one image, before they are merged into visual tokens."""
 
     @property
     def length(self) -> int:
@@ -96,7 +96,7 @@ class Load:
 
 
 class Traced:
-    """A model on fake tensors, its weights chosen to learn as a recipe says."""
+    """A model on fake tensors, with the trained weights of a recipe."""
 
     def __init__(
         self,
@@ -146,9 +146,9 @@ class Traced:
         Args:
             load: The forward.
             before_backward: Bytes that the loss holds between the two.
-            keep_gradients: Gradients come into being while activations go, as in a step of one
-                micro-batch; else they were there before and are not counted.
-            offload: Activations wait elsewhere.
+            keep_gradients: Gradients are allocated while activations are freed, as in a step of one
+                micro-batch; otherwise they exist before and are not counted.
+            offload: Activations are moved to main memory.
         """
         self.model.train()
         handles = [] if keep_gradients else _drop_gradients(self.model)
@@ -186,7 +186,7 @@ class Traced:
         return torch.zeros(*axes, load.rows, load.length, dtype=torch.long)
 
     def _see(self, load: Load) -> Tensor | None:
-        """Return the visual tokens; other towers than Qwen's are not counted."""
+        """Return the visual tokens; vision towers other than Qwen's are not counted."""
         tower = getattr(self.model.model, "visual", None)
         if tower is None or not load.images:
             return None
@@ -194,7 +194,7 @@ class Traced:
         config = self.model.config.vision_config
         width = getattr(config, "embed_dim", None) or config.hidden_size
         weight = next(tower.blocks[0].parameters())
-        # As the patch embedding gives it.
+        # In the shape that the patch embedding returns.
         learns = next(tower.patch_embed.parameters()).requires_grad
         hidden = torch.empty(count, width, dtype=weight.dtype, requires_grad=learns)
         angles = torch.empty(count, width // config.num_heads)
@@ -206,7 +206,7 @@ class Traced:
 
 
 def _sight(load: Load) -> dict[str, Any]:
-    """Return what says which tokens see which: a layout where rows are packed, else a mask."""
+    """Return the input that limits attention: a layout for packed rows, else a mask."""
     if len(load.responses) > 1:
         row = pack_row(load.prompt, load.responses, load.length)
         return {"packed_rows": PackedRows((row,) * load.rows)}
@@ -214,7 +214,7 @@ def _sight(load: Load) -> dict[str, Any]:
 
 
 def _make_fake(model: nn.Module) -> None:
-    """Put fake tensors of the same shapes in the place of all weights and buffers.
+    """Replace all weights and buffers by fake tensors of the same shapes.
 
     Models are built on the meta device and not as fake tensors, which peft cannot inject into.
     """
@@ -230,7 +230,7 @@ def _make_fake(model: nn.Module) -> None:
 
 
 def by_depth(config: Any, measure: Callable[[Any], int]) -> int:
-    """Return a measure of the whole model from measures of shallow copies of its configuration."""
+    """Return a measure of the whole model, extrapolated from shallow copies of it."""
     text, vision = config.get_text_config(), getattr(config, "vision_config", None)
     layers, blocks = text.num_hidden_layers, getattr(vision, "depth", 0) or 0
     if layers <= FEW_LAYERS and blocks <= FEW_LAYERS:
@@ -255,7 +255,7 @@ def _shallow(config: Any, layers: int, blocks: int) -> Any:
 
 
 class _FusedShapes(torch.autograd.Function):
-    """What a fused attention kernel saves: its inputs, its output and a sum for each row."""
+    """Attention that saves what a fused kernel saves: inputs, output and a sum for each row."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Any) -> Tensor:
@@ -283,14 +283,14 @@ def _fused_attention(
     if groups > 1 and attention_mask is not None:
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     bias = None
-    if attention_mask is not None:  # booleans become addends of the query's precision
+    if attention_mask is not None:  # booleans are converted to addends of the query's precision
         bias = query.new_empty(attention_mask.shape)
     output: Tensor = _FusedShapes.apply(query, key, value, bias)  # pyright: ignore
     return output.transpose(1, 2).contiguous(), None
 
 
 class _Elsewhere(torch.autograd.graph.saved_tensors_hooks):
-    """Saved activations leave the count, as `ActivationOffload` takes them off the device."""
+    """Excludes saved activations from the count, because `ActivationOffload` moves them."""
 
     def __init__(self, model: nn.Module) -> None:
         weights = {p.untyped_storage()._cdata for p in model.parameters()}

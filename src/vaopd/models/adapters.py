@@ -1,8 +1,8 @@
 """Which weights learn: all, the language model, or low-rank adapters beside frozen ones (LoRA).
 
 Adapters are injected into the transformers model in place, so its forward, its packing and its
-head stay what they are. An adapter folder is what peft reads and writes; ``trained_weights`` beside
-it holds the float32 weights that learn without an adapter.
+head do not change. peft reads and writes the adapter folder; its file ``trained_weights`` holds
+the float32 weights that learn without an adapter.
 """
 
 import copy
@@ -27,7 +27,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 OTHER_FILE = "trained_weights.safetensors"
 BASE_FILE = "adapter_base.json"
 PREFIX = "base_model.model."
-"""What peft puts before the names of a model it wraps; we inject and do not wrap."""
+"""Prefix of the weight names in peft's files; peft wraps a model, we inject adapters into it."""
 
 
 def choose_trainable(model: nn.Module, config: StudentConfig, seed: int = 0) -> None:
@@ -47,7 +47,7 @@ def choose_trainable(model: nn.Module, config: StudentConfig, seed: int = 0) -> 
 
 
 def recompute_activations(model: Any) -> None:
-    """Turn on gradient checkpointing, under either of the names transformers 5 has for it."""
+    """Turn on gradient checkpointing, by either of the two names that transformers 5 has for it."""
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
@@ -78,7 +78,7 @@ def _inject(model: Any, config: LoraConfig, base: str, seed: int) -> None:
 
 
 def _pattern(model: Any, config: LoraConfig) -> str:
-    """Return the expression that the full names of all adapted layers match, and no others."""
+    """Return a regular expression that matches the full names of the adapted layers only."""
     head = model.get_output_embeddings()
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
     language = [name for name in linear if not _is_vision(model, name)]
@@ -87,19 +87,19 @@ def _pattern(model: Any, config: LoraConfig) -> str:
     if not wanted or not wanted <= known:
         unknown = min(wanted - known, default="")
         raise ConfigError(
-            f"student.lora.target_modules names {unknown!r}, which is no linear layer of the "
+            f"student.lora.target_modules names {unknown!r}, which is not a linear layer of the "
             f"language model before its head; choose from {', '.join(sorted(known))}"
         )
     chosen = [name for name in language if name.rpartition(".")[2] in wanted]
     if config.vision == "adapters":
         chosen += [name for name in linear if _is_vision(model, name)]
-    # Layers differ by their number only: one alternative for each kind.
+    # Layers of one kind differ only by their number: one alternative for each kind.
     kinds = {re.sub(r"\\\.\d+(?=\\\.|$)", r"\\.\\d+", re.escape(name)) for name in chosen}
     return "|".join(sorted(kinds))
 
 
 def _is_vision(model: Any, name: str) -> bool:
-    """Return whether a parameter or module is outside of the language model and its head."""
+    """Return whether a parameter or module is outside the language model and its head."""
     return not name.startswith((_name_of(model, model.get_decoder()), *_head_names(model)))
 
 
@@ -123,16 +123,16 @@ Convert = Callable[[Tensor, torch.dtype], Tensor | None]
 def plain_weights(
     model: nn.Module, dtype: torch.dtype, convert: Convert = Tensor.to
 ) -> dict[str, Tensor]:
-    """Return the weights that the same model has without adapters and quantization.
+    """Return the weights with adapters merged and quantization removed.
 
     Adapters are added in float32 before the rounding to ``dtype``; tied weights stay tied.
 
     Args:
         model: May be sharded.
-        dtype: Of the result.
-        convert: Gives a tensor at a precision, or nothing where another process gets it.
+        dtype: Precision of the result.
+        convert: Returns a tensor at a precision, or None where another process gets it.
     """
-    # Tied weights are one parameter, and must stay one after the conversion to be stored once.
+    # A tied weight must be one tensor after the conversion too, so that it is stored once.
     converted: dict[int, Tensor | None] = {}
     weights: dict[str, Tensor | None] = {}
     for name, tensor, owner in _plain_tensors(model):
@@ -146,7 +146,7 @@ def plain_weights(
 
 
 def _plain_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, int | None]]:
-    """Yield name, tensor, and which parameter or buffer of the model it is, if it is one."""
+    """Yield the name and tensor of each weight, and the id of its parameter; None for new ones."""
     inside: tuple[str, ...] = ()
     for prefix, module in model.named_modules(remove_duplicate=False):
         if prefix.startswith(inside) and inside:
@@ -173,7 +173,7 @@ def _layer_tensors(dot: str, base: Any, adapted: Any) -> Iterator[tuple[str, Ten
 
 
 def is_quantized(layer: nn.Module) -> bool:
-    """Return whether a layer's weight is held in 8 or 4 bits."""
+    """Return whether a layer's weight is stored in 8 or 4 bits."""
     weight = getattr(layer, "weight", None)
     return type(weight).__name__ in ("Params4bit", "Int8Params")
 
@@ -191,7 +191,7 @@ def _merged(base: Any, adapted: Any) -> Tensor:
 
 
 def plain_shell(model: Any) -> Any:
-    """Return the model's class without weights, adapters and quantization, to save others by."""
+    """Return the model without weights, adapters and quantization, for saving other weights."""
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -204,7 +204,7 @@ def plain_shell(model: Any) -> Any:
 def save_adapters(
     model: Any, folder: Path, weights: dict[str, Tensor], quantization: str = "none"
 ) -> None:
-    """Write what learns: the adapters as peft reads them, and other trained weights beside them."""
+    """Write the trained weights: adapters in the format of peft, others in a second file."""
     import peft
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -221,7 +221,7 @@ def save_adapters(
         {
             "model": settings.base_model_name_or_path,
             "quantization": quantization,
-            # Names, so that a lost file or weight is noticed.
+            # The names, so that a missing file or weight is noticed.
             "trained_weights": sorted(others),
         },
     )
@@ -241,7 +241,7 @@ def read_base(folder: Path) -> tuple[str, str]:
     """Return the name of the model that adapters belong to, and how it was quantized.
 
     Raises:
-        ModelError: The folder does not say, or the model had random weights, which are lost.
+        ModelError: The folder does not name it, or the model had random weights, which are lost.
     """
     try:
         values = _base_values(folder)
@@ -249,7 +249,7 @@ def read_base(folder: Path) -> tuple[str, str]:
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"adapters {folder} cannot be read ({error}); save them again") from error
     if not isinstance(base, str) or base.startswith("tiny:new-"):
-        reason = f"{base}, random weights that nobody kept" if base else "no model that is named"
+        reason = f"{base}, whose random weights are lost" if base else "a model without a name"
         raise ModelError(
             f"adapters {folder} belong to {reason}; give the merged model instead: the run's final/"
         )
@@ -279,7 +279,7 @@ def read_adapters(folder: Path) -> dict[str, Tensor]:
 
 
 def attach(model: Any, folder: Path) -> None:
-    """Inject the adapters of a folder into their base model, and put other trained weights in.
+    """Load the adapters and the other trained weights of a folder into their base model.
 
     Raises:
         ModelError: peft is missing, files are damaged, or the adapters do not fit the model.
@@ -320,7 +320,7 @@ def trained_names(model: nn.Module) -> list[str]:
 
 
 def merge(model: Any) -> None:
-    """Add the adapters to the weights they stand beside and take them out, in place."""
+    """Merge the adapters into the weights of their layers and remove them, in place."""
     for prefix, module in list(model.named_modules()):
         if hasattr(module, "lora_A"):
             base: Any = module.get_base_layer()

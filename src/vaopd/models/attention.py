@@ -1,9 +1,9 @@
-"""Attention of packed rows, without the pairs of query and key that nobody may see.
+"""Attention of packed rows, without most pairs of query and key that the mask excludes.
 
 One mask over a row ``[prompt | r1 | .. | rK]`` would compute (P + K R)^2 pairs, of which
-P^2 / 2 + K (P R + R^2 / 2) count. So the prompt attends apart, by a causal kernel without a mask,
-and the siblings in spans about as long as the prompt: no copy of the prompt's keys for each
-sibling, and none of the pairs between siblings of two spans.
+P^2 / 2 + K (P R + R^2 / 2) are needed. So the prompt attends separately, by a causal kernel
+without a mask, and the siblings in spans about as long as the prompt. The prompt's keys are copied
+once for each span and not for each sibling, and pairs between siblings of two spans are skipped.
 
 B rows, L columns, P tokens of a prompt, S of a span, A query heads, D head width.
 """
@@ -21,18 +21,18 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 PACKED = "vaopd_packed"
-"""Name of the attention in transformers' registry: ``sdpa`` for all but packed rows."""
+"""Name of this attention in transformers' registry; rows that are not packed use ``sdpa``."""
 
 Kernel = Callable[..., tuple[Tensor, None]]
 
 
 @dataclass(frozen=True, eq=False)
 class PackedRow:
-    """The parts of one row: its prompt, spans of siblings, and padding behind them."""
+    """The parts of one row: its prompt, spans of siblings, and padding at the end."""
 
     prompt: int
     spans: tuple[Bool[Tensor, "1 1 _ _"], ...]
-    """Which of the prompt's keys and its own the S queries of a span see: (1, 1, S, P+S)."""
+    """For each span, which keys of prompt and span its S queries see: (1, 1, S, P+S)."""
 
     padding: int
 
@@ -44,7 +44,7 @@ class PackedRow:
 
 @dataclass(frozen=True, eq=False)
 class PackedRows:
-    """The rows of a batch, moved between devices as the tensors beside them are."""
+    """The rows of a batch; ``to`` moves them between devices like a tensor."""
 
     rows: tuple[PackedRow, ...]
 
@@ -59,22 +59,22 @@ class PackedRows:
 
 
 def pack_row(prompt: int, responses: Sequence[int], columns: int) -> PackedRow:
-    """Return the layout of a row from the lengths of its prompt and of its siblings.
+    """Return the layout of a row with the given lengths of prompt and siblings.
 
     Args:
         prompt: Tokens of the prompt.
         responses: Tokens of each sibling, in the order of the row.
-        columns: Of the padded row.
+        columns: Length of the padded row.
     """
     spans = tuple(_span_mask(prompt, lengths) for lengths in _spans(prompt, responses))
     return PackedRow(prompt, spans, columns - prompt - sum(responses))
 
 
 def _spans(prompt: int, responses: Sequence[int]) -> Iterator[list[int]]:
-    """Yield runs of siblings that are together about as long as the prompt.
+    """Yield spans of consecutive siblings that are together about as long as the prompt.
 
-    Shorter ones would copy the prompt's keys more often than there are new keys, longer ones
-    compute more pairs between siblings than with the prompt.
+    Shorter spans would copy more keys of the prompt than they add; longer spans would compute more
+    pairs between siblings than with the prompt.
     """
     span: list[int] = []
     for length in filter(None, responses):
@@ -101,21 +101,21 @@ def packed_attention(
     kernel: Kernel = sdpa_attention_forward,
     **options: Any,
 ) -> tuple[Float[Tensor, "B L A D"], None]:
-    """Return what each token gathers from the tokens that it may see.
+    """Return the attention output of each token over the tokens that it may see.
 
     Args:
         module: The attention layer, for its heads.
         query: B A L D.
         key: B by key-value heads by L by D, as ``value``.
         value: See ``key``.
-        attention_mask: Used where nothing is packed.
+        attention_mask: Used if rows are not packed.
         packed_rows: The layout; none for prefills, decoding and rows of one response.
         kernel: Attends within one part, with transformers' own signature.
         options: Scale and dropout, see ``transformers``.
     """
     if packed_rows is None:
         return kernel(module, query, key, value, attention_mask, **options)
-    # Rows are parted by `unbind` and `split`, whose gradients are joined without zeros to add to.
+    # `unbind` and `split` separate the rows, because their backward joins gradients without zeros.
     rows = zip(query.unbind(), key.unbind(), value.unbind(), packed_rows.rows, strict=True)
     attend = functools.partial(kernel, module, **options)
     return torch.cat([_attend_row(attend, *row) for row in rows]), None
@@ -134,10 +134,10 @@ def _attend_row(
 
 
 def use_packed_attention(model: Any) -> bool:
-    """Let a model's language part attend by ``packed_attention``; return whether it does.
+    """Make a model's language part use ``packed_attention``; return whether it does.
 
-    Only where it attends by ``sdpa``, which does everything that is not packed, and where all
-    layers see all that is before a token: in one with a state or a window, siblings would mix.
+    Possible only if it uses ``sdpa``, which computes rows that are not packed, and if every layer
+    sees all earlier tokens: in a layer with a state or a window, siblings would mix.
     """
     config = model.config.get_text_config()
     if {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}:

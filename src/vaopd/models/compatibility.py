@@ -1,4 +1,4 @@
-"""May this student learn from this teacher: the same token ids, the same pixels."""
+"""Checks that a student can learn from a teacher: the same token ids, the same pixels."""
 
 from typing import Any
 
@@ -39,12 +39,12 @@ def check_same_pixels(student: VisionLanguageModel, teacher: VisionLanguageModel
 def check_same_settings(
     student: str, teacher: str, ours: dict[str, Any], theirs: dict[str, Any]
 ) -> None:
-    """Check the image settings of two models by name, wherever the second one is.
+    """Check that two models have the same image settings; the second may be on a server.
 
     Raises:
         ModelError: The two image processors cut or scale pixels differently.
     """
-    # Settings of two kinds of processors are not comparable: their kind is the reason.
+    # Settings of two kinds of processors cannot be compared, so their kind is named first.
     kind = "image_processor_type"
     for key in sorted(ours.keys() | theirs.keys(), key=lambda key: (key != kind, key)):
         if ours.get(key) != theirs.get(key):

@@ -1,4 +1,4 @@
-"""How long prompts become and what becomes of their images, without decoding or encoding them."""
+"""Lengths of prompts and sizes of their images, without decoding an image or encoding a prompt."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,9 +32,9 @@ def measure(
     data: DataConfig,
     progress: Callable[[int], None] = lambda problems: None,
 ) -> tuple[list[Measured], list[BadRow]]:
-    """Return the sizes of the prompts that can be used, and the problems whose prompts cannot be.
+    """Return the sizes of the usable prompts, and the problems whose prompts cannot be used.
 
-    Reads the headers of images and tokenizes texts, so many thousands take seconds.
+    Reads only headers of images and tokenizes texts, so many thousands of problems take seconds.
     """
     measured: list[Measured] = []
     bad: list[BadRow] = []
@@ -56,7 +56,7 @@ def measure(
 def _readable(
     problems: Sequence[Problem], data: DataConfig, bad: list[BadRow]
 ) -> list[tuple[Problem, tuple[Size, ...], tuple[Size, ...]]]:
-    """Return the problems with the sizes of their images, stored and fitted; others go to bad."""
+    """Return problems with the stored and fitted sizes of their images; add the others to bad."""
     readable = []
     for problem in problems:
         try:

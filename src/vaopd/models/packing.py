@@ -1,7 +1,7 @@
-"""The prompt is paid once: siblings share the row of their prompt, rows share a forward.
+"""Packing: siblings share a row with their prompt, which is computed once; rows share a forward.
 
-``micro_batches`` decides which responses travel together; each micro-batch is one forward of
-the unmodified transformers model. The update never depends on the split, because all weights are
+``micro_batches`` decides which responses share a forward; each micro-batch is one forward of
+the unmodified transformers model. The update does not depend on the split, because all weights are
 final before the first forward with gradient.
 """
 
@@ -18,12 +18,12 @@ from vaopd.models.prompts import Batch, EncodedPrompt, Group
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """Responses that share a forward, and which rollouts of the step they are."""
+    """Responses that share a forward, and the numbers of their rollouts in the step."""
 
     batch: Batch
     rollouts: tuple[int, ...]
-    """Indices into the step's rollouts, in the order of the batch's tokens; none in a forward that
-    only keeps the other processes of a sharded model company."""
+    """Indices into the step's rollouts, in the order of the batch's tokens; empty for a filler,
+    which only enters the collectives of a sharded model."""
 
 
 def micro_batches(
@@ -38,13 +38,13 @@ def micro_batches(
     """Yield the forwards that cover every non-empty response once.
 
     Args:
-        model: Decides how groups become rows; families without packing get one row a forward.
+        model: Decides how groups become rows; families without packing get one row per forward.
         prompts: One for each problem.
         responses: For each problem, the token ids of its siblings. Rollouts are numbered
             through: all siblings of problem 0, then of problem 1, ...
-        budget_tokens: Padded tokens of one forward; a single larger group still travels alone.
-        split_siblings: Siblings that do not fit together are parted, each part with the prompt.
-        share_prefix: False gives each response a row with a prompt of its own.
+        budget_tokens: Padded tokens of one forward; a larger group gets a forward of its own.
+        split_siblings: Split siblings that do not fit together into parts, each with the prompt.
+        share_prefix: False gives each response its own row with the prompt.
     """
     groups: list[tuple[Group, tuple[int, ...]]] = []
     first = 0
@@ -60,8 +60,8 @@ def micro_batches(
             groups += [(Group(prompt, (r,)), (number,)) for number, r in numbered]
     chunks = list(_by_budget(groups, budget_tokens if model.family.can_pack else 0))
     if model.sharding is not None:
-        # Forwards of a sharded model are collectives: who has fewer waits for nobody, but the
-        # others would wait for it.
+        # Forwards of a sharded model are collectives. Ranks with fewer micro-batches run fillers,
+        # so that the others do not block.
         nothing = Group(model.sharding.filler, (torch.zeros(0, dtype=torch.long),))
         missing = model.sharding.most(len(chunks)) - len(chunks)
         chunks += [[(nothing, ())]] * missing
@@ -78,15 +78,15 @@ def separable_problems(
     share_prefix: bool,
     can_pack: bool,
 ) -> list[list[int]]:
-    """Return which problems may be scored apart from the others, in calls of their own.
+    """Return groups of problems that can be scored in separate calls.
 
-    Each call makes forwards that `micro_batches` would make of all problems together, so the same
-    shapes and the same bits come out. Problems without any response token are in no part.
+    The calls run the same forwards that `micro_batches` would make of all problems together, so
+    shapes and bits are the same. Problems without any response token are in no group.
     """
     kept = [i for i, siblings in enumerate(responses) if any(len(r) for r in siblings)]
     if not can_pack:
         return [[i] for i in kept]
-    if not share_prefix:  # siblings travel in rows of their own, mixed with other problems'
+    if not share_prefix:  # each sibling has a row; rows of several problems share a forward
         return [kept] if kept else []
     groups = [(Group(prompts[i], tuple(responses[i])), (i,)) for i in kept]
     return [[i for _, (i,) in chunk] for chunk in _by_budget(groups, budget_tokens)]
@@ -95,7 +95,7 @@ def separable_problems(
 def _parts(
     numbered: list[tuple[int, Tensor]], limit: int | None
 ) -> Iterator[list[tuple[int, Tensor]]]:
-    """Yield runs of siblings of at most ``limit`` tokens, or of one sibling; all for no limit."""
+    """Yield parts with at most ``limit`` tokens or one sibling; without a limit, all siblings."""
     part: list[tuple[int, Tensor]] = []
     for number, response in numbered:
         if part and limit is not None and sum(len(r) for _, r in part) + len(response) > limit:
@@ -108,7 +108,7 @@ def _parts(
 def _by_budget(
     groups: list[tuple[Group, tuple[int, ...]]], budget: int
 ) -> Iterator[list[tuple[Group, tuple[int, ...]]]]:
-    """Yield runs of groups of similar length whose padded rectangle fits the budget."""
+    """Yield chunks of groups of similar length whose padded rectangle fits the budget."""
     ordered = sorted(groups, key=lambda item: len(item[0]), reverse=True)
     chunk: list[tuple[Group, tuple[int, ...]]] = []
     for item in ordered:
@@ -132,7 +132,7 @@ def response_hidden_states(model: VisionLanguageModel, batch: Batch) -> Float[Te
 def split_by_rollout(
     values: Tensor, micro: MicroBatch, lengths: Sequence[int]
 ) -> list[tuple[int, Tensor]]:
-    """Return (rollout index, its tokens' values) for a tensor with one row a response token."""
+    """Return pairs of rollout index and values of its tokens; one row of values per token."""
     counts = [lengths[number] for number in micro.rollouts]
     if not counts:
         return []

@@ -1,6 +1,6 @@
-"""Reading of Hugging Face folders, so that nothing in them is missing or left out in silence.
+"""Reading of Hugging Face folders; weights that are missing or unknown are an error.
 
-transformers draws random weights for what a folder lacks, prints a table and goes on.
+transformers fills missing weights with random numbers, prints a table and continues.
 """
 
 import logging
@@ -20,7 +20,7 @@ NAMED = 3
 
 
 def read_pretrained(loader: Any, source: str | Path, name: str, **options: Any) -> Any:
-    """Return what ``loader.from_pretrained`` makes of a folder or hub name.
+    """Return the result of ``loader.from_pretrained`` for a folder or hub name.
 
     Raises:
         ModelError: It cannot be loaded.
@@ -34,7 +34,7 @@ def read_pretrained(loader: Any, source: str | Path, name: str, **options: Any) 
         ) from error
     except (
         *(OSError, ValueError, ImportError, KeyError, RuntimeError),
-        *(TypeError, AttributeError),  # of files that hold other things than they should
+        *(TypeError, AttributeError),  # from files with unexpected contents
     ) as error:
         raise ModelError(
             f"model {name!r} cannot be loaded ({loader.__name__}: {_one_line(error)}); give a hub "
@@ -44,7 +44,7 @@ def read_pretrained(loader: Any, source: str | Path, name: str, **options: Any) 
 
 
 def read_processor(source: str | Path, name: str) -> Any:
-    """Return the processor of a folder or hub name, with all that prompts need.
+    """Return the processor of a folder or hub name, complete enough to make prompts.
 
     Raises:
         ModelError: It cannot be loaded, or lacks its tokenizer, images or chat template.
@@ -67,10 +67,10 @@ def read_processor(source: str | Path, name: str) -> Any:
 
 
 def read_model(loader: Any, source: str | Path, name: str, **options: Any) -> Any:
-    """Return a transformers model of which every weight was read from the folder.
+    """Return a transformers model after checking that every weight was read from the folder.
 
-    Tied weights count once. What transformers itself leaves out of an architecture (such as the
-    prediction heads of Qwen3.5 for further tokens) may be in the folder.
+    Tied weights count once. The folder may hold parts that transformers does not implement, such
+    as the multi-token prediction heads of Qwen3.5.
 
     Raises:
         ModelError: The model cannot be loaded, or its weights and the folder's do not fit.
@@ -92,7 +92,7 @@ def read_weights(loader: Any, source: str | Path, name: str, **options: Any) -> 
     """
     with _without_table() as tables:
         try:
-            # Otherwise an error that names no weight ends the load where a shape differs.
+            # Without ignore_mismatched_sizes a different shape raises an error without the name.
             model, report = read_pretrained(
                 *(loader, source, name),
                 output_loading_info=True,
@@ -122,7 +122,7 @@ def _misfit(report: dict[str, Any]) -> str:
 
 
 def listed(names: Collection[str], what: str) -> str:
-    """Return how many weights are so, and the first names; nothing for none."""
+    """Return the number of weights and the first names as text; '' for no weights."""
     if not names:
         return ""
     shown = ", ".join(sorted(names)[:NAMED]) + (", .." if len(names) > NAMED else "")
@@ -135,7 +135,7 @@ def _shape(size: Collection[int]) -> str:
 
 @contextmanager
 def _without_table() -> Iterator[list[str]]:
-    """Keep the table of a bad load from the log; the error says it. Yields the tables."""
+    """Remove transformers' tables of bad loads from the log and yield them; the error has them."""
     tables: list[str] = []
 
     def is_other(record: logging.LogRecord) -> bool:

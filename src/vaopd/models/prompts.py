@@ -1,4 +1,4 @@
-"""Prompts as models see them, and batches of responses behind prompts.
+"""Encoded prompts, and batches of responses that follow prompts.
 
 P prompt tokens (image placeholders included), T response tokens, B batch rows, L padded row
 length, N response tokens of a whole batch, H hidden width.
@@ -22,19 +22,19 @@ class EncodedPrompt:
     problem_id: str
 
     input_ids: Int[Tensor, " P"]
-    """Token ids; every image stands as one placeholder id for each of its visual tokens."""
+    """Token ids, with one placeholder id for each visual token of an image."""
 
     image_inputs: dict[str, Tensor]
-    """What the model's own image processor returned, under the model's own names."""
+    """Output of the model's own image processor, under the model's own names."""
 
     position_ids: Int[Tensor, "3 P"] | None = None
-    """Multimodal rotary positions; none where the model computes positions itself."""
+    """Multimodal rotary positions; none if the model computes positions itself."""
 
     next_position: int = 0
     """Position of the first response token."""
 
     images: tuple[Image.Image, ...] = ()
-    """What the image processor was given, for engines with a processor of their own."""
+    """Input of the image processor, for engines that have their own processor."""
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -93,7 +93,7 @@ def check_same_text(original: EncodedPrompt, degraded: EncodedPrompt, image_toke
     """Check that two views of different resolution differ in their images only.
 
     Raises:
-        AlignmentError: The ids that stand for text differ, or the number of images.
+        AlignmentError: The ids of the text differ, or the number of images.
     """
     texts = [ids[ids != image_token_id] for ids in (original.input_ids, degraded.input_ids)]
     grids = [prompt.image_inputs["image_grid_thw"] for prompt in (original, degraded)]

@@ -16,12 +16,12 @@ FULL_PRECISION = [
     "model.vision_model",
     "model.multi_modal_projector",
 ]
-"""Modules that stay as they are: the head is read by the loss, and a vision tower is a small part
-of the weights that answers badly to rounding."""
+"""Modules that are not quantized: the loss reads the head, and a vision tower is a small part
+of the weights that suffers from rounding."""
 
 
 def quantization_config(key: str, quantization: str, compute_dtype: torch.dtype) -> Any:
-    """Return what transformers needs to load weights quantized, or none for ``none``.
+    """Return the setting for transformers that loads weights quantized; None for ``none``.
 
     Args:
         key: Name of the setting, for the error.

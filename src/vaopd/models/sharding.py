@@ -1,7 +1,7 @@
 """One model spread over the processes by FSDP2: weights are gathered when they are needed.
 
 Forwards and backwards of a sharded model are collectives: each process must enter the same
-number of them. ``most`` tells how many that is; who has less work repeats ``filler``.
+number of them. ``most`` returns that number; a process with less work repeats ``filler``.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from vaopd.models.prompts import EncodedPrompt
 
 
 class Sharding:
-    """How the parameters of a transformers model are spread, and how to get them whole."""
+    """Shards the parameters of a transformers model and gathers them when they are needed."""
 
     def __init__(
         self, model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype, filler: EncodedPrompt
@@ -30,8 +30,8 @@ class Sharding:
         Args:
             model: Its parameters become DTensors on the mesh's device.
             mesh: One dimension, over all processes.
-            compute_dtype: What forwards gather; the shards keep the model's precision.
-            filler: A small prompt for forwards that only keep the others company.
+            compute_dtype: Precision of gathered weights; the shards keep the model's precision.
+            filler: A small prompt for forwards of a process that has no work left.
         """
         self.model, self.base, self.mesh, self.filler = model, model.model, mesh, filler
         self.head: Tensor | None = None
@@ -46,13 +46,13 @@ class Sharding:
         blocks = set(model._no_split_modules or ())
         modules = [m for m in self.base.modules() if type(m).__name__ in blocks]
         for module in [*modules, self.base]:
-            # The root as well: it would stay whole after a forward without a backward.
+            # Also for the root, which would stay whole after a forward without a backward.
             fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-        # Before FSDP's own, which gathers weights.
+        # Before FSDP's own hook, which gathers weights.
         self.base.register_forward_pre_hook(self.enter_forward, prepend=True)
         self.modules: list[FSDPModule] = [*modules, self.base]
         for module in self.modules:
-            # Each process divides by the number of problems of all, so gradients are summed.
+            # Each process divides its loss by the number of all problems, so gradients are summed.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
         # The loss takes the head's weight and never calls the head, so it needs no FSDP hooks.
@@ -66,20 +66,20 @@ class Sharding:
             )  # fmt: skip
 
     def most(self, count: int) -> int:
-        """Return the largest of everybody's counts."""
+        """Return the largest count of all processes."""
         check_place()
         counts = torch.tensor(count, device=self.mesh.device_type)
         dist.all_reduce(counts, dist.ReduceOp.MAX)
         return int(counts)
 
     def gathered(self, value: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """Return a whole weight in main memory to rank 0, nothing to the others; a collective."""
+        """Return a whole weight in main memory on rank 0, None on others; a collective."""
         complete = whole(value)
         return complete.to("cpu", dtype) if self.mesh.get_rank() == 0 else None
 
     @contextmanager
     def whole_head(self) -> Iterator[None]:
-        """Hold the head's whole weight; at the end its gradient is summed and spread, once."""
+        """Keep the head's whole weight in ``head``; at the end, sum and shard its gradient once."""
         check_place()
         weight = self.model.get_output_embeddings().weight
         whole = weight.full_tensor().detach()
@@ -98,14 +98,14 @@ class Sharding:
             self._forget_forwards()
 
     def _forget_forwards(self) -> None:
-        """Drop FSDP's list of forwards, which only a backward empties: a teacher's would grow."""
+        """Clear FSDP's list of forwards; only a backward empties it, so a teacher's would grow."""
         reset = getattr(self.base, "reset_iter_state", None)  # since torch 2.13
-        # torch refuses it before the first forward, such as where there was nothing to sample.
+        # torch refuses this before the first forward, for example when there was nothing to sample.
         if reset is not None and self.has_run:
             reset()
 
     def enter_forward(self, *_: object) -> None:
-        """Check that all processes run a forward, unless each runs as many as it likes."""
+        """Check that all processes run a forward, unless the model is whole and they need not."""
         if not self.is_whole:
             check_place()
 
@@ -114,7 +114,7 @@ class Sharding:
 
     @contextmanager
     def whole_model(self) -> Iterator[None]:
-        """Hold all weights at compute precision, for forwards that are counted by nobody."""
+        """Gather all weights at compute precision; forwards inside are not collectives."""
         check_place()
         self.base.set_reshard_after_forward(False)
         for module in self.modules:
@@ -131,7 +131,7 @@ class Sharding:
 
 
 def spread(value: Tensor, like: Tensor) -> Tensor:
-    """Return a tensor that every process has whole, laid out as another one."""
+    """Return a tensor that every process has whole, sharded like another one."""
     if not isinstance(like, DTensor):
         return value.to(like.device)
     whole = value.to(like.device)
@@ -139,10 +139,10 @@ def spread(value: Tensor, like: Tensor) -> Tensor:
 
 
 def whole(value: Tensor) -> Tensor:
-    """Return a tensor that every process has whole; a collective where it is sharded."""
+    """Return the whole tensor in every process; a collective if the tensor is sharded."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def local(value: Tensor) -> Tensor:
-    """Return the part of a tensor that this process holds: all of it where it is not sharded."""
+    """Return this process's part of a tensor; the whole tensor if it is not sharded."""
     return value.to_local() if isinstance(value, DTensor) else value

@@ -1,4 +1,4 @@
-"""Models that can be trained or asked here; others are refused before their weights are read."""
+"""Loads supported models; others are refused, most of them before their weights are read."""
 
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,15 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logit_scale": (None, 1),
     "lm_head_multiplier": (None, 1),
 }
-"""Settings that change logits after the head, and the values at which they change nothing. The loss
-multiplies hidden states by the head itself, a few at a time, so it would not see them."""
+"""Settings that change logits after the head, and their neutral values. The loss multiplies hidden
+states by the head's weights itself, so it would ignore such a setting."""
 
 
 def read_supported(source: str | Path, name: str, **options: Any) -> Any:
     """Return the transformers model of a folder or hub name.
 
     Raises:
-        ModelError: It is of a kind that cannot work here, or it cannot be loaded as a whole.
+        ModelError: Its kind is not supported, or it cannot be loaded completely.
     """
     config = read_pretrained(AutoConfig, source, name)
     check_configuration(config, name)
@@ -43,7 +43,7 @@ def read_supported(source: str | Path, name: str, **options: Any) -> Any:
 
 
 def check_configuration(config: Any, name: str) -> None:
-    """Check from a configuration alone, before any weight is read, that the architecture fits.
+    """Check by the configuration alone, before any weight is read, that a model is supported.
 
     Raises:
         ModelError: Its log-probs would not be those of hidden states times the head.
@@ -58,21 +58,21 @@ def check_configuration(config: Any, name: str) -> None:
         if (value := getattr(text, key, None)) not in plain:
             raise ModelError(
                 f"model {name!r} ({config.model_type}) has {key}={value}, which changes its logits "
-                "after the head, and the loss computes none of that; give a model of a family in "
+                "after the head, and the loss cannot compute that; give a model of a family in "
                 "docs/models.md"
             )
 
 
 def check_parts(model: Any, name: str) -> None:
-    """Check that a model is a body that gives hidden states and a head without a bias.
+    """Check that a model has a part that returns hidden states, and a head without a bias.
 
     Raises:
-        ModelError: It is built otherwise.
+        ModelError: It does not.
     """
     head = model.get_output_embeddings()
     wrong = None
     if getattr(model, "model", None) is None:
-        wrong = "no part called 'model' that gives hidden states"
+        wrong = "no part called 'model' that returns hidden states"
     elif getattr(head, "weight", None) is None:
         wrong = "no head for its language model"
     elif getattr(head, "bias", None) is not None:

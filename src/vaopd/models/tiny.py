@@ -48,7 +48,7 @@ SIZES: dict[str, dict[str, int]] = {
     "student": {"width": 112, "layers": 4, "vision_width": 80, "vision_layers": 3},
 }
 
-# Same turn format as Qwen3-VL, reduced to what single-turn distillation uses.
+# The turn format of Qwen3-VL, reduced to the parts that single-turn distillation uses.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% if message.content is string %}{{ message.content }}{% else %}"
@@ -62,7 +62,7 @@ CHAT_TEMPLATE = (
 def train_tokenizer(texts: list[str], vocabulary: int = 640) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer with Qwen's special tokens, trained on ``texts``.
 
-    Digits stay apart, so a number is read and written digit by digit.
+    Each digit is a token, so a number is read and written digit by digit.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -90,10 +90,10 @@ def train_tokenizer(texts: list[str], vocabulary: int = 640) -> PreTrainedTokeni
 
 
 def image_processor() -> Qwen2VLImageProcessorPil:
-    """Return the tiny models' image processor: white paper is 0 and black ink is 2.
+    """Return the tiny models' image processor: white is 0 and black is 2.
 
-    A negative deviation turns the sign around: with ink as the signal and paper as silence, tiny
-    vision towers learn to read several times sooner.
+    The negative deviation inverts the sign. With a background of 0, tiny vision towers learn to
+    read several times sooner.
     """
     return Qwen2VLImageProcessorPil(
         patch_size=8,
@@ -197,7 +197,7 @@ def install(runs: Path) -> None:
 
 
 if __name__ == "__main__":
-    # `tokenizer` trains the shared tokenizer; `install RUNS` takes over newly trained weights.
+    # `tokenizer` trains the shared tokenizer; `install RUNS` copies newly trained weights.
     if sys.argv[1:2] == ["install"]:
         install(Path(sys.argv[2]))
     else:

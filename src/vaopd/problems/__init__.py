@@ -1,1 +1,1 @@
-"""Problems: the row everyone works on, and where rows come from."""
+"""Problems, and the sources that they are read from."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from vaopd.errors import ProblemError
 
 NAMED = 10
-"""Bad rows that an error or a log names; the others are counted."""
+"""Number of bad rows that an error or a log names; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -14,14 +14,14 @@ class BadRow:
     """One row that cannot be used."""
 
     reason: str
-    """One sentence that names the row, or the problem that was made of it."""
+    """One sentence that names the row or its problem."""
 
     id: str | None = None
-    """Of the problem; none where the row does not make one."""
+    """Id of the problem; None if the row gives no problem."""
 
 
 def bad_rows_error(source: str, bad: Sequence[BadRow], total: int, remedy: str) -> ProblemError:
-    """Return the error about the bad rows of a source: the only one, or the first ten with counts.
+    """Return the error about the bad rows of a source: one row, or the first ten and their number.
 
     Args:
         source: As its user names it.
@@ -38,7 +38,7 @@ def bad_rows_error(source: str, bad: Sequence[BadRow], total: int, remedy: str) 
 
 
 def listed(bad: Sequence[BadRow]) -> str:
-    """Return the first ten reasons, each on a line, and how many more there are."""
+    """Return the first ten reasons, each on a line, and the number of the others."""
     lines = [f"  {row.reason}" for row in bad[:NAMED]]
     if len(bad) > NAMED:
         lines.append(f"  and {len(bad) - NAMED} more")

@@ -9,7 +9,7 @@ _TOKEN = re.compile(r"(?P<box>\\+(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
 
 @dataclass(frozen=True)
 class Box:
-    r"""One balanced ``\boxed{..}``: where it lies in its text, and what is in it."""
+    r"""One balanced ``\boxed{..}``: its place in the text and its content."""
 
     start: int
     content_start: int
@@ -18,9 +18,9 @@ class Box:
 
 
 def outer_boxes(text: str) -> list[Box]:
-    r"""Return the balanced boxes of a text that lie in no other box, in order.
+    r"""Return the balanced boxes of a text in order, without boxes inside other boxes.
 
-    Braces behind a backslash are characters of the answer, as in ``\boxed{\{1, 2\}}``. A box
+    Braces after a backslash are characters of the answer, as in ``\boxed{\{1, 2\}}``. A box
     that never closes, as a truncated response leaves it, is none.
     """
     outermost: list[Box] = []
@@ -45,7 +45,7 @@ def without_boxes(text: str) -> str:
 
 
 def _all_boxes(text: str) -> list[Box]:
-    # One pass with a stack: a looping model writes thousands of boxes that never close.
+    # One pass with a stack, because a looping model writes thousands of boxes that never close.
     found: list[Box] = []
     open_braces: list[re.Match[str]] = []
     for token in _TOKEN.finditer(text):

@@ -1,4 +1,4 @@
-"""What is looked for in stored problems before a run begins: images, answers, references."""
+"""Checks of stored problems before a run begins: images, answers, references."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ def damaged_images(
 ) -> list[BadRow]:
     """Return the problems with an image that is missing, in no known format, or cut short.
 
-    Every image is decoded once, so that a damaged one is not found in the middle of a run.
+    Every image is decoded once, so that a damaged one is found before the run begins.
     """
 
     def check(problem: Problem) -> BadRow | None:
@@ -47,7 +47,7 @@ def without_answer(problems: Sequence[Problem]) -> list[BadRow]:
 
 
 def without_reference(problems: Sequence[Problem]) -> list[BadRow]:
-    """Return the problems that supervised fine-tuning has nothing to learn from."""
+    """Return the problems without a reference for supervised fine-tuning."""
     return [
         BadRow(
             f"problem {one.id} has no reference response, which method.name=sft needs; add a "

@@ -1,7 +1,7 @@
 """The words of drawn problems: reference responses in one of two dialects.
 
-A teacher and a student trained on different shares of them agree on what the picture says and
-differ in how to say it, as real models do, so the scaffolding words carry part of the reverse KL.
+A teacher and a student trained on different shares of the dialects read the same values and
+word them differently, as real models do, so the scaffolding words cause part of the reverse KL.
 """
 
 import random
@@ -22,7 +22,7 @@ class Dialect:
     joint: str
     rules: dict[str, str]
     fillers: tuple[str, ...]
-    """Sentences that say nothing about any value: scaffolding beyond the usual."""
+    """Sentences without any value: additional scaffolding."""
 
     bridges: tuple[str, ...]
     closings: tuple[str, ...]
@@ -83,7 +83,7 @@ DIALECTS = (
 
 
 def _misread(figure: Figure, share: int | float, rng: random.Random) -> tuple[int, ...]:
-    """Return the readings, each with probability ``share`` wrong in one of its digits."""
+    """Return the readings; with probability ``share`` a digit of each is wrong."""
     values = list(figure.values)
     for index, value in enumerate(values):
         if rng.random() < share:
@@ -93,16 +93,16 @@ def _misread(figure: Figure, share: int | float, rng: random.Random) -> tuple[in
             else:
                 units = rng.choice([digit for digit in range(10) if digit != units])
             values[index] = 10 * tens + units
-    # Two angles of a triangle cannot reach 180 degrees, whoever misreads them.
+    # Two angles of a triangle must stay below 180 degrees, also if they are misread.
     return tuple(values) if figure.solve(*values)[1] > 0 else figure.values
 
 
 def _fill(
     fillers: Sequence[str], num_readings: int, scaffolding: int | float, rng: random.Random
 ) -> list[str]:
-    """Return ``scaffolding - 1`` sentences for each reading, on average; none up to 1.
+    """Return on average ``scaffolding - 1`` sentences for each reading; none if it is at most 1.
 
-    Draws nothing where there are none, so the usual scaffolding leaves all other choices alone.
+    Draws no random number in that case, so the usual scaffolding changes no other choice.
     """
     if scaffolding <= 1:
         return []
@@ -121,7 +121,7 @@ def write_response(
 ) -> str:
     """Return one reference response; short ones leave out the introduction and the rule.
 
-    A figure without readings is plain reading aloud: its working is the whole solution.
+    For a figure without readings the working is the whole solution.
     ``DrawnProblems`` explains the three options.
     """
     values = _misread(figure, misread, rng) if misread else figure.values

@@ -1,4 +1,4 @@
-"""Procedural problems whose evidence is fine detail, made when they are asked for.
+"""Procedural problems whose evidence is fine detail, drawn on demand.
 
 Every problem comes with reference responses that reason in words before they box the answer; see
 ``figures`` for what is drawn and ``dialects`` for what is written. A problem is a function of
@@ -23,10 +23,10 @@ SHARES = ("wording", "variety", "told", "misread")
 
 @dataclass(frozen=True)
 class DrawnProblems(Sequence[Problem]):
-    """A reproducible sequence of drawn problems, each made when it is asked for."""
+    """A reproducible sequence of drawn problems, each drawn on demand."""
 
     split: str = "train"
-    """``train``, ``validation`` or ``test``: each has random streams of its own."""
+    """``train``, ``validation`` or ``test``; each has its own random streams."""
 
     num_problems: int = 1024
     seed: int = 0
@@ -34,28 +34,28 @@ class DrawnProblems(Sequence[Problem]):
     """Probability that a reference is written in the second dialect, in [0, 1]."""
 
     scaffolding: int | float = 1.0
-    """Words around the evidence: below 1 the introduction and the rule come that much less often,
+    """Words around the evidence: below 1 it is the share of introductions and rules that are kept,
     above 1 there are ``scaffolding - 1`` sentences without any value for each reading."""
 
     variety: int | float = 0.0
     """Share of printed numbers whose size, place and ink vary, in [0, 1]."""
 
     told: int | float = 0.0
-    """Probability that the numbers stand in the question and not in the figure, in [0, 1].
+    """Probability that the numbers are in the question and not in the figure, in [0, 1].
 
-    Told problems teach everything but reading: wording, copying and arithmetic.
+    Such problems teach wording, copying and arithmetic, but not reading.
     """
 
     misread: int | float = 0.0
-    """Probability that a reference misreads a number and goes on with it, in [0, 1].
+    """Probability that a reference misreads a number and continues with it, in [0, 1].
 
-    A teacher that has seen such references follows the text it is given, also where a student
-    misread, and is less than certain of a digit. One that has not insists on the picture in the
+    A teacher trained on such references follows the given text, also where a student misread,
+    and is not fully certain of a digit. Without them it prefers the number in the image in the
     middle of a sum, and so teaches a student not to copy.
     """
 
     references: int = 1
-    """Reference responses for each problem, each with wording of its own."""
+    """Number of reference responses for each problem, each with its own wording."""
 
     kinds: tuple[str, ...] = PROBLEM_KINDS
 
@@ -106,7 +106,7 @@ class DrawnProblems(Sequence[Problem]):
         rng = random.Random(f"vaopd drawn {self.split} {self.seed} {index}")
         kind = self.kinds[index % len(self.kinds)]
         canvas = Canvas(rng, self.variety)
-        # A stream of its own, so that the figures are the same whatever the share.
+        # A separate stream, so that the figures are the same for every share.
         teller = random.Random(f"vaopd told {self.split} {self.seed} {index}")
         canvas.prints_numbers = kind not in PROBLEM_KINDS or teller.random() >= self.told
         figure = KINDS[kind](canvas)
@@ -150,7 +150,7 @@ def parse_source(split: str, options: dict[str, str]) -> DrawnProblems:
     values: dict = {}
     for name, text in options.items():
         if name == "kinds":
-            # A plus sign in a query string reads as a space.
+            # A plus sign in a query string means a space.
             values[name] = tuple(text.replace("+", " ").split())
             continue
         if name not in readers:

@@ -14,12 +14,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 SIDE_PIXELS = 96
 CELL_PIXELS = 16
-"""Labels sit near the corners of a 16-pixel lattice, which small vision towers learn to read."""
+"""Distance of the lattice that labels are near to, so that small vision towers learn to read."""
 
 FONT_PIXELS = 14
 
 VARIED_FONT_PIXELS = (11, 12, 13, 15, 16)
-"""Sizes of print that who has learned to read at ``FONT_PIXELS`` alone has not seen."""
+"""Other sizes of print, for models that have learned to read at ``FONT_PIXELS``."""
 
 Draw = ImageDraw.ImageDraw
 
@@ -31,7 +31,7 @@ def _font(pixels: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 @dataclass(frozen=True)
 class Figure:
-    """What one problem shows and asks, before it is put into words."""
+    """The figure, question and arithmetic of a problem, before they are put into words."""
 
     question: str
     readings: tuple[str, ...]
@@ -53,7 +53,7 @@ class Canvas:
     """A figure being drawn: shapes in one ink, labels snapped to the lattice with jitter.
 
     Args:
-        rng: Decides everything that is left to chance.
+        rng: Source of all random choices.
         variety: Share of labels, in [0, 1], whose print varies in size, place and ink.
     """
 
@@ -163,7 +163,7 @@ def _bars(canvas: Canvas) -> Figure:
     rng = canvas.rng
     values = [_two_digits(rng) for _ in range(3)]
     for column, value in zip((0, 2, 4), values, strict=True):
-        # Heights are drawn apart from the values: only the printed number tells the value.
+        # Heights do not depend on the values, so only the printed number shows the value.
         row = rng.randint(0, 3)
         left, top = column * CELL_PIXELS + 2, (row + 1) * CELL_PIXELS + 2
         canvas.draw.rectangle([left, top, left + 15, 92], fill=canvas.ink)
@@ -198,7 +198,7 @@ def _dial(canvas: Canvas) -> Figure:
 
 
 def _number(canvas: Canvas) -> Figure:
-    """One number on a small card of few visual tokens: where learning to read begins."""
+    """One number on a small card of few visual tokens: the first step of learning to read."""
     canvas.resize(2 * CELL_PIXELS)
     value = _two_digits(canvas.rng)
     canvas.label(value, canvas.rng.choice((0, 0.5, 1)), canvas.rng.choice((0, 0.5, 1)))
@@ -206,7 +206,7 @@ def _number(canvas: Canvas) -> Figure:
 
 
 def _sum(canvas: Canvas) -> Figure:
-    """Arithmetic alone, on a blank card: who cannot add shows nothing of what it reads."""
+    """Arithmetic alone, on a blank card: a model that cannot add cannot show what it reads."""
     canvas.resize(2 * CELL_PIXELS)
     rng = canvas.rng
     left, right = _two_digits(rng), _two_digits(rng)
@@ -273,4 +273,4 @@ KINDS: dict[str, Callable[[Canvas], Figure]] = {
 }
 
 PROBLEM_KINDS = ("triangle", "rectangle", "circle", "bars", "dial", "table")
-"""What is asked unless a source names its kinds; the others only teach reading."""
+"""Kinds of a source that names none; the other kinds only teach reading."""

@@ -1,4 +1,4 @@
-"""Which problems a run learns from and which it is measured on: ids, hashes, disjointness."""
+"""The manifest of a run: ids and hashes of its training and held-out problems."""
 
 import hashlib
 import json
@@ -13,16 +13,16 @@ from vaopd.records import read_json
 
 MANIFEST = "manifest.json"
 NAMED = 3
-"""Ids that an error names."""
+"""Number of ids that an error names."""
 
 
 def manifest(
     train: Sequence[Problem], held_out: Sequence[Problem] | None, *, allow_overlap: bool = False
 ) -> dict[str, Any]:
-    """Return what a run folder keeps of its data, and check that nothing is in both parts.
+    """Return the manifest of a run's data after checking that no problem is in both parts.
 
     Held-out problems are listed one by one, with a hash of question and images. Training problems
-    are counted and their texts hashed in one: a set may have a hundred thousand images.
+    are counted and get one hash of all texts, because a set may have a hundred thousand images.
 
     Raises:
         ConfigError: A held-out problem is trained on, by id or by content.
@@ -38,10 +38,10 @@ def manifest(
 
 
 def check_unchanged(folder: Path, now: dict[str, Any]) -> None:
-    """Check that a run goes on with the problems it began with.
+    """Check that a resumed run has the same problems as at its beginning.
 
     Raises:
-        ConfigError: Training or held-out problems are others than the manifest says.
+        ConfigError: Training or held-out problems differ from the manifest.
     """
     path = folder / MANIFEST
     if not path.is_file():

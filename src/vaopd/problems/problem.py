@@ -20,12 +20,12 @@ UNREADABLE = (
     struct.error,
     Image.DecompressionBombError,
 )
-"""What Pillow's decoders raise on damaged bytes; its UnidentifiedImageError is an OSError."""
+"""Exceptions of Pillow's decoders for damaged bytes; its UnidentifiedImageError is an OSError."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A question about one or several images, with its reference answer where one is known."""
+    """A question about one or several images, with its reference answer if it is known."""
 
     id: str
     """Unique within a data set."""
@@ -37,7 +37,7 @@ class Problem:
     """Encoded images, or paths of image files, in the order of the placeholders."""
 
     answer: str | None
-    """Bare reference answer without a box; ``None`` where there is none."""
+    """Reference answer without a box; ``None`` if it is not known."""
 
     source: str
     """Name of the data set."""
@@ -74,7 +74,7 @@ class Problem:
     def content_hash(self) -> str:
         """Return the SHA-256 of prompt and image bytes, in hex.
 
-        Id, split and answer stay out of it, so the same content is found in two data sets.
+        Without id, split and answer, so that the same content has the same hash in two data sets.
 
         Raises:
             ProblemError: An image file cannot be read.
@@ -82,14 +82,14 @@ class Problem:
         digest = hashlib.sha256()
         parts = [self._encoded(number, image) for number, image in enumerate(self.images, start=1)]
         for part in (self.prompt.encode(), *parts):
-            # The length keeps two parts from reading as one.
+            # With the length, two parts cannot have the hash of their concatenation.
             digest.update(len(part).to_bytes(8, "big") + part)
         return digest.hexdigest()
 
     def image_sizes(self) -> list[tuple[int, int]]:
         """Return width and height of the images as they are stored; reads their headers only.
 
-        A photograph that ``load_images`` turns upright may have the two the other way round.
+        For a photograph that ``load_images`` turns upright they may be exchanged.
 
         Raises:
             ProblemError: An image is missing or in no known format.
@@ -98,7 +98,7 @@ class Problem:
 
     def _size(self, number: int, image: bytes | Path) -> tuple[int, int]:
         try:
-            # A path is opened by Pillow, which reads no further than the header.
+            # Pillow opens the path and reads only the header.
             with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
                 return opened.size
         except UNREADABLE as error:
@@ -121,14 +121,14 @@ class Problem:
             decoded = Image.open(io.BytesIO(encoded))
             # open() reads the header only: a file cut short fails here and not in a late step.
             decoded.load()
-            # Photographs are stored as the sensor lay; the question is about the upright picture.
+            # Photographs may be stored rotated; the question is about the upright image.
             return ImageOps.exif_transpose(decoded)
         except UNREADABLE as error:
             raise self._undecodable(number, image, error) from error
 
     def _undecodable(self, number: int, image: bytes | Path, error: Exception) -> ProblemError:
         place = "" if isinstance(image, bytes) else f" ({image})"
-        # In-memory bytes print as an address, which says nothing.
+        # In-memory bytes print as an address, which does not help.
         reason = str(error).split(" <_io.")[0]
         return ProblemError(
             f"image {number} of problem {self.id}{place} cannot be decoded: {reason}; "

@@ -1,6 +1,6 @@
-"""Rows of problems in files and on the hub, before anything is made of their cells.
+"""Rows of problems in files and on the hub, before their cells are converted.
 
-Two layouts of rows are read, told apart by their columns and by nothing else:
+Two layouts of rows are read; their columns decide which one it is:
 
 - geometry3k: ``images`` (list), ``problem``, ``answer``; optional ``id``, ``kind`` (or
   ``category``), ``references``;
@@ -26,7 +26,7 @@ _BATCH_ROWS = 64
 
 @dataclass(frozen=True)
 class Layout:
-    """What the columns of one layout are called."""
+    """Names of the columns of one layout."""
 
     question: str
     images: str
@@ -34,12 +34,12 @@ class Layout:
 
     @property
     def required(self) -> frozenset[str]:
-        """The columns that tell this layout from others."""
+        """The columns that identify this layout."""
         return frozenset({self.question, self.images, "answer"})
 
     @property
     def readable(self) -> frozenset[str]:
-        """All columns that are looked at; others are left in the file."""
+        """All columns that are read; others are ignored."""
         return self.required | {self.id, "kind", "category", "references"}
 
 
@@ -49,7 +49,7 @@ VIRL39K = Layout(question="question", images="image", id="qid")
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a file, with what an error about it has to say."""
+    """One row of a file, with its place for errors."""
 
     place: str
     """File and row number from 1, as in ``train.parquet row 3``."""
@@ -57,14 +57,14 @@ class Row:
     cells: Mapping[str, Any]
 
     folder: Path
-    """Where relative image paths start."""
+    """Folder of relative image paths."""
 
 
 def layout_of(columns: Collection[str]) -> Layout:
-    """Return the layout that columns are of.
+    """Return the layout that has these columns.
 
     Raises:
-        ProblemError: They are of none, or of both.
+        ProblemError: They fit no layout, or both.
     """
     fitting = [layout for layout in (GEOMETRY3K, VIRL39K) if layout.required <= set(columns)]
     if len(fitting) == 1:
@@ -78,7 +78,7 @@ def layout_of(columns: Collection[str]) -> Layout:
 def local_rows(path: Path, split: str) -> Iterator[Row | ProblemError]:
     """Yield the rows of a parquet or JSONL file, or of a folder's files of one split.
 
-    A line that is no JSON object is an error in its place.
+    A line that is not a JSON object gives an error instead of a row.
 
     Raises:
         ProblemError: There is no such file, or it does not read.
@@ -106,7 +106,7 @@ def files_of(path: Path, split: str) -> list[Path]:
     if not path.is_dir():
         return [path]
     folder = path
-    # A file that holds one split only must never stand in for another.
+    # A file of one split must never be used for another.
     whole = ("data.jsonl", VIRL39K_PARQUET) if split == "train" else ()
     for name in (f"{split}.jsonl", *whole):
         if (folder / name).is_file():
@@ -129,7 +129,7 @@ def files_of(path: Path, split: str) -> list[Path]:
 
 
 def _split_of(file: Path) -> str:
-    """Return the split that a file is named after, wherever in its name, else its first word."""
+    """Return the split in a file's name, at any place, else the first word of the name."""
     words = re.split(r"[-_.]", file.name)
     return next((word for word in words if word in SPLITS), words[0])
 
@@ -138,7 +138,7 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a JSONL file.
 
     Raises:
-        ProblemError: A line is no JSON object; names the line.
+        ProblemError: A line is not a JSON object; names the line.
     """
     for row in jsonl_rows_or_errors(path):
         if isinstance(row, ProblemError):
@@ -147,7 +147,7 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
 
 
 def jsonl_rows_or_errors(path: Path) -> Iterator[Row | ProblemError]:
-    """Yield the rows of a JSONL file, and an error for each line that is no JSON object."""
+    """Yield the rows of a JSONL file, and an error for each line that is not a JSON object."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -155,7 +155,7 @@ def jsonl_rows_or_errors(path: Path) -> Iterator[Row | ProblemError]:
             place = f"{path.name} row {number}"
             try:
                 cells = json.loads(line)
-            # Bytes that are no UTF-8 are a ValueError too.
+            # Bytes that are not UTF-8 raise a ValueError too.
             except ValueError as error:
                 yield ProblemError(f"{place} is not JSON ({error}); write one object on each line")
                 continue
@@ -167,7 +167,7 @@ def jsonl_rows_or_errors(path: Path) -> Iterator[Row | ProblemError]:
 
 
 def count_rows(path: Path, split: str) -> int:
-    """Return the number of rows of a file, or of a folder's files of one split, reading no cells.
+    """Return the number of rows of a file, or of one split of a folder, without reading cells.
 
     Raises:
         ProblemError: There is no such file, or it does not read.
@@ -193,7 +193,7 @@ def _not_parquet(file: Path, error: Exception) -> ProblemError:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    # Imported here: half a second that no other source needs.
+    # Imported here, because it takes half a second and other sources do not need it.
     import pyarrow
     import pyarrow.parquet
 
@@ -219,7 +219,7 @@ def hub_rows(name: str, split: str) -> Iterator[Row]:
     Raises:
         ProblemError: The hub cannot be reached or has no such data set or split.
     """
-    # Imported here: one and a half seconds that local files do not need.
+    # Imported here, because it takes one and a half seconds and local files do not need it.
     import datasets
 
     try:
@@ -229,14 +229,14 @@ def hub_rows(name: str, split: str) -> Iterator[Row]:
         raise unreachable(f"{name}@{split}", error) from error
     assert isinstance(data, datasets.Dataset)
     for column in {"images", "image"}.intersection(data.column_names):
-        # Undecoded: encoded bytes are small, exact, and take no time.
+        # Not decoded: encoded bytes are small and exact, and decoding takes time.
         data = data.cast_column(column, datasets.List(datasets.Image(decode=False)))
     for number, cells in enumerate(data, start=1):
         yield Row(f"{name}@{split} row {number}", dict(cells), Path())
 
 
 def virl39k_rows() -> Iterator[Row]:
-    """Yield the rows of ViRL39K, whose images lie in a zip beside the parquet on the hub.
+    """Yield the rows of ViRL39K, whose images are in a zip file next to the parquet on the hub.
 
     Raises:
         ProblemError: The hub cannot be reached.
@@ -252,7 +252,7 @@ def virl39k_rows() -> Iterator[Row]:
     except (OSError, ValueError) as error:
         raise unreachable(VIRL39K_NAME, error) from error
     if not (folder / "images").is_dir():
-        # Unpacked aside and renamed, so that an interrupted run leaves no half-filled folder.
+        # Unpacked to another name and renamed, so an interrupted run leaves no incomplete folder.
         with tempfile.TemporaryDirectory(dir=folder) as aside:
             with zipfile.ZipFile(folder / "images.zip") as archive:
                 archive.extractall(aside)

@@ -1,6 +1,6 @@
-"""Problems from wherever they lie: hub, parquet, jsonl, folder, package, or drawn on demand.
+"""Problems of all sources: hub, parquet, JSONL, folder, package, or drawn on demand.
 
-What their rows look like is told in ``rows``. An image is an encoded image (``bytes``, or
+``rows`` describes the layouts of rows. An image is an encoded image (``bytes``, or
 ``{"bytes": .., "path": ..}`` as the hub stores it) or a path relative to the folder of the file.
 Images stay encoded until they are used.
 """
@@ -28,26 +28,26 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class Location:
-    """Where the rows of a source that is not drawn are."""
+    """The place of a source's rows, for sources that are not drawn."""
 
     name: str
-    """Of the data set, with which ids of problems begin that have none."""
+    """Name of the data set; made ids of problems begin with it."""
 
     split: str
     path: Path | None
-    """File or folder; none = on the hub."""
+    """File or folder; None = on the hub."""
 
     sample: tuple[int, int] | None
-    """How many rows are taken and by which seed; none = all."""
+    """Number of rows to take, and the seed that chooses them; None = all."""
 
     def rows(self) -> Iterator[Row | ProblemError]:
-        """Yield the rows, and an error for each that does not read."""
+        """Yield the rows, and an error for each row that cannot be read."""
         if self.path is not None:
             return local_rows(self.path, self.split)
         return virl39k_rows() if self.name == VIRL39K_NAME else hub_rows(self.name, self.split)
 
     def chosen(self, count: int) -> Sequence[int]:
-        """Return which of so many rows are taken, by number from 0.
+        """Return the numbers, from 0, of the rows that are taken.
 
         Raises:
             ConfigError: The sample is larger.
@@ -76,13 +76,13 @@ def load_problems(source: str, *, limit: int | None = None) -> Sequence[Problem]
     ``drawn:SPLIT[?count=..&..]``   drawn on demand, see ``vaopd.problems.drawn``
     ==============================  ==========================================================
 
-    ``?sample=200&seed=42`` behind any source that is not drawn keeps so many problems without
+    ``?sample=200&seed=42`` after any source that is not drawn keeps that number of problems without
     replacement, in their order, chosen by ``random.Random(seed)``: the official release takes its
-    200 validation problems from the 300 of Geometry3K so.
+    200 validation problems from the 300 of Geometry3K in this way.
 
     Args:
         source: Where the problems are.
-        limit: Read only so many problems from the front.
+        limit: Read only this number of problems from the beginning.
 
     Raises:
         ConfigError: The source names nothing that could be read, or the limit is below 1.
@@ -98,8 +98,8 @@ def load_problems(source: str, *, limit: int | None = None) -> Sequence[Problem]
 def read_source(source: str, *, limit: int | None = None) -> tuple[Sequence[Problem], list[BadRow]]:
     """Return the problems of a source and its bad rows, both in its order; see ``load_problems``.
 
-    A bad row keeps its number: problems without ids are called as if it were good, and a sample
-    takes the same rows.
+    A bad row is counted too, so that the made ids of other problems and the rows of a sample do
+    not depend on it.
 
     Raises:
         ConfigError: The source names nothing that could be read, or the limit is below 1.
@@ -122,7 +122,7 @@ def read_source(source: str, *, limit: int | None = None) -> tuple[Sequence[Prob
 
 
 def locate(source: str) -> Location:
-    """Return where a source that is not drawn lies, without reading it.
+    """Return the place of a source that is not drawn, without reading it.
 
     Raises:
         ConfigError: The package is unknown, or the options do not read.
@@ -151,13 +151,13 @@ def locate(source: str) -> Location:
 def placed_problems(
     rows: Iterator[Row | ProblemError], source: str, split: str, prefix: str | None = None
 ) -> Iterator[tuple[str, Problem | BadRow]]:
-    """Yield the place of each row with its problem, or with what is wrong with it.
+    """Yield the place of each row with its problem, or with the error.
 
     Args:
-        rows: As a source gives them.
+        rows: Rows of a source.
         source: Name of the data set.
         split: Of the data set.
-        prefix: Beginning of the ids of problems that have none; SOURCE:SPLIT unless given.
+        prefix: Beginning of the made ids of problems without one; SOURCE:SPLIT unless given.
     """
     prefix = prefix or f"{source}:{split}"
     places: dict[str, str] = {}
@@ -208,7 +208,7 @@ def problem_of_row(row: Row, fallback_id: str, source: str, split: str) -> Probl
 
 
 def _text(cells: Mapping[str, Any], column: str) -> str:
-    """Return a cell as text, empty where it is absent; numbers occur as ids and as answers."""
+    """Return a cell as text, '' if it is absent; ids and answers may be numbers."""
     value = cells.get(column)
     if value is None:
         return ""
@@ -222,13 +222,13 @@ def _references(cell: Any) -> tuple[str, ...]:
         return ()
     if isinstance(cell, list) and all(isinstance(text, str) for text in cell):
         return tuple(cell)
-    raise ProblemError("references is no list of texts; write [] where there are none")
+    raise ProblemError("references is not a list of texts; write [] if there are none")
 
 
 def _bare_answer(answer: str) -> str | None:
-    r"""Return the answer without a ``\boxed{..}`` around the whole; ``None`` for none.
+    r"""Return the answer without a ``\boxed{..}`` around all of it; ``None`` if it is empty.
 
-    An answer with text beside its box, or without a balanced one, stays as it is.
+    An answer with text outside its box, or without a balanced box, does not change.
     """
     answer = answer.strip()
     for box in outer_boxes(answer)[:1]:
@@ -254,7 +254,7 @@ def _image(cell: Any, column: str, folder: Path) -> bytes | Path:
             "expected encoded image bytes, or a path relative to the folder of the file"
         )
     path = folder / cell
-    # Looked for now: in the middle of a long run it would be too late.
+    # Checked now, and not in the middle of a long run.
     if not path.is_file():
         raise ProblemError(
             f"the image {cell} is not in {folder}; unpack the images there or correct the path"
@@ -286,7 +286,7 @@ def _split_suffix(source: str) -> tuple[str, str]:
 
 
 def _drawn(rest: str, limit: int | None) -> Sequence[Problem]:
-    # Imported here: it loads fonts and a table of shapes that no other source needs.
+    # Imported here: it loads fonts and a table of shapes, which other sources do not need.
     from vaopd.problems import drawn
 
     split, _, query = rest.partition("?")

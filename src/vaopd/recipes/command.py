@@ -10,7 +10,7 @@ from vaopd.recipes.shipped import copy_recipe, shipped_recipes, summary
 
 
 def complete_name(incomplete: str) -> list[str]:
-    """Return the names of shipped recipes that begin so; where there is none, shells take files."""
+    """Return the shipped recipes with this beginning; without one, shells complete file names."""
     return [name for name in shipped_recipes() if name.startswith(incomplete)]
 
 

@@ -1,4 +1,4 @@
-"""Which recipes ship, and which file a user means by a name or a path."""
+"""The recipes that ship, and the file that a name or a path means."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,8 +22,8 @@ def summary(path: Path) -> str:
 def find_recipe(recipe: str | Path, beside: Path = Path()) -> Path:
     """Return the file of a shipped recipe's name, or of a path relative to ``beside``.
 
-    A name is no path: ``quickstart`` ships, ``./quickstart`` and ``quickstart.yaml`` are files of
-    the user.
+    A name is not a path: ``quickstart`` ships, ``./quickstart`` and ``quickstart.yaml`` are
+    files of the user.
 
     Raises:
         ConfigError: There is neither; suggests the shipped recipe with the nearest name.

@@ -1,4 +1,4 @@
-"""What ``vaopd evaluate`` found for the models of a run, as tables of the page."""
+"""Results of ``vaopd evaluate`` for the models of a run, as tables of the page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from vaopd.evaluation.tables import title_of
 from vaopd.records import read_json
 
 FOLDER = "evaluations"
-"""Inside a run folder: one evaluation in each folder below it."""
+"""Folder inside a run folder, with one evaluation in each of its folders."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def is_evaluation(path: Path) -> bool:
 
 
 def find_evaluations(paths: Sequence[Path]) -> list[Evaluation]:
-    """Return the evaluations that lie in run folders and those that are named themselves.
+    """Return the evaluations inside run folders and those that are named directly.
 
     Raises:
         RunFolderError: The results of one are damaged.
@@ -53,7 +53,7 @@ def _read(path: Path) -> Evaluation:
 
 
 def evaluation_tables(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """Return scores by benchmark and evaluation, and how each differs from the first.
+    """Return scores by benchmark and evaluation, and their differences to the first.
 
     All in per cent; a score without a value keeps ``None``. Two evaluations that cannot be
     compared get the sentence that says why.
@@ -117,7 +117,7 @@ def _compared(first: Evaluation, second: Evaluation) -> dict[str, Any]:
     pair = {"first": first.name, "second": second.name}
     try:
         compared = compare_folders(first.path, second.path)
-    # Other protocols, other items: the scores stand, only the difference means nothing.
+    # With another protocol or other items the scores are valid, but not their difference.
     except ConfigError as error:
         return pair | {"rows": [], "reason": str(error)}
     return pair | {"rows": [_difference(one) for one in compared], "reason": ""}

@@ -1,7 +1,7 @@
 """LaTeX in running text as MathML, which browsers draw without a library or fonts.
 
-The converter passes some of its input through unescaped, so nothing of its output is trusted: it
-is parsed, and anything but known MathML elements turns the formula back into its source text.
+The converter passes some of its input through unescaped, so its output is not trusted: it
+is parsed, and a formula with any other than known MathML elements is shown as source text.
 """
 
 import re
@@ -30,22 +30,22 @@ FORMULA = re.compile(
     r"\$\$(?P<display>.+?)\$\$"
     r"|\\\[(?P<bracket>.+?)\\\]"
     r"|\\\((?P<inline>.+?)\\\)"
-    # "$5 and $6" are prices: no space inside the dollars, no digit right after them.
+    # "$5 and $6" are prices, so a formula has no space inside its dollars and no digit after them.
     r"|(?<![\\$])\$(?P<dollar>(?!\s)(?:\\.|[^$\\\n])+?(?<!\s))\$(?!\d)"
     r"|(?P<boxed>\\boxed\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})",
     re.DOTALL,
 )
 LONGEST_FORMULA = 2000
-"""Characters; the converter's time grows faster than the length, and no reader follows more."""
+"""Longest formula in characters; the converter's time grows faster than the length."""
 
 
 def has_formula(text: str) -> bool:
-    """Tell whether the text has anything to draw as a formula."""
+    """Return whether the text has a formula to draw."""
     return FORMULA.search(text) is not None
 
 
 def readable(text: str) -> str:
-    """Return safe HTML of the text with its formulas as MathML; bad LaTeX stays as it is."""
+    """Return safe HTML of the text with its formulas as MathML; invalid LaTeX stays text."""
     parts, place = [], 0
     for match in FORMULA.finditer(text):
         parts.append(escape(text[place : match.start()]))
@@ -64,16 +64,16 @@ def _formula(match: re.Match[str]) -> str:
 
 
 def mathml(latex: str, display: str = "inline") -> str:
-    """Return a formula as MathML, or nothing if it is not valid LaTeX or not only mathematics."""
+    """Return a formula as MathML, or '' if it is not valid LaTeX or not only mathematics."""
     latex = latex.replace(r"\begin{aligned}", r"\begin{array}{rl}")
     latex = latex.replace(r"\end{aligned}", r"\end{array}")
     try:
         converted = convert(latex, display=display)
-        # Column marks outside of a table come through as a bare ampersand.
+        # Column marks outside a table are passed through as a bare ampersand.
         root = ElementTree.fromstring(re.sub(r"&(?!#x?[0-9A-Fa-f]+;)", "&amp;", converted))
     except Exception:
-        # The converter raises a dozen kinds, IndexError and RecursionError among them; a response
-        # is free to hold any nonsense, and the reader then wants to see exactly that.
+        # The converter raises a dozen exceptions, also IndexError and RecursionError; a response
+        # may hold any text, and the page then shows that text.
         return ""
     if not all(_is_known(element) and _is_complete(element) for element in root.iter()):
         return ""
@@ -89,6 +89,6 @@ def _is_known(element: ElementTree.Element) -> bool:
 
 
 def _is_complete(element: ElementTree.Element) -> bool:
-    """Tell whether a formula has all its parts: half a fraction is drawn as an error."""
+    """Return whether a formula is complete: half a fraction would be drawn as an error."""
     name = element.tag.removeprefix(f"{{{MATHML}}}")
     return name not in PARTS or len(element) == PARTS[name]

@@ -43,14 +43,14 @@ STYLES = ("uplot/uPlot.min.css", "report.css", "rollouts.css")
 RELOAD_SECONDS = 10
 POLL_SECONDS = 2.0
 ROWS_SUFFIX = ".jsonl"
-"""Of a file that ``vaopd score`` wrote; any other path that does not exist yet will be a run."""
+"""Suffix of files of ``vaopd score``; other paths that do not exist yet are taken for runs."""
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Report:
-    """A written page and what it holds."""
+    """A written page and the numbers of its rollouts."""
 
     path: Path
     shown: int
@@ -64,7 +64,7 @@ class Report:
 
 
 def report_path(paths: Sequence[Path], output: Path | None) -> Path:
-    """Return where the page goes: into the first run, beside a scored file, or as told.
+    """Return the path of the page: ``output``, in the first run, or next to a scored file.
 
     Raises:
         ConfigError: All paths are evaluations.
@@ -85,19 +85,19 @@ def write_report(
     is_live: bool = False,
     progress: Progress = lambda text: None,
 ) -> Report:
-    """Read the runs and write the page, whole or not at all.
+    """Read the runs and write the page; after an error no part of it is written.
 
     Args:
         paths: Run folders and files of ``vaopd score``, of which the first gives the page its
             name, and output folders of ``vaopd evaluate``; those inside a run are found.
         output: The HTML file.
         max_rollouts: Most rollouts to show; statistics and curves always count all of them.
-        is_live: The page of an unfinished run loads itself again from time to time.
-        progress: Told what is being read.
+        is_live: Whether the page reloads itself, for a run that is not finished.
+        progress: Called with the name of what is read.
 
     Raises:
         ConfigError: A path does not exist, or all of them are evaluations.
-        RunFolderError: A path is no run or scored file, has nothing yet, or is damaged.
+        RunFolderError: A path is not a run or scored file, is empty, or is damaged.
     """
     sources = [read_source(path, progress) for path in _runs(paths)]
     evaluations = find_evaluations(paths)
@@ -121,7 +121,7 @@ def write_report(
 
 
 def _runs(paths: Sequence[Path]) -> list[Path]:
-    """Return the paths that are no evaluations."""
+    """Return the paths that are not evaluations."""
     runs = [path for path in paths if not is_evaluation(path)]
     if not runs:
         raise ConfigError(
@@ -142,8 +142,8 @@ def follow_report(
 ) -> Report:
     """Write the page again whenever a run has grown, until all runs are finished.
 
-    A run that does not exist yet, or has not logged its first step, is waited for; ``say`` is told
-    once what that is.
+    It waits for runs that do not exist or have not logged a step; ``say`` is called once with
+    the reason.
     """
     seen: list[tuple[str, int, int]] | None = None
     found: Report | str = ""
@@ -162,7 +162,7 @@ def follow_report(
 def _live_report(
     paths: Sequence[Path], output: Path, max_rollouts: int, progress: Progress
 ) -> Report | str:
-    """Write the page; return it, or what has to come before there can be one."""
+    """Write the page; return it, or the reason why it cannot be written yet."""
     for path in paths:
         if _is_to_come(path):
             return f"a run at {path}"
@@ -177,15 +177,15 @@ def _live_report(
 
 
 def _is_to_come(path: Path) -> bool:
-    """Return whether a run may still be made at a path: nothing, or a folder without any file."""
+    """Return whether a run may still appear at a path: it is missing, or an empty folder."""
     if path.is_dir():
-        # A run writes its first file under a hidden name before it takes the real one.
+        # A run writes its first file under a hidden name and renames it afterwards.
         return all(entry.name.startswith(".") for entry in path.iterdir())
     return not path.exists() and path.suffix != ROWS_SUFFIX
 
 
 def _state(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """Return what changes when a run grows."""
+    """Return a value that changes when a run grows."""
     found = []
     for path in paths:
         patterns = (
@@ -222,7 +222,7 @@ def _render(
         title=" and ".join(source.name for source in sources),
         style=Markup("\n".join(_asset(name) for name in STYLES)),
         script=Markup(script),
-        # Nothing but this script runs, whatever a model may have written.
+        # Only this script can run, whatever text a model has written.
         script_hash=f"sha256-{digest}",
         data=Markup(_embedded(data)),
         overviews=[overview(source) for source in sources],
@@ -242,15 +242,15 @@ def _asset(name: str) -> str:
 
 
 def _embedded(data: dict[str, Any]) -> str:
-    """Return JSON that cannot end its script element early."""
+    """Return JSON that cannot close its script element."""
     text = json.dumps(_finite(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     escaped = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    # Half a surrogate pair, which JSON may hold, is no UTF-8.
+    # JSON may hold half a surrogate pair, which is not valid UTF-8.
     return escaped.encode("utf-8", "replace").decode()
 
 
 def _finite(value: Any) -> Any:
-    """Return the data with null for what is no JSON: a loss that is not a number stays visible."""
+    """Return the data with null for numbers that JSON cannot hold, such as a loss that is NaN."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -261,9 +261,9 @@ def _finite(value: Any) -> Any:
 
 
 def _scales(groups: Sequence[dict[str, Any]]) -> dict[str, Number]:
-    """Return the value of the strongest colour of each measure, one for the whole page.
+    """Return the value at the strongest colour of each measure, the same for the whole page.
 
-    The 99th percentile of what is not zero: a single outlier would make all else pale.
+    The 99th percentile of the values that are not zero: one outlier would make all others pale.
     """
     scales = {}
     for letter in "vskw":
@@ -280,7 +280,7 @@ def _scales(groups: Sequence[dict[str, Any]]) -> dict[str, Number]:
 
 
 def overview(source: Source) -> dict[str, Any]:
-    """Return the headline of a run: what was trained and what came of it."""
+    """Return the headline of a run: its models, method and results."""
 
     def key(section: str, name: str) -> str:
         return str(source.config.get(section, {}).get(name, ""))

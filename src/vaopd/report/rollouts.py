@@ -1,4 +1,4 @@
-"""Sibling groups as plain data for the page: pictures, question, spans with their numbers."""
+"""Sibling groups as JSON data for the page: images, question, spans with their numbers."""
 
 import base64
 import io
@@ -26,7 +26,7 @@ from vaopd.report.tokens import Span, align
 
 TEXT_BYTES = 10_000_000
 PICTURE_BYTES = 8_000_000
-"""Shares of the 20 MB that a page may weigh; the rest is for charts, script and slack."""
+"""Shares of the 20 MB that a page may have; the rest is for charts and script."""
 
 SHORT_NAMES = {
     "original_logprobs": "o",
@@ -36,20 +36,20 @@ SHORT_NAMES = {
     "kl": "k",
     "token_weight": "w",
 }
-"""Columns of a row as the page knows them: one letter, a page holds them thousands of times."""
+"""Names of the columns of a row on the page: one letter, because a page repeats them often."""
 
 MIME = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg"}
 
 
 class Pictures:
-    """Pictures of the page as data addresses, each once whatever the number of rollouts."""
+    """Images of the page as data addresses; an image of several rollouts is stored once."""
 
     def __init__(self) -> None:
         self.encoded: dict[str, tuple[bytes, str]] = {}
         self.places: dict[Path, str] = {}
 
     def add(self, path: Path) -> str:
-        """Take a picture in and return its key; empty if there is no such picture."""
+        """Add an image and return its key; '' if there is no such image."""
         path = path.resolve()
         if path not in self.places:
             self.places[path] = self._read(path)
@@ -59,11 +59,11 @@ class Pictures:
         try:
             content = path.read_bytes()
             suffix = _suffix(content)
-        # A report of a folder whose pictures were cleared away is still worth having.
+        # A report without deleted images is better than no report.
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
             return ""
         key = f"p{len(self.encoded)}"
-        # A scored file may name camera originals of any size and format.
+        # A scored file may name photos of any size and format.
         if suffix not in MIME or len(content) > PICTURE_BYTES // 50:
             with Image.open(io.BytesIO(content)) as image:
                 content, suffix = encode_picture(image)
@@ -71,7 +71,7 @@ class Pictures:
         return key
 
     def data_addresses(self) -> dict[str, str]:
-        """Return key to ``data:`` address, all scaled down alike if they weigh too much."""
+        """Return the ``data:`` address of each key; all are scaled down if they are too large."""
         side = 768
         while self._weight() > PICTURE_BYTES and side > 96:
             side = side * 3 // 4
@@ -99,7 +99,7 @@ def rollout_groups(
     max_rollouts: int,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """Return the chosen groups of all runs; fewer than asked if their text weighs too much."""
+    """Return the chosen groups of all runs; fewer if their text is too large."""
     numbered = [
         (number, siblings)
         for number, source in enumerate(sources)
@@ -121,7 +121,7 @@ def rollout_groups(
 
 
 class _Rows:
-    """Reads a file again when its rollouts are wanted; holds one file at a time."""
+    """Reads a file when its rollouts are needed, and keeps one file at a time."""
 
     def __init__(self, progress: Callable[[str], None]) -> None:
         self.progress = progress
@@ -181,7 +181,7 @@ def _rollout(record: Record, row: dict[str, Any], number: int) -> dict[str, Any]
         "special": _specials(spans),
         "reading": readable(response) if has_formula(response) else None,
     }
-    # Nearly always a span is one token; only the others are worth their bytes.
+    # Nearly always a span is one token; only other lengths are stored.
     if any(span.count != 1 for span in spans):
         rollout["counts"] = [span.count for span in spans]
     for column, letter in SHORT_NAMES.items():
@@ -201,9 +201,9 @@ def _specials(spans: Sequence[Span]) -> dict[str, str]:
 
 
 def _number(value: object, digits: int) -> float | int | None:
-    """Return a number short enough to store thousands of times; None where there is none.
+    """Return a number in a short form, as it is stored thousands of times; None for None.
 
-    Not-a-number and infinity are no JSON, so a browser would refuse the whole page.
+    NaN and infinity are not JSON, so a browser would refuse the whole page.
     """
     if not isinstance(value, int | float) or not math.isfinite(value):
         return None

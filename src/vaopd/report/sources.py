@@ -1,4 +1,4 @@
-"""What the report reads: run folders and scored files, as records light enough to hold all of."""
+"""Reading of run folders and scored files, as records small enough to keep all in memory."""
 
 import json
 from array import array
@@ -22,26 +22,26 @@ NUMBERS = (
     "kl",
     "token_weight",
 )
-"""Columns of a rollout row with one entry a token; each may be absent."""
+"""Columns of a rollout row with one entry per token; each may be absent."""
 
 SOURCES = {"rollouts": "training", "validation": "validation"}
-"""Folder of rollout files and the name a reader knows it by."""
+"""Folder of rollout files, and its name on the page."""
 
 
 class GroupKey(NamedTuple):
-    """What siblings have in common."""
+    """The key that siblings share."""
 
     source: str
     step: int
     problem_id: str
     view: str
     content: str
-    """Prompt and images: ids of another trainer may repeat with other content."""
+    """Prompt and images, because another trainer may repeat ids with other content."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One rollout without its text: what statistics and the choice of what to show need."""
+    """One rollout without its text, for statistics and for choosing rollouts to show."""
 
     group: GroupKey
     path: Path
@@ -56,7 +56,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Source:
-    """A run folder or a scored file, read."""
+    """The contents of a run folder or a scored file."""
 
     name: str
     path: Path
@@ -85,7 +85,7 @@ def read_source(path: Path, progress: Callable[[str], None] = lambda text: None)
 
     Raises:
         ConfigError: The path does not exist.
-        RunFolderError: It is no run, nothing was logged yet, or a row is damaged.
+        RunFolderError: It is not a run, nothing was logged yet, or a row is damaged.
     """
     if not path.exists():
         raise ConfigError(
@@ -97,7 +97,7 @@ def read_source(path: Path, progress: Callable[[str], None] = lambda text: None)
 def _run_folder(path: Path, progress: Callable[[str], None]) -> Source:
     if not (path / "config.yaml").is_file():
         raise RunFolderError(
-            f"{path} is no run folder (no config.yaml); give the folder that `vaopd train` wrote"
+            f"{path} is not a run folder (no config.yaml); give the folder that `vaopd train` wrote"
         )
     text = (path / "config.yaml").read_text(encoding="utf-8")
     metrics, validation, warnings = (
@@ -159,7 +159,7 @@ def _records(path: Path, source: str) -> Iterator[Record]:
 
 
 def check_row(row: dict[str, Any], place: str) -> None:
-    """Raise unless a row is a rollout whose numbers line up with its tokens.
+    """Check that a row is a rollout with one number per token.
 
     Raises:
         RunFolderError: Names the row and what is wrong with it.
@@ -184,7 +184,7 @@ def check_row(row: dict[str, Any], place: str) -> None:
 
 
 def prompt_of(row: dict[str, Any]) -> str:
-    """Return the question of a row, whichever column holds it."""
+    """Return the question of a row, from any of its possible columns."""
     return str(row.get("prompt") or row.get("problem") or row.get("question") or "")
 
 
@@ -217,10 +217,10 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def choose(groups: Sequence[list[Record]], max_rollouts: int) -> list[list[Record]]:
-    """Return whole sibling groups, spread evenly over the run, of at most so many rollouts.
+    """Return whole sibling groups, spread evenly over the run, up to a number of rollouts.
 
-    Validation asks every held-out problem each time, so it gets what training leaves and no more
-    than a quarter, unless there is nothing else to show.
+    Each validation has every held-out problem, so validations get at most a quarter, unless
+    there are too few training rollouts.
     """
     validated = [siblings for siblings in groups if siblings[0].group.source == "validation"]
     others = [siblings for siblings in groups if siblings[0].group.source != "validation"]
@@ -232,7 +232,7 @@ def choose(groups: Sequence[list[Record]], max_rollouts: int) -> list[list[Recor
 
 
 def _spread(groups: Sequence[list[Record]], max_rollouts: int) -> list[list[Record]]:
-    """Return groups at even distances; one is cut only where it alone is too large.
+    """Return groups at even distances; a group is cut only if it is too large alone.
 
     Weights are relative among siblings, so half a group would mislead.
     """

@@ -1,11 +1,11 @@
-"""Numbers of the report: where visual advantage lies, in nats, and what weights follow."""
+"""Statistics of the report: distribution of visual advantage, in nats, and of weights."""
 
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
 Number = int | float
-"""JSON writes 0 for 0.0, and the type checks of the tests hold an int for no float."""
+"""int too, because JSON writes 0 for 0.0 and the tests' type check does not take int for float."""
 
 SHARES = (0.5, 1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 100)
 """Per cent of tokens at which the concentration curve is read."""
@@ -14,10 +14,10 @@ MENTION_SHARE = 0.1
 
 
 def concentration(advantages: Iterable[Number]) -> list[float]:
-    """Return the share of all advantage that the top ``SHARES`` of tokens hold, in [0, 1].
+    """Return the share of all advantage in the top ``SHARES`` of tokens, in [0, 1].
 
-    Fig. 2a of the paper. A share that falls inside a token takes that part of it, so that few
-    tokens give no steps. Without any advantage there is nothing to share: an empty list.
+    Fig. 2a of the paper. A share that ends inside a token counts a part of it, so that few
+    tokens give no steps. Without any advantage the list is empty.
     """
     ordered = sorted(advantages, reverse=True)
     total = sum(ordered)
@@ -36,11 +36,11 @@ def concentration(advantages: Iterable[Number]) -> list[float]:
 
 
 def first_mention(advantage: Sequence[Number], is_high: Sequence[bool]) -> float | None:
-    """Return where the first high-group token that carries sight stands, in [0, 1).
+    """Return the position of the first high-group token with real advantage, in [0, 1).
 
-    0 is the first token. To count, a token has ``MENTION_SHARE`` of the response's largest
-    advantage: the group always holds a fifth of the tokens, most of them with next to nothing.
-    None where no high token has advantage: its group is filled by ties.
+    0 is the first token. A token counts if it has ``MENTION_SHARE`` of the response's largest
+    advantage: the group always has a fifth of the tokens, most of them with almost none.
+    None if no high token has advantage, because then ties fill the group.
     """
     least = MENTION_SHARE * max(advantage, default=0.0)
     for position, (value, high) in enumerate(zip(advantage, is_high, strict=True)):
@@ -55,7 +55,7 @@ def high_positions(is_high: Sequence[bool]) -> list[float]:
 
 
 def histogram(values: Sequence[Number], edges: Sequence[Number]) -> list[int]:
-    """Return how many values lie in each bin [edge, next edge); the last bin is closed."""
+    """Return the number of values in each bin [edge, next edge); the last bin is closed."""
     counts = [0] * (len(edges) - 1)
     for value in values:
         if edges[0] <= value <= edges[-1]:
@@ -79,6 +79,6 @@ def quantile(values: Sequence[Number], share: float) -> Number:
 
 
 def advantage_of(row: dict[str, Any]) -> Number | None:
-    """Return the mean advantage of a rollout in nats, as ``va/mean`` counts it."""
+    """Return the mean advantage of a rollout in nats, as in ``va/mean``."""
     values = row.get("visual_advantage")
     return fmean(values) if values else None

@@ -1,7 +1,7 @@
-"""Tokens laid over the response they came from, so that every character shows whole.
+"""Alignment of tokens with the text of their response, so that every character is whole.
 
 A byte-level tokenizer may cut a character into several tokens, each of which decodes to U+FFFD by
-itself. Only the response text knows the character; the tokens know where their numbers belong.
+itself. Only the response text has the character; only the tokens have the numbers.
 """
 
 import unicodedata
@@ -21,7 +21,7 @@ class Span:
     """Index of the first token."""
 
     count: int
-    """Number of tokens; 0 for text that no token explains."""
+    """Number of tokens; 0 for text without a token."""
 
     special: str = ""
     """Name of a token that is not part of the text, such as ``<|im_end|>``."""
@@ -31,7 +31,7 @@ def align(tokens: Sequence[str], response: str) -> list[Span]:
     """Return the response cut into spans; their texts join to exactly the response.
 
     Tokens that share a character share a span. A token without a place in the response (end of
-    turn, removed by the decoder) becomes a span of its own with an empty text.
+    turn, removed by the decoder) becomes a separate span with an empty text.
 
     Args:
         tokens: Each token decoded by itself.
@@ -53,7 +53,7 @@ def align(tokens: Sequence[str], response: str) -> list[Span]:
             spans.append(Span(_text(encoded[start:end]), first, index + 1 - first))
             start, first = end, index + 1
     if first < len(tokens):
-        # The limit of length cut a character in two: its bytes are shown as the decoder left them.
+        # The length limit cut a character: its bytes are shown as the decoder returned them.
         spans.append(Span(_text(encoded[start:]), first, len(tokens) - first))
     elif start < len(encoded):
         spans.append(Span(_text(encoded[start:]), len(tokens), 0))
@@ -64,7 +64,7 @@ def _token_ends(tokens: Sequence[str], encoded: bytes) -> list[int | None]:
     """Return the byte where each token ends; None for a token that is not in the response.
 
     U+FFFD stands for one to three bytes, so a token may end at several places. All are followed
-    (by start, only the first way to get there) until a later token tells which was right.
+    (by start, only the first way to get there) until a later token decides.
     """
     ways: dict[int, int] = {0: 0}
     history: list[dict[int, int] | None] = []
@@ -76,7 +76,7 @@ def _token_ends(tokens: Sequence[str], encoded: bytes) -> list[int | None]:
         history.append(following or None)
         ways = following or ways
     ends: list[int | None] = [None] * len(tokens)
-    # Of several ways through, the one that explains most of the text.
+    # Of several alignments, the one that covers most of the text.
     place = max(ways)
     for index in range(len(tokens) - 1, -1, -1):
         came_from = history[index]
@@ -112,7 +112,7 @@ def _white_bytes(encoded: bytes, offset: int) -> int:
 
 
 def _character_boundaries(text: str) -> set[int]:
-    """Return the byte offsets between characters as a reader sees them."""
+    """Return the byte offsets between visible characters."""
     boundaries, offset, previous = set(), 0, ""
     for character in text:
         if not _continues(character, previous):
@@ -123,12 +123,12 @@ def _character_boundaries(text: str) -> set[int]:
 
 
 def _continues(character: str, previous: str) -> bool:
-    """Tell whether a code point is drawn as part of the one before it."""
+    """Return whether a code point is drawn as part of the one before it."""
     if not previous or previous.isspace():
         return False
     is_mark = unicodedata.category(character) in ("Mn", "Me", "Mc")
     is_skin_tone = "\U0001f3fb" <= character <= "\U0001f3ff"
-    # The zero-width joiner glues on both sides.
+    # The zero-width joiner joins on both sides.
     return is_mark or is_skin_tone or "\u200d" in (character, previous)
 
 

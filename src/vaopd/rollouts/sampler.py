@@ -1,4 +1,4 @@
-"""What a sampler takes and gives, and the noise it must use."""
+"""The interface of a sampler, and the noise that it must use."""
 
 import hashlib
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ class Rollout:
     finish_reason: Literal["stop", "length"]
 
     weights_version: int | None = None
-    """Updates behind the weights that sampled it, as their server said; none where rollouts come
-    from the model in memory."""
+    """Number of updates of the weights that sampled it, as reported by the server; None for
+    rollouts of the model in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """How one call draws responses."""
+    """Settings of one call that draws responses."""
 
     num_rollouts: int
     temperature: float
@@ -41,7 +41,7 @@ class SamplingSettings:
     """Names the purpose and step, so that no two steps share noise."""
 
     weights_version: int = 0
-    """Updates behind the weights to sample from, for samplers that keep a copy of them."""
+    """Number of updates of the weights to sample from, for samplers that keep a copy of them."""
 
 
 @runtime_checkable
@@ -49,9 +49,9 @@ class Sampler(Protocol):
     """Draws sibling responses to prompts from the current student."""
 
     def take_weights(self, version: int) -> None:
-        """Keep the student as it is now, ``version`` updates old, for samples of that version.
+        """Copy the current weights of the student, which had ``version`` updates, for sampling.
 
-        A collective. A sampler that keeps no copy does nothing.
+        A collective. A sampler without a copy does nothing.
         """
         ...
 
@@ -60,20 +60,20 @@ class Sampler(Protocol):
     ) -> list[list[Rollout]]:
         """Return ``num_rollouts`` responses for each prompt, in the order of the prompts.
 
-        From weights that were taken before.
+        They come from the weights of the last ``take_weights``.
         """
         ...
 
     def sleep(self) -> None:
-        """Free what only sampling needs, until weights are taken again; a collective."""
+        """Free the memory that only sampling needs, until ``take_weights``; a collective."""
         ...
 
 
 def sampling_noise(settings: SamplingSettings, problem_id: str, sibling: int) -> np.ndarray:
     """Return one uniform number in [0, 1) for each position of one response.
 
-    A function of (seed, stream, problem, sibling, position) alone, never of the batch that a row
-    happens to share, so every batch or rank layout draws the same tokens.
+    It depends only on (seed, stream, problem, sibling, position) and not on the batch of a row,
+    so every layout of batches and ranks draws the same tokens.
     """
     key = f"{settings.seed}\x00{settings.stream}\x00{problem_id}\x00{sibling}"
     digest = hashlib.sha256(key.encode()).digest()

@@ -20,14 +20,14 @@ from vaopd.models.prompts import EncodedPrompt
 from vaopd.rollouts.sampler import Rollout, SamplingSettings, sampling_noise
 
 ROOM = 64
-"""Least free room in tokens that a full cache layer is given when it has to move."""
+"""Smallest free space, in tokens, that a full cache layer gets when it is enlarged."""
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values with room behind them: a new token is written, and the rest stays in place.
+    """A cache layer with free space at its end: a new token is written without copying the rest.
 
-    The layer of transformers copies the whole cache for every token. Both work on the same numbers
-    in the same order, so nothing that is computed from them changes.
+    The layer of transformers copies the whole cache for every token. Both hold the same numbers
+    in the same order, so all results are the same.
     """
 
     def __init__(self, limit: int) -> None:
@@ -53,7 +53,7 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Any) -> None:
-        """Take these rows, some perhaps several times; the copies have no room yet."""
+        """Keep these rows, some perhaps several times; the copies have no free space yet."""
         super().reorder_cache(beam_idx)
         self.room = None
 
@@ -65,7 +65,7 @@ def _enlarged(states: Tensor, length: int) -> Tensor:
 
 
 class SamplingCache(DynamicCache):
-    """Keys and values at the precision of the forward, with room to grow.
+    """Keys and values at the precision of the forward, with free space for new tokens.
 
     Under autocast the rotary embedding returns float32 keys: twice the memory, and attention
     would convert the whole cache again for every token.
@@ -73,13 +73,13 @@ class SamplingCache(DynamicCache):
     Args:
         config: Of the text model.
         dtype: Precision of the forward.
-        limit: Tokens of the longest row there can be; no layer takes room beyond.
+        limit: Tokens of the longest possible row; no layer takes more space.
     """
 
     def __init__(self, config: Any, dtype: torch.dtype, limit: int) -> None:
         super().__init__(config=config)
         self.dtype = dtype
-        # Sliding and recurrent layers stay as they are; they do not grow.
+        # Sliding and recurrent layers are not replaced, because they do not grow.
         self.layers = [
             RoomyLayer(limit) if type(layer) is DynamicLayer else layer for layer in self.layers
         ]
@@ -90,8 +90,8 @@ class SamplingCache(DynamicCache):
         return super().update(keys, values, *args, **kwargs)
 
     def take_rows(self, rows: Int[Tensor, " B"]) -> None:
-        """Become the cache of these rows, some perhaps several times."""
-        # Made for beam search: of all operations on rows, layers of every kind have this one.
+        """Keep the cache of these rows, some perhaps several times."""
+        # This method is meant for beam search; it is the one that layers of every kind have.
         self.reorder_cache(rows)  # pyright: ignore[reportArgumentType]  # any integers will do
 
 
@@ -115,10 +115,10 @@ class TransformersSampler:
         self.cache_argument = cache_argument(model.base.forward)
 
     def take_weights(self, version: int) -> None:
-        """Nothing: the model itself is sampled from, so it cannot be done beside training."""
+        """Do nothing: samples come from the trained model itself."""
 
     def sleep(self) -> None:
-        """Nothing: caches are gone with each call."""
+        """Do nothing: caches are freed after each call."""
 
     def sample(
         self,
@@ -128,7 +128,7 @@ class TransformersSampler:
     ) -> list[list[Rollout]]:
         """Return ``num_rollouts`` responses for each prompt; see ``Sampler``."""
         rollouts: list[list[Rollout]] = []
-        # Every process decodes for as long as its responses are, so none may wait for another.
+        # Responses of the processes differ in length, so decoding must not use collectives.
         with self.model.whole_model():
             for groups in self.stream(prompts, settings):
                 rollouts += groups
@@ -140,13 +140,13 @@ class TransformersSampler:
     ) -> Iterator[list[list[Rollout]]]:
         """Yield the responses of a few prompts at a time, as many as are decoded together.
 
-        Prompts are taken from the iterable when their turn comes, so a large set is never encoded
+        Prompts are taken from the iterable as they are needed, so a large set is never encoded
         as a whole.
         """
         was_training = self.model.model.training
         for chunk in self._chunks(prompts, settings):
             self.model.model.eval()
-            # Around each batch and not the loop: the caller's code runs between two of them.
+            # Around each batch and not around the loop: the caller's code runs between batches.
             with torch.no_grad(), self.model.autocast():
                 groups = self._sample_batch(chunk, settings)
             self.model.model.train(was_training)
@@ -155,7 +155,7 @@ class TransformersSampler:
     def _chunks(
         self, prompts: Iterable[EncodedPrompt], settings: SamplingSettings
     ) -> Iterator[list[EncodedPrompt]]:
-        """Yield runs of prompts whose rows fit the key-value cache if all grow to the limit."""
+        """Yield chunks of prompts whose rows fit the key-value cache if all reach the limit."""
         chunk: list[EncodedPrompt] = []
         for prompt in prompts:
             longest = max(len(p) for p in [*chunk, prompt]) + settings.max_new_tokens
@@ -196,7 +196,7 @@ class TransformersSampler:
             if step + 1 == settings.max_new_tokens or not alive.any():
                 break
             if not alive.all():
-                # Finished rows leave the batch: the others do not pay for them.
+                # Finished rows leave the batch, so that they cost no time.
                 kept = alive.nonzero()[:, 0]
                 cache.take_rows(kept)
                 rows, ids, mask, positions = rows[kept], ids[kept], mask[kept], positions[kept]
@@ -218,8 +218,8 @@ class TransformersSampler:
     def _forward(self, inputs: dict[str, Tensor], cache: SamplingCache) -> Float[Tensor, "B H"]:
         """Return the hidden states of the last column; the cache grows by the given tokens.
 
-        A model that does not know the cache's argument ignores it and goes on from one token alone:
-        it samples text without an error. So the growth of the cache is checked every time.
+        A model that does not know the cache's argument ignores it and continues from one token
+        alone: it samples wrong text without an error. So the cache's growth is checked every time.
 
         Raises:
             ModelError: The cache did not grow by the tokens that were given.
@@ -242,7 +242,7 @@ class TransformersSampler:
         uniforms: Float[Tensor, " B"],
         settings: SamplingSettings,
     ) -> Int[Tensor, " B"]:
-        # Float32 whatever the forward ran in: bfloat16 logits are multiples of 1/8 near 16.
+        # Float32 for every precision of the forward: bfloat16 logits near 16 are multiples of 1/8.
         with torch.autocast(hidden.device.type, enabled=False):
             logits = hidden.float() @ self.model.head.float().T
         logits.masked_fill_(self.suppressed, -torch.inf)
@@ -268,7 +268,7 @@ class TransformersSampler:
 
 
 def cache_argument(forward: Callable[..., Any]) -> str:
-    """Return the name under which a model's forward takes its key-value cache.
+    """Return the name of the key-value cache among the arguments of a model's forward.
 
     transformers renamed ``past_key_values`` to ``cache`` in 5.24.
 
@@ -305,8 +305,8 @@ def draw_tokens(
     probabilities, ids = _candidates((logits.double() / temperature).softmax(-1), top_p)
     values = _descending(probabilities)
     cumulative = values.cumsum(-1)
-    # An id is in the nucleus when the mass before it is below top_p. The mass of all possible ids
-    # may round to less than 1, and impossible ones must stay outside all the same.
+    # An id is in the nucleus if the mass before it is below top_p. The mass of all possible ids
+    # may round to less than 1, and impossible ids must stay outside nevertheless.
     inside = ((cumulative - values) < top_p) & (values > 0)
     last = inside.sum(-1, keepdim=True) - 1
     mass = cumulative.gather(-1, last)
@@ -318,14 +318,14 @@ def draw_tokens(
 def _candidates(
     probabilities: Float[Tensor, "B V"], top_p: float
 ) -> tuple[Float[Tensor, "B M"], Int[Tensor, "B M"] | None]:
-    """Return the probabilities that may be in the nucleus, and their ids; none for all ids.
+    """Return the probabilities that may be in the nucleus, and their ids; None means all ids.
 
     All ids below ``(1 - top_p) / V`` have less than ``1 - top_p`` together, so the nucleus is full
-    before the first of them. A trained model puts nearly all ids there, and sorting a large
+    before the first of them. In a trained model nearly all ids are below it, and sorting a large
     vocabulary takes longer than the forward of a small model.
     """
     size = probabilities.shape[-1]
-    # Half of it: far more than sums of float64 may be off.
+    # Half of the bound leaves far more room than the rounding of float64 sums needs.
     possible = probabilities >= 0.5 * (1 - top_p) / size
     count = int(possible.sum(-1).max())
     if count >= size // 2:
@@ -338,7 +338,7 @@ def _descending(values: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
     """Return each row's values, the largest first."""
     if values.device.type != "cpu":
         return values.sort(dim=-1, descending=True).values
-    # On a CPU torch moves the indices too, value by value; numpy sorts by vector instructions.
+    # On a CPU torch also sorts indices, one by one; numpy sorts values by vector instructions.
     return torch.from_numpy(np.sort(values.detach().numpy())).flip(-1)
 
 

@@ -1,1 +1,1 @@
-"""Arms x seeds: the paper's tables and figures in miniature, with intervals. No torch here."""
+"""Arms x seeds: the paper's tables and figures in miniature, with intervals; without torch."""

@@ -1,4 +1,4 @@
-"""Plots of a study as inline SVG: text stays text, and ink takes the colour of the page."""
+"""Plots of a study as inline SVG: text stays text, and lines have the text colour of the page."""
 
 import io
 import logging
@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 from vaopd.evaluation.statistics import Interval
 
 INK = "#010203"
-"""Stands for ``currentColor``, which matplotlib does not know; replaced in the SVG."""
+"""Placeholder for ``currentColor``, which matplotlib does not know; replaced in the SVG."""
 
 COLOURS = ("#0a84c1", "#d55e00", "#009e73", "#cc79a7", "#c98a00", "#56b4e9", "#8a6fd1", "#8a8a8a")
 """After Okabe and Ito, distinguishable to colour-blind readers, readable on white and on black."""
@@ -37,7 +37,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve, and the runs that it is the mean of."""
+    """One curve, the mean of its runs, and these runs."""
 
     label: str
     x: np.ndarray
@@ -48,7 +48,7 @@ class Line:
 
 
 def interval_plot(points: Sequence[Point], label: str, *, has_zero_line: bool = False) -> str:
-    """Return dots with their intervals, one a row, in shares of 1."""
+    """Return a plot of dots with their intervals, one per row, in shares of 1."""
 
     def draw(axes: Axes) -> None:
         for row, point in enumerate(points):
@@ -64,7 +64,7 @@ def interval_plot(points: Sequence[Point], label: str, *, has_zero_line: bool = 
 
 
 def line_plot(lines: Sequence[Line], x_label: str, y_label: str, *, is_log: bool = False) -> str:
-    """Return curves over each other, their runs as thin lines; the vertical axis in shares of 1."""
+    """Return a plot of curves, with runs as thin lines; the vertical axis is in shares of 1."""
 
     def draw(axes: Axes) -> None:
         for line in lines:
@@ -84,7 +84,7 @@ def line_plot(lines: Sequence[Line], x_label: str, y_label: str, *, is_log: bool
 
 
 def gain_plot(series: dict[str, list[tuple[float, Interval]]], x_label: str, y_label: str) -> str:
-    """Return gains with their intervals against the value of an axis, one colour a series."""
+    """Return a plot of gains with intervals against the value of an axis, one colour per series."""
 
     def draw(axes: Axes) -> None:
         for number, (label, points) in enumerate(series.items()):
@@ -126,8 +126,8 @@ def _bar(
 
 def _svg(draw: Callable[[Axes], None], *, height: float) -> str:
     """Return a figure as an SVG element that scales with the page."""
-    # Not pyplot: nothing global is kept, and no window system is looked for.
-    # It warns of the font cache that it builds when it runs for the first time.
+    # Not pyplot, which keeps global state and looks for a window system.
+    # matplotlib warns about its font cache when it runs for the first time.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
     FigureCanvasSVG(figure)

@@ -1,4 +1,4 @@
-"""What a study is: tables of arms over one base recipe, and which runs that takes."""
+"""The recipe of a study: tables of arms over one base recipe; and the plan of its runs."""
 
 import hashlib
 import json
@@ -23,13 +23,13 @@ Overrides = tuple[str, ...]
 
 
 class AxisConfig(Section):
-    """Where a table stands on an axis of the regime map."""
+    """The place of a table on an axis of the regime map."""
 
     name: str
-    """What varies from table to table; tables of one name share a plot."""
+    """Name of the quantity that varies; tables of one name share a plot."""
 
     value: float
-    """Where this table stands."""
+    """Value of this table on the axis."""
 
 
 class TableConfig(Section):
@@ -42,10 +42,10 @@ class TableConfig(Section):
     """The arm that all others are compared with."""
 
     arms: Annotated[dict[str, Overrides], Field(min_length=1)]
-    """Name of an arm and what it sets; ``base`` is the untrained student and sets nothing."""
+    """Name and settings of each arm; ``base`` is the untrained student and has no settings."""
 
     overrides: Overrides = ()
-    """What all arms of the table set."""
+    """Settings of all arms of the table."""
 
     figures: tuple[Literal["intervals", "curves", "sparsity"], ...] = ("intervals",)
     """Plots below the table."""
@@ -54,11 +54,11 @@ class TableConfig(Section):
     """Makes the table one point of a regime map."""
 
     seeds: Seeds | None = None
-    """Of this table; the study's unless given, and never those that ``--seeds`` leaves out."""
+    """Seeds of this table; by default the study's. ``--seeds`` can only leave some out."""
 
 
 class QuickConfig(Section):
-    """What ``--quick`` changes."""
+    """Changes by ``--quick``."""
 
     seeds: Seeds
     overrides: Overrides = ()
@@ -74,7 +74,7 @@ class StudyConfig(Section):
     tables: Annotated[dict[str, TableConfig], Field(min_length=1)]
     seeds: Seeds
     overrides: Overrides = ()
-    """What all runs set."""
+    """Settings of all runs."""
 
     quick: QuickConfig | None = None
 
@@ -103,7 +103,7 @@ class Arm:
     """One row of a table: the same recipe with every seed."""
 
     runs: dict[int, PlannedRun]
-    """By seed; of the base arm, the runs whose first validation is read."""
+    """By seed; for the base arm, the runs whose first validation is read."""
 
     is_untrained: bool = False
 
@@ -119,7 +119,7 @@ class StudyTable:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a study will run and show."""
+    """All runs and tables of a study."""
 
     tables: list[StudyTable]
     seeds: list[int]
@@ -128,7 +128,7 @@ class Plan:
 
     @property
     def runs(self) -> dict[str, PlannedRun]:
-        """Every run once, by name, in the order in which the tables ask for it."""
+        """Every run once, by name, in the order of the tables."""
         return {
             run.name: run
             for table in self.tables
@@ -254,7 +254,7 @@ def _table(
             f"table {name} has only the arm base, which is read from the run of another arm; add "
             "one, such as opd"
         )
-    # Any arm's student is the same before its first step, and is asked the same.
+    # Before its first step the student of every arm is the same and gets the same problems.
     first = next(iter(trained.values()))
     arms = {
         arm: trained[arm] if arm != BASE_ARM else Arm(first.runs, is_untrained=True)

@@ -32,7 +32,7 @@ def _number(decimals: int) -> Callable[[float], str]:
 
 @dataclass(frozen=True)
 class MetricColumn:
-    """How a metric is headed and written."""
+    """Heading and format of a metric."""
 
     name: str
     label: str
@@ -55,7 +55,7 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of the page: what it is and how sure."""
+    """A number of the page: its heading, value and interval."""
 
     text: str
     interval: str = ""
@@ -85,7 +85,7 @@ def render(plan: Plan, results: Results, output: Path, study: dict[str, Any]) ->
 
 
 def difference_text(interval: Interval, write: Callable[[float], str]) -> str:
-    """Return a difference with its sign, or ``none`` where its interval contains 0."""
+    """Return a difference with its sign, or ``none`` if its interval contains 0."""
     if interval.low is None:
         return f"{_signed(interval.mean, write)} (one seed)"
     return NONE if interval.is_none else _signed(interval.mean, write)
@@ -119,7 +119,7 @@ def _table(
 
 
 def _inline(svgs: list[str], place: str) -> list[Markup]:
-    """Return plots as parts of the page; matplotlib gives all of them the same ids."""
+    """Return plots as parts of the page, with different ids, as matplotlib repeats its ids."""
     return [Markup(with_own_ids(svg, f"{place}-{n}-")) for n, svg in enumerate(svgs)]
 
 
@@ -228,7 +228,7 @@ def _sparsity_figure(table: StudyTable, results: Results, output: Path) -> list[
 
 
 def _regime_maps(plan: Plan, results: Results) -> list[str]:
-    """Return the gain in accuracy against each axis, over the tables that stand on it."""
+    """Return the gain in accuracy against each axis, over the tables of that axis."""
     axes: dict[str, dict[str, list[tuple[float, Interval]]]] = defaultdict(
         lambda: defaultdict(list)
     )

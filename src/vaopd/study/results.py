@@ -35,14 +35,14 @@ NEEDS_SAME_VIEW = ("accuracy_pixelated", "answer_change_rate", *NEEDS_SAME_TEACH
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """What one run (or the student before it) reached."""
+    """Results of one run, or of the student before it."""
 
     problem_ids: tuple[str, ...]
     by_problem: dict[str, np.ndarray]
-    """Metric to a number for each problem, nan where it has none."""
+    """A number for each problem by metric; nan if a problem has none."""
 
     by_run: dict[str, float]
-    """Metric to a single number."""
+    """A single number by metric."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class ArmComparison:
-    """By how much an arm exceeds its table's baseline."""
+    """The difference of an arm to its table's baseline."""
 
     table: str
     arm: str
@@ -66,10 +66,10 @@ class ArmComparison:
     metric: str
     interval: Interval
     seeds: list[int]
-    """Those that both arms have finished."""
+    """Seeds that both arms have finished."""
 
     def row(self) -> Row:
-        """Return the comparison as ``study.json`` holds it."""
+        """Return the comparison in the format of ``study.json``."""
         values = asdict(self)
         interval = values.pop("interval")
         difference = {"difference": interval["mean"], "low": interval["low"]}
@@ -81,7 +81,7 @@ class Results:
     """All numbers of a study."""
 
     rows: list[Row]
-    """One number of one seed each: table, arm, seed, metric, value."""
+    """One number of one seed per row: table, arm, seed, metric, value."""
 
     means: list[Mean]
     comparisons: list[ArmComparison]
@@ -104,7 +104,7 @@ def collect(plan: Plan, output: Path) -> Results:
 
 
 def measure(folder: Path, *, is_untrained: bool) -> MeasuredRun:
-    """Return what a finished run reached, or what its student was before the first step."""
+    """Return the results of a finished run, or of its student before the first step."""
     files = sorted((folder / "validation").glob("step_*.jsonl"))
     responses = read_rows(files[0] if is_untrained else files[-1])
     validations = read_rows(folder / "validation.jsonl")
@@ -124,7 +124,7 @@ def measure(folder: Path, *, is_untrained: bool) -> MeasuredRun:
 
 
 def step_seconds(row: Row) -> float:
-    """Return the seconds of one step; validations and checkpoints do not count."""
+    """Return the seconds of one step, without validations and checkpoints."""
     return sum((value for key, value in row.items() if key.startswith("time/")), 0.0)
 
 
@@ -213,7 +213,7 @@ def _measured(
 
 
 def _same_start(planned: PlannedRun, table: StudyTable, seed: int) -> list[PlannedRun]:
-    """Return the table's runs of a seed that begin with the same student and measure it alike."""
+    """Return the table's runs of a seed with the same first student and the same validation."""
 
     def start(run: PlannedRun) -> tuple:
         config = run.config
@@ -233,7 +233,7 @@ def _values(measured: MeasuredRun, metric: str) -> np.ndarray:
     if metric in measured.by_run:
         return np.array([measured.by_run[metric]])
     values = measured.by_problem[metric]
-    # Only accuracy by kind has problems without a number by design, and those the same each time.
+    # Only accuracy by kind has problems without a number, and they are the same in all runs.
     return values
 
 
@@ -300,7 +300,7 @@ def _protocol_of(arm: Arm) -> tuple:
 
 
 def _is_comparable(metric: str, arm: Arm, baseline: Arm) -> bool:
-    """Return whether the metric was measured alike in both arms."""
+    """Return whether the metric was measured in the same way in both arms."""
     first, second = (next(iter(a.runs.values())).config for a in (arm, baseline))
     if _protocol(first) != _protocol(second):
         return False
@@ -313,7 +313,7 @@ def _is_comparable(metric: str, arm: Arm, baseline: Arm) -> bool:
 
 
 def _protocol(config: RunConfig) -> tuple:
-    """Return what decides which problems are asked and how."""
+    """Return the settings that decide the validation problems and how they are answered."""
     options = config.validation.model_copy(update={"load_teacher": False})
     return config.data.validation, options, config.sampling.max_new_tokens
 

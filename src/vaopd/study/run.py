@@ -32,21 +32,21 @@ def run_study(
 
     Args:
         plan: What to run and compare.
-        output: Folder of the study; runs in it that are finished are not repeated. Interrupted, the
-            study writes the page of what is finished.
-        jobs: Runs side by side; the cores are shared out among them.
+        output: Folder of the study; finished runs in it are not repeated. If it is interrupted, the
+            study writes the page of its finished runs.
+        jobs: Runs at the same time; the cores are divided among them.
         console: Where progress goes; standard error unless told otherwise.
-        command: What to record as the command; the process's own unless told otherwise.
+        command: Command to record; by default that of the process.
 
     Raises:
-        StudyError: Runs failed; everything that did not fail is written all the same.
+        StudyError: Runs failed; the results of the others are written nevertheless.
     """
     runner = Runner(output, jobs=jobs, console=console or Console(stderr=True))
     command = command or sys.argv
     try:
         failures = runner.execute(plan.runs)
     except (KeyboardInterrupt, SystemExit):
-        # Whoever stops a long study wants to see what it has shown so far.
+        # A long study that is stopped still shows its results so far.
         write_study(plan, output, {}, command)
         raise
     study = write_study(plan, output, failures, command)
@@ -77,7 +77,7 @@ def write_study(
 
 
 def protocol(plan: Plan, output: Path, command: Sequence[str]) -> dict[str, Any]:
-    """Return what somebody else needs to do the same again."""
+    """Return the protocol that others need to repeat the study."""
     finished = [run_folder(output, run) for run in plan.runs.values() if is_finished(output, run)]
     environments = [_read_json(folder / "environment.json") for folder in finished]
     first = environments[0] if environments else {}

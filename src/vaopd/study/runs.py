@@ -1,4 +1,4 @@
-"""Runs of a study: trainings as processes of their own, side by side, each at most once."""
+"""Runs of a study: each is a training in its own process, and several run at the same time."""
 
 import os
 import shutil
@@ -24,16 +24,16 @@ PLAIN_SECONDS = 30.0
 """Without a terminal, progress between two ends of runs is printed at most this often."""
 
 STOP_SECONDS = 10.0
-"""What a run gets to end by itself when the study is interrupted."""
+"""Time in which a run must end by itself when the study is interrupted."""
 
 
 def run_folder(output: Path, run: PlannedRun) -> Path:
-    """Return where a run of the study in ``output`` is."""
+    """Return the folder of a run of the study in ``output``."""
     return output / "runs" / run.name
 
 
 def is_finished(output: Path, run: PlannedRun) -> bool:
-    """Return whether the run has reached its end."""
+    """Return whether the run is finished."""
     return (run_folder(output, run) / "summary.json").is_file()
 
 
@@ -46,7 +46,7 @@ class _Process:
 
 
 class Runner:
-    """Takes every run of a plan to its end, a few at a time."""
+    """Trains every run of a plan, a few at a time."""
 
     def __init__(self, output: Path, *, jobs: int, console: Console) -> None:
         self.output = output
@@ -65,9 +65,9 @@ class Runner:
         )
 
     def execute(self, runs: dict[str, PlannedRun]) -> dict[str, str]:
-        """Train what is not finished; return the message of each run that failed, by name.
+        """Train the runs that are not finished; return the messages of failed runs, by name.
 
-        A run that was interrupted goes on from its newest checkpoint. A failing run does not stop
+        An interrupted run continues from its newest checkpoint. A failing run does not stop
         the others.
         """
         waiting = [run for run in runs.values() if not is_finished(self.output, run)]
@@ -101,7 +101,7 @@ class Runner:
         if (folder / "config.yaml").is_file():
             command.append("--resume")
         elif folder.exists():
-            # Killed before its first file: nothing in it to go on from.
+            # Killed before its first file, so there is nothing to continue.
             shutil.rmtree(folder)
         path = self.output / "logs" / f"{run.name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ class Runner:
 
     @contextmanager
     def _stopping(self, active: Iterable[_Process]) -> Iterator[None]:
-        """End what still runs when the study is interrupted or killed; each run can be resumed."""
+        """Stop the running trainings when the study is interrupted; each can be resumed."""
         in_main_thread = threading.current_thread() is threading.main_thread()
         numbers = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
         before = {number: signal.signal(number, self._note_signal) for number in numbers}
@@ -147,7 +147,7 @@ class Runner:
                 signal.signal(number, handler or signal.SIG_DFL)
 
     def _note_signal(self, number: int, frame: object) -> None:
-        # Raising here could leave a run behind that has started and is not in the list yet.
+        # Raising here could leave a started run that is not in the list yet.
         self.signal = number
 
     def _check_signal(self) -> None:
@@ -157,11 +157,11 @@ class Runner:
             raise SystemExit(128 + self.signal)
 
     def _open_share(self, runs: Sequence[PlannedRun]) -> float:
-        """Return how many runs' worth of steps is still to be done."""
+        """Return the remaining work as a number of runs."""
         return float(len(runs)) - sum((self._done_share(run) for run in runs), 0.0)
 
     def _done_share(self, run: PlannedRun) -> float:
-        """Return how much of a run is done, in [0, 1]; 0 where its length is not in the recipe."""
+        """Return the finished share of a run, in [0, 1]; 0 if its length is not in the recipe."""
         steps = run.config.training.max_steps
         path = run_folder(self.output, run) / "metrics.jsonl"
         if steps is None or not path.is_file():
@@ -179,14 +179,14 @@ class Runner:
 
 
 def num_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _time_left(elapsed: float, worked: float, left: float) -> str:
-    """Return what remains at the speed so far, in words; nothing before there is a speed."""
+    """Return the remaining time at the speed so far, in words; '' before the first progress."""
     if worked <= 0:
         return ""
     return f"about {elapsed / worked * left / 60:.0f} min left"

@@ -1,4 +1,4 @@
-"""``vaopd serve-teacher``: options first, heavy imports when there is work."""
+"""``vaopd serve-teacher``; checks its options before heavy imports."""
 
 import secrets
 import sys

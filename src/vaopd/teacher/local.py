@@ -1,4 +1,4 @@
-"""Scoring of given responses: what a model thinks of every token, under one view or two."""
+"""Scoring of given responses: a model's log-prob of every token, under one view or two."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -54,7 +54,7 @@ class LocalTeacher:
         return self.model.head
 
     def whole_head(self) -> AbstractContextManager:
-        """Return the context in which ``head`` can be used, which may be spread over processes."""
+        """Return the context in which ``head`` can be used; a sharded head is gathered in it."""
         return self.model.whole_head()
 
     def score(
@@ -75,7 +75,7 @@ class LocalTeacher:
             return self._score(originals, degraded, responses, with_hidden, with_divergence)
 
     def close(self) -> None:
-        """Nothing is held that the end of the process does not give back."""
+        """Do nothing: the end of the process frees everything."""
 
     def _score(
         self,
@@ -126,9 +126,9 @@ class LocalTeacher:
 def load_teacher(
     config: RunConfig, device: torch.device, shards: DeviceMesh | None = None
 ) -> LocalTeacher:
-    """Return the recipe's teacher, frozen, at its precision, spread over a mesh if there is one."""
+    """Return the recipe's teacher, frozen, at its precision; sharded if there is a mesh."""
     dtype = pick_dtype(config.teacher.dtype, device)
-    # As a whole it may not fit the device: its shards go there.
+    # The whole model may not fit on the device; only its shards are moved there.
     place = torch.device("cpu") if shards else device
     model = load_model(
         config.teacher.model,
@@ -199,6 +199,6 @@ def score_view(
 
 
 def parked(states: Tensor) -> Tensor:
-    """Return a tensor in CPU memory, pinned where it came from a GPU."""
+    """Return a copy of a tensor in CPU memory, pinned if it came from a GPU."""
     place = torch.empty(states.shape, dtype=states.dtype, pin_memory=states.is_cuda)
     return place.copy_(states)

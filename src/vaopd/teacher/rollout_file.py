@@ -26,7 +26,7 @@ ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class ScoredRequest:
-    """One row to score: the problem it answers, its token ids, and the row itself."""
+    """One row to score: its problem, its token ids, and its columns."""
 
     problem: Problem
     response_ids: tuple[int, ...]
@@ -43,13 +43,13 @@ def score_file(
     problems: str | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> int:
-    """Write each row again with its tokens, both log-probs and visual advantage; return the count.
+    """Write each row with its tokens, both log-probs and visual advantage; return their number.
 
-    A row has a ``response`` (text, scored exactly as it stands) or ``token_ids``, and either its
+    A row has a ``response`` (text, scored without any change) or ``token_ids``, and either its
     problem's own columns (``problem`` and ``images``, or ``question`` and ``image``) or a
-    ``problem_id`` of ``problems``. What the teacher saw is saved in ``OUTPUT-STEM_images/`` and
-    named by the columns ``original_images`` and ``degraded_images``; a row's own ``images`` stay.
-    The output appears under its name only when it is complete.
+    ``problem_id`` of ``problems``. Images of both views are saved in ``OUTPUT-STEM_images/`` and
+    named in the columns ``original_images`` and ``degraded_images``; a row's ``images`` stay.
+    The output gets its name only when it is complete.
 
     Raises:
         ProblemError: A row has no response or no problem; names the row.
@@ -116,8 +116,8 @@ def _score(
     pictures: Path,
     high_fraction: float,
 ) -> Iterator[dict[str, Any]]:
-    # Rows of one problem share its prompt, wherever they stand in the file.
-    # Ids are no key: a trainer's may repeat with other images.
+    # Rows of one problem share its prompt, wherever they are in the file.
+    # Ids cannot be the key, because a trainer may repeat them with other images.
     groups: dict[tuple, list[int]] = {}
     for index, row in enumerate(rows):
         groups.setdefault((row.problem.prompt, row.problem.images), []).append(index)

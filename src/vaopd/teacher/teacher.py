@@ -1,4 +1,4 @@
-"""What a teacher takes and gives, wherever it runs.
+"""The interface of a teacher, in this process or on a server.
 
 H hidden width, V rows of the head.
 """
@@ -19,33 +19,33 @@ Responses = Sequence[Sequence[Int[Tensor, " _"]]]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TeacherScores:
-    """The teacher's view of a step's rollouts, one entry for each rollout; no gradient anywhere.
+    """The teacher's scores of a step, one entry for each rollout, without gradient.
 
     Rollouts are numbered through: all siblings of the first problem, then of the second, ...
     """
 
     hidden: list[Float[Tensor, "_ H"]]
-    """Last hidden states that predict the tokens, original view; empty where not asked for."""
+    """Last hidden states that predict the tokens, original view; empty if not requested."""
 
     original_logprobs: list[Float[Tensor, " _"]]
     """Log-prob of each sampled token with the image, nats at temperature 1."""
 
     degraded_logprobs: list[Float[Tensor, " _"]] | None
-    """The same with the degraded image; none when that view was not asked for."""
+    """The same with the degraded image; None if that view was not requested."""
 
     view_divergence: list[Float[Tensor, " _"]] | None = None
-    """KL from the original to the degraded view at each position, nats; where asked for."""
+    """KL from the original to the degraded view at each position, nats; None if not requested."""
 
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A frozen model that scores responses: in this process, or in others."""
+    """A frozen model that scores responses, in this process or on servers."""
 
     batch_tokens: int
     """Padded tokens in one scoring forward."""
 
     share_prefix: bool
-    """Whether siblings are packed behind one copy of prompt and image."""
+    """Whether siblings are packed after one copy of prompt and image."""
 
     @property
     def name(self) -> str:
@@ -58,7 +58,7 @@ class Teacher(Protocol):
         ...
 
     def whole_head(self) -> AbstractContextManager:
-        """Return the context in which ``head`` can be used, which may be spread over processes."""
+        """Return the context in which ``head`` can be used; a sharded head is gathered in it."""
         ...
 
     def score(
@@ -74,17 +74,17 @@ class Teacher(Protocol):
 
         Args:
             originals: Prompts with the image.
-            degraded: The same prompts with the degraded image, where that view is wanted.
+            degraded: The same prompts with the degraded image, if that view is wanted.
             responses: Token ids by problem and sibling.
             with_hidden: Return the hidden states, which the loss needs and a measure does not.
             with_divergence: Also compare the views over the whole vocabulary; needs both.
 
         Raises:
             AlignmentError: The model's log-prob of a token is not finite.
-            EngineError: A teacher elsewhere does not answer, or refuses.
+            EngineError: A teacher's server does not answer, or refuses.
         """
         ...
 
     def close(self) -> None:
-        """Let go of connections; the teacher is not used again."""
+        """Close connections; the teacher must not be used again."""
         ...

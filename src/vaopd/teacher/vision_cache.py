@@ -1,7 +1,7 @@
-"""A bounded memory of what a frozen vision tower made of each image.
+"""A bounded cache of the features that a frozen vision tower computes for each image.
 
-The teacher never changes and epochs repeat their images, each under two views; what its vision
-tower returns for an image is the same every time. n images with L patches together, C values each.
+The teacher never changes and epochs repeat their images, each under two views, so its vision tower
+returns the same features every time. n images with L patches together, C values each.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ Features = tuple[Tensor, ...]
 
 
 class VisionCache:
-    """Stands in for the forward of a frozen Qwen-VL vision tower.
+    """Replaces the forward of a frozen Qwen-VL vision tower.
 
-    An image is known by the digest of its pixel values, so its two views are two entries. Where the
-    bound is reached, what was not used for longest goes.
+    The key of an image is the digest of its pixel values, so its two views are two entries. When
+    the bound is reached, the least recently used entry is removed.
     """
 
     def __init__(self, tower: Any, max_bytes: int) -> None:
@@ -40,7 +40,7 @@ class VisionCache:
     def __call__(
         self, pixel_values: Float[Tensor, "L C"], grid_thw: Int[Tensor, "n 3"], **options: Any
     ) -> Any:
-        """Return the tower's output for the images; only new ones go through it."""
+        """Return the tower's output for the images; only new images are computed."""
         images = pixel_values.split(grid_thw.prod(-1).tolist())
         keys = [_digest(*pair) for pair in zip(images, grid_thw.tolist(), strict=True)]
         found = {key: self.entries[key] for key in keys if key in self.entries}
@@ -82,14 +82,14 @@ class VisionCache:
 
 
 def cache_vision(model: VisionLanguageModel, max_bytes: int) -> VisionCache:
-    """Let a frozen model remember its image features, up to a number of bytes.
+    """Return a cache of image features, of at most ``max_bytes``, that a frozen model now uses.
 
     Raises:
         ConfigError: The model's family has a vision tower of another kind.
     """
     if not isinstance(model.family, QwenVLFamily):
         raise ConfigError(
-            f"teacher.cache_vision_mb is set, but {model.name or 'the teacher'} is no Qwen-VL "
+            f"teacher.cache_vision_mb is set, but {model.name or 'the teacher'} is not a Qwen-VL "
             "model, the only family whose image features can be kept; set it to 0"
         )
     tower = model.base.visual

@@ -1,4 +1,4 @@
-"""A frozen model's weights in main memory, brought to the device while it is used."""
+"""Weight offload: a frozen model's weights are in main memory and on the device only when used."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,8 +10,8 @@ from torch import nn
 class Parking:
     """Parameters that are on a device inside ``present`` and in main memory otherwise.
 
-    The copies in main memory stay, because frozen weights never have to come back: leaving only
-    forgets what is on the device.
+    The copies in main memory stay. Frozen weights need not be copied back: leaving the context
+    only frees the copies on the device.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], device: torch.device) -> None:
@@ -21,7 +21,7 @@ class Parking:
 
     @contextmanager
     def present(self) -> Iterator[None]:
-        """Have the parameters on the device for the length of the context."""
+        """Copy the parameters to the device for the duration of the context."""
         try:
             for parameter, home in self.homes:
                 parameter.data = _arrived(home, self.device)
@@ -35,11 +35,11 @@ class Parking:
 
 
 def _arrived(home: torch.Tensor, device: torch.device) -> torch.Tensor:
-    # Whatever is computed next waits for it: both are in the order of one stream.
+    # The next computation waits for this copy, because both are on one stream.
     return home.to(device, non_blocking=True)
 
 
 def _home(data: torch.Tensor) -> torch.Tensor:
-    """Return a copy in main memory, pinned where that makes the way back faster."""
+    """Return a copy in main memory, pinned if that makes the copy to the device faster."""
     home = data.cpu()
     return home.pin_memory() if data.is_cuda else home

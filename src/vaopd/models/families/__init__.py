@@ -21,18 +21,18 @@ class PromptSize(NamedTuple):
 
     tokens: int
     visual_tokens: int
-    """Of them those that stand for images, with the marks that a processor puts around them."""
+    """Number of these that stand for images, with the marks that a processor puts around them."""
 
 
 @runtime_checkable
 class Family(Protocol):
-    """What a model family must tell us; everything else is the public transformers forward."""
+    """Interface of a model family; everything else is the public transformers forward."""
 
     can_pack: bool
-    """Whether several groups, and siblings behind one prompt, fit in one forward."""
+    """Whether several groups, and siblings after one prompt, can share one forward."""
 
     image_settings: dict[str, Any]
-    """What decides the pixel values a model sees; equal for models that can share them."""
+    """Settings that decide a model's pixel values; equal for models that can share them."""
 
     def encode(self, problem: Problem, images: list[Image.Image]) -> EncodedPrompt:
         """Return the chat prompt of a problem with these (possibly degraded) images."""
@@ -41,9 +41,9 @@ class Family(Protocol):
     def measure(
         self, problems: Sequence[Problem], sizes: Sequence[Sequence[Size]]
     ) -> list[PromptSize | VaopdError]:
-        """Return how long ``encode`` makes the prompts of images of these sizes, without images.
+        """Return the sizes of the prompts that ``encode`` would make for images of these sizes.
 
-        Where ``encode`` would refuse a problem, its error stands in place of the size.
+        If ``encode`` would refuse a problem, the result has its error instead of a size.
         """
         ...
 
@@ -63,22 +63,22 @@ class Family(Protocol):
 
 
 def refused_image(problem: Problem, error: ValueError) -> ProblemError:
-    """Return the error about an image that a model's own processor does not take."""
+    """Return the error about an image that a model's own processor refuses."""
     return ProblemError(
         f"problem {problem.id}: the image processor refuses an image ({error}); crop it"
     )
 
 
 IRRELEVANT = ("do_convert_rgb", "data_format", "input_data_format", "return_tensors", "device")
-"""Settings that change no pixel that we give: images are RGB and become tensors here."""
+"""Settings without effect on our pixels: images are RGB and become tensors here."""
 
 
 def image_settings(image_processor: Any, keys: Collection[str] | None = None) -> dict[str, Any]:
-    """Return what decides the pixel values that an image processor makes, as JSON knows it.
+    """Return the settings that decide the pixel values of an image processor, as JSON values.
 
     Args:
         image_processor: Of transformers.
-        keys: Its settings that count beside its kind; all that are relevant for none.
+        keys: Settings to return besides its kind; None = all relevant ones.
     """
     settings = image_processor.to_dict()
     chosen = settings.keys() - IRRELEVANT if keys is None else keys
@@ -89,7 +89,7 @@ def image_settings(image_processor: Any, keys: Collection[str] | None = None) ->
 
 
 def chat_messages(problem: Problem) -> list[dict]:
-    """Return the single user turn of a problem, images in the place of their placeholders."""
+    """Return the single user turn of a problem, with images instead of their placeholders."""
     parts: list[dict] = []
     for index, text in enumerate(problem.prompt.split("<image>")):
         if index:

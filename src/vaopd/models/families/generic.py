@@ -1,4 +1,4 @@
-"""Any other vision-language model of transformers: one rollout for each forward, nothing packed."""
+"""Any other vision-language model of transformers: one rollout per forward, without packing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,10 +23,10 @@ class GenericFamily:
         self.processor = processor
         self.image_settings = image_settings(processor.image_processor)
         self.visual_tokens: dict[tuple[Size, ...], int] = {}
-        """By the sizes of a problem's images; asking a processor takes as long as encoding."""
+        """By the sizes of a problem's images; stored, because counting takes a whole encoding."""
 
     def encode(self, problem: Problem, images: list[Image.Image]) -> EncodedPrompt:
-        """Return whatever the model's processor makes of the chat prompt and its images."""
+        """Return the output of the model's processor for the chat prompt and its images."""
         text = self._chat_text(problem)
         encoded = dict(self.processor(text=[text], images=[images], return_tensors="pt"))
         ids = encoded.pop("input_ids")[0]
@@ -38,7 +38,7 @@ class GenericFamily:
     def measure(
         self, problems: Sequence[Problem], sizes: Sequence[Sequence[Size]]
     ) -> list[PromptSize | VaopdError]:
-        """Return how long ``encode`` makes the prompts; each new size of images is encoded once."""
+        """Return the sizes of the prompts; images of each new size are encoded once."""
         return [self._measure(*one) for one in zip(problems, sizes, strict=True)]
 
     def _measure(self, problem: Problem, sizes: Sequence[Size]) -> PromptSize | VaopdError:
@@ -85,7 +85,7 @@ class GenericFamily:
     def decode_inputs(
         self, ids: Int[Tensor, " B"], mask: Bool[Tensor, "B L"], positions: Int[Tensor, " B"]
     ) -> dict[str, Tensor]:
-        """Return one new column; all rows share a prompt, so the model knows the position."""
+        """Return one new column; all rows share a prompt, so the model finds the position."""
         del positions
         return {"input_ids": ids[:, None], "attention_mask": mask.long()}
 

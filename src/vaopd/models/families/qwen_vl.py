@@ -1,10 +1,10 @@
 """Qwen2-VL, 2.5-VL, 3-VL (dense and MoE) and 3.5: placeholders, M-RoPE positions, shared prefixes.
 
-Siblings are packed as ``[prompt + image | r1 | .. | rK]`` in one row. The attention lets every
-response see the prompt and itself, and the rotary positions restart behind the prompt for every
-response, so each sibling gets what it would get in a row of its own. Position ids are always
-passed: these models keep a mutable ``rope_deltas`` from their last call otherwise. Qwen3.5 has
-recurrent layers, so nothing of it is packed.
+Siblings are packed as ``[prompt + image | r1 | .. | rK]`` in one row. In the attention every
+response sees the prompt and itself, and the rotary positions restart after the prompt for every
+response, so each sibling gets the same hidden states as in a row of its own. Position ids are
+always passed, because these models otherwise use a mutable ``rope_deltas`` of their last call.
+Qwen3.5 has recurrent layers, so its siblings are not packed.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ PACKED_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 MODEL_TYPES = (*PACKED_TYPES, "qwen3_5", "qwen3_5_moe")
 
 IMAGE_SETTINGS = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
-"""Sizes are not among them: images are brought to the pixel budget before."""
+"""Without sizes, because images are scaled to the pixel budget before."""
 
 
 class QwenVLFamily:
@@ -83,7 +83,7 @@ class QwenVLFamily:
     def measure(
         self, problems: Sequence[Problem], sizes: Sequence[Sequence[Size]]
     ) -> list[PromptSize | VaopdError]:
-        """Return how long ``encode`` makes the prompts, by arithmetic for their images."""
+        """Return the sizes of the prompts; the tokens of images are computed by arithmetic."""
         found = [self._text(*one) for one in zip(problems, sizes, strict=True)]
         texts = [one[0] for one in found if not isinstance(one, VaopdError)]
         ids = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else ())
@@ -96,7 +96,7 @@ class QwenVLFamily:
         ]
 
     def _text(self, problem: Problem, sizes: Sequence[Size]) -> tuple[str, int] | VaopdError:
-        """Return the chat prompt and the number of its visual tokens, or why there is none."""
+        """Return the chat prompt and the number of its visual tokens, or the error."""
         try:
             visual_tokens = sum(self._visual_tokens(problem, size) for size in sizes)
             return self.image_token.join(self._chat_pieces(problem, len(sizes))), visual_tokens
@@ -125,7 +125,7 @@ class QwenVLFamily:
         return pieces
 
     def collate(self, groups: Sequence[Group]) -> Batch:
-        """Return right-padded rows, one for each group, with siblings behind their prompt."""
+        """Return right-padded rows, one for each group, with siblings after their prompt."""
         length = max(len(group) for group in groups)
         ids = torch.full((len(groups), length), self.pad_token_id)
         positions = torch.zeros(3, len(groups), length, dtype=torch.long)
@@ -186,7 +186,7 @@ class QwenVLFamily:
             name: torch.cat([prompt.image_inputs[name] for prompt in prompts])
             for name in ("pixel_values", "image_grid_thw")
         }
-        # A sampled placeholder id would claim a visual token that no image has.
+        # A sampled placeholder id would need a visual token that does not exist.
         grids = inputs["image_grid_thw"]
         visual_tokens = int(grids.prod(-1).sum()) // self.image_processor.merge_size**2
         placeholders = int((ids == self.image_token_id).sum())

@@ -1,4 +1,4 @@
-"""Where vLLM runs: what the sampler needs of it, and servers that are asked over HTTP."""
+"""The interface to a running vLLM, and its implementation by servers over HTTP."""
 
 import asyncio
 import contextlib
@@ -23,12 +23,12 @@ from vaopd.rollouts.vllm.weights import Snapshot
 
 SHARED_MEMORY = Path("/dev/shm")
 SECONDS_TO_DIE = 5.0
-"""A killed server closes its connections before it is gone."""
+"""Wait for the exit of a killed server, which closes its connections first."""
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1", "0.0.0.0"}
 
 MAX_REQUESTS = 64
-"""Problems that a process has with a server at a time; the server forms its own batches."""
+"""Requests of a process at one server at a time; the server forms its own batches."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class SamplingRequest:
     """A prompt, and how its siblings are to be sampled."""
 
     token_ids: list[int]
-    """With one placeholder an image."""
+    """With one placeholder per image."""
 
     images: tuple[Image, ...]
     parameters: dict[str, Any]
@@ -44,10 +44,10 @@ class SamplingRequest:
 
 
 class SamplingEngine(Protocol):
-    """A vLLM that samples from the weights it was given last."""
+    """A vLLM that samples from the weights that it received last."""
 
     def give(self, weights: Snapshot, version: str) -> tuple[str, ...]:
-        """Give it new weights, in the main process; return where it is, for all processes.
+        """Load new weights, in the main process; return its addresses for all processes.
 
         Raises:
             EngineError: It does not start, does not answer, or refuses.
@@ -55,11 +55,11 @@ class SamplingEngine(Protocol):
         ...
 
     def connect(self, places: Sequence[str]) -> None:
-        """Be ready to ask it there."""
+        """Prepare connections to these addresses."""
         ...
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[dict[str, Any]]:
-        """Return vLLM's answers, in order and as its ``/inference/v1/generate`` words them.
+        """Return vLLM's answers in order, in the format of its ``/inference/v1/generate``.
 
         Raises:
             EngineError: It ended, or refused a request.
@@ -67,17 +67,17 @@ class SamplingEngine(Protocol):
         ...
 
     def sleep(self) -> None:
-        """Let its memory go until it is given weights; in the main process."""
+        """Free its memory until it receives weights; in the main process."""
         ...
 
     def close(self) -> None:
-        """End what was started here."""
+        """Stop what this object has started."""
         ...
 
 
 def own_arguments(options: VllmConfig, dtype: str, *, on_gpu: bool) -> list[str]:
-    """Return vLLM's arguments that this run decides; of two equal ones the last holds."""
-    # vLLM refuses to be able to sleep where there is no GPU.
+    """Return vLLM's arguments that this run decides; of two equal ones the last is used."""
+    # vLLM refuses sleep mode without a GPU.
     sleep = ["--enable-sleep-mode"] if options.sleep and on_gpu else []
     return ["--dtype", dtype, "--generation-config", "vllm", *sleep, *options.arguments]
 
@@ -97,11 +97,11 @@ class VllmServers:
         log: Path,
         say: Callable[[str], None],
     ) -> None:
-        """Look for an interpreter with vLLM, or whether the servers that are named answer.
+        """Find an interpreter with vLLM, or check that the given servers answer.
 
         Args:
             options: As ``sampling.vllm``.
-            world: Who asks; the main process alone starts a server and gives it weights.
+            world: The processes; only the main one starts a server and sends it weights.
             dtype: Name of the precision that a server computes in.
             log: File of its output.
             say: Shows a line of progress.
@@ -127,7 +127,7 @@ class VllmServers:
                 _check_health(address)
 
     def give(self, weights: Snapshot, version: str) -> tuple[str, ...]:
-        """Start the server with these weights, or let every server read them."""
+        """Start the server with these weights, or make every server load them."""
         if not self.options.addresses and self.server is None:
             self._start(weights)
         else:
@@ -141,14 +141,14 @@ class VllmServers:
         if self.clients:
             return
         for place in places:
-            # Without a limit in time: how long K responses take is the recipe's to say.
+            # Without a time limit, because the recipe decides how long responses are.
             limits = httpx2.Limits(max_connections=MAX_REQUESTS)
             client = httpx2.Client(base_url=place, timeout=None, limits=limits)
             self.clients.append(self.resources.enter_context(client))
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[dict[str, Any]]:
-        """Spread requests over the servers."""
-        # By the number of a problem in the step, so that processes load all servers alike.
+        """Distribute requests over the servers; see ``SamplingEngine``."""
+        # By the number of the problem in the step, so that all servers get the same load.
         numbers = range(self.world.rank, self.world.rank + len(requests) * self.world.size,
                         self.world.size)  # fmt: skip
         places = [self.clients[number % len(self.clients)].base_url for number in numbers]
@@ -158,7 +158,7 @@ class VllmServers:
             raise errors.exceptions[0] from None
 
     def sleep(self) -> None:
-        """Send all to sleep. Level 2 keeps no weights: new ones come first."""
+        """Put all servers to sleep; see ``SamplingEngine``. Level 2 frees the weights too."""
         self._post_all("sleep?level=2")
 
     def close(self) -> None:
@@ -172,14 +172,14 @@ class VllmServers:
         environment = {"VLLM_SERVER_DEV_MODE": "1"}  # for new weights
         if options.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, options.gpus))
-        # vLLM goes on to read configuration and tokenizer there.
+        # vLLM reads configuration and tokenizer there later too.
         folder = Path(self.resources.enter_context(self._shared_folder()))
         weights.write(folder)
         self.server = VllmServer(
             folder,
             python=self.python,
             log=self.log,
-            # Its own files decide the other arguments; sampling settings come with each request.
+            # The model's files decide the rest; sampling settings are sent with each request.
             arguments=["--enable-scale-out", *own_arguments(options, self.dtype, on_gpu=on_gpu)],
             on_gpu=on_gpu,
             environment=environment,
@@ -193,17 +193,17 @@ class VllmServers:
     def _reload(self, weights: Snapshot) -> None:
         with self._shared_folder() as name:
             weights.write(Path(name))
-            # One that is awake takes no notice; another run may have left it asleep.
+            # Another run may have left it asleep; a server that is awake ignores this.
             self._post_all("wake_up?tags=weights")
-            # Both hold what the old weights computed. The scheduler's list of encoded images has
-            # to go with the images, or the next request looks for one that is not there.
+            # Both caches hold values of the old weights. The scheduler's list of encoded images
+            # must be emptied too, or the next request looks for an image that is not there.
             for client, answer in zip(
                 self.clients, self._post_all("reset_prefix_cache"), strict=True
             ):
                 if not answer["success"]:
                     raise EngineError(
-                        f"the vLLM server {self._place(client.base_url)} is answering somebody "
-                        "else, so its weights cannot be changed; give each run a server of its own"
+                        f"the vLLM server {self._place(client.base_url)} is answering other "
+                        "requests, so its weights cannot be changed; give each run its own server"
                     )
             self._post_all("reset_encoder_cache")
             call = {"method": "reload_weights", "kwargs": {"weights_path": name}}
@@ -219,9 +219,9 @@ class VllmServers:
     async def _answers(
         self, places: Sequence[httpx2.URL], requests: Sequence[SamplingRequest]
     ) -> list[dict[str, Any]]:
-        """Ask everything at once; the first failure, or Ctrl-C, drops all that is under way.
+        """Send all requests at once; the first failure, or Ctrl-C, cancels the others.
 
-        A thread that waits for an answer could not be stopped.
+        asyncio and not threads, because a thread that waits for an answer cannot be stopped.
         """
         limits = httpx2.Limits(max_connections=MAX_REQUESTS * len(self.clients))
         async with (
@@ -252,7 +252,7 @@ class VllmServers:
         return self._checked(place, path, response)
 
     def _post_all(self, path: str, body: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Ask every server at the same time: reading weights takes each as long."""
+        """Post to all servers at the same time, so that they load weights in parallel."""
         with ThreadPoolExecutor(len(self.clients)) as pool:
             return list(pool.map(lambda client: self._post(client, path, body), self.clients))
 
@@ -304,8 +304,8 @@ def _check_reach(options: VllmConfig, world: World) -> None:
     """Check that all processes see the same servers.
 
     Raises:
-        ConfigError: They are on several machines, and a server is known by an address that each
-            machine takes for its own.
+        ConfigError: They are on several machines, and an address means another server on each of
+            them.
     """
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
     hosts = [httpx2.URL(address).host for address in options.addresses] or ["127.0.0.1"]

@@ -1,4 +1,4 @@
-"""vLLM in the trainer's own process, on its device: weights pass as tensors and not as files.
+"""vLLM in the trainer's own process, on its device: weights are passed as tensors, not as files.
 
 The environment of the run must hold vLLM, which pins torch and transformers within our bounds.
 """
@@ -21,10 +21,10 @@ from vaopd.rollouts.vllm.weights import Snapshot
 
 
 class InProcess:
-    """A `SamplingEngine` without a process of its own."""
+    """A ``SamplingEngine`` in the trainer's process."""
 
     def __init__(self, options: VllmConfig, *, dtype: str, device: torch.device) -> None:
-        """Load vLLM's code, so that a missing one is found before there is work.
+        """Import vLLM, so that a missing installation is found before the run begins.
 
         Raises:
             ConfigError: vLLM is not installed here, or would take another GPU.
@@ -35,7 +35,7 @@ class InProcess:
                 f"sees; set CUDA_VISIBLE_DEVICES={device.index} and training.device=cuda"
             )
         on_gpu = device.type == "cuda"
-        # A process of its own for the engine would get each weight as a message.
+        # With its own process, the engine would receive each weight as a message.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         eager = {} if on_gpu else EAGER
         for name, value in {"VLLM_LOGGING_LEVEL": "ERROR", **SETTINGS, **eager}.items():
@@ -67,7 +67,7 @@ class InProcess:
         return ()
 
     def connect(self, places: Sequence[str]) -> None:
-        """Nothing: it is here."""
+        """Do nothing: vLLM is in this process."""
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[dict[str, Any]]:
         """Answer all requests as one batch."""
@@ -89,7 +89,7 @@ class InProcess:
         self.llm.sleep(level=2)
 
     def close(self) -> None:
-        """Let the engine and its files go."""
+        """Shut down the engine and remove its files."""
         if self.llm is not None:
             self.llm.llm_engine.engine_core.shutdown()
         self.llm = None
@@ -118,15 +118,15 @@ class InProcess:
                 "sampling.vllm.arguments spread vLLM over several GPUs, but one in process has one "
                 "only; leave them out, or use sampling.vllm.mode=server"
             )
-        # vLLM seeds every generator that it can reach.
+        # vLLM seeds the global random generators.
         with torch.random.fork_rng():
             self.llm = self.vllm.LLM.from_engine_args(parsed)
         for path in Path(folder).glob("*.safetensors"):
             path.unlink()
 
     def _reload(self, weights: Snapshot) -> None:
-        self.llm.wake_up(tags=["weights"])  # one that is awake takes no notice
-        # Both hold what the old weights computed.
+        self.llm.wake_up(tags=["weights"])  # a vLLM that is awake ignores this
+        # Both caches hold values of the old weights.
         self.llm.reset_prefix_cache()
         self.llm.llm_engine.reset_encoder_cache()
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights.tensors()})
@@ -142,7 +142,7 @@ def _failure(what: str, error: Exception) -> EngineError:
 
 
 def _answer(output: Any) -> dict[str, Any]:
-    """Return what vLLM's HTTP interface says of an output."""
+    """Return an output in the format of vLLM's HTTP interface."""
     return {
         "prompt_token_ids": list(output.prompt_token_ids),
         "choices": [

@@ -1,8 +1,8 @@
 """Sampling through vLLM, whose weights follow the student.
 
-Prompts go as token ids with one placeholder an image and the images as they are; vLLM expands the
-placeholders and its expansion must be ours. New weights carry a version, which vLLM reports with
-every response.
+Prompts are sent as token ids with one placeholder per image, and the images; vLLM expands the
+placeholders, and its expansion must equal ours. New weights have a version, which vLLM reports
+with every response.
 """
 
 import hashlib
@@ -27,15 +27,15 @@ NEVER = -1e9
 
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-"""Model types whose weights are known to follow; what vLLM does not read of a push, it leaves."""
+"""Tested model types. For other types vLLM may ignore some of the weights without an error."""
 
 
 class VllmSampler:
     """Samples from a vLLM that is started for the run, or from servers that run already.
 
-    Every process of a run has one and asks for its own prompts; the main process hands over the
+    Every process of a run has a sampler and sends its own prompts; the main process sends the
     weights. Seeds are a function of (seed, stream, problem, sibling), so a rerun draws the same
-    tokens as far as vLLM's logits are the same; they may depend on which requests share a batch.
+    tokens if vLLM's logits are the same; they may depend on the requests that share a batch.
     The transformers sampler promises equal bits, this one does not.
     """
 
@@ -48,12 +48,12 @@ class VllmSampler:
         world: World | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Check what can be checked; a server starts with the first weights.
+        """Check options and addresses; a server starts later, with the first weights.
 
         Raises:
             ConfigError: vLLM is not installed there, the model is of an untested family, or its
-                weights could not follow.
-            EngineError: A server that is to run already does not answer.
+                weights could not be updated.
+            EngineError: A server of ``sampling.vllm.addresses`` does not answer.
         """
         self.model = model
         self.options = options
@@ -98,7 +98,7 @@ class VllmSampler:
             return
         try:
             if self.model.device.type == "cuda":
-                # vLLM may share the GPU, where the allocator holds what training needed.
+                # vLLM may share the GPU, so the allocator's unused memory is freed.
                 self.world.agree(torch.cuda.empty_cache)
             weights = snapshot(self.model)
             name = f"{self.run}:{version}"
@@ -134,13 +134,13 @@ class VllmSampler:
             raise
 
     def sleep(self) -> None:
-        """Let vLLM sleep until it is given weights, where the recipe says so; a collective."""
+        """Put vLLM to sleep until it receives weights, if the recipe says so; a collective."""
         if self.options.sleep and self.held is not None:
             self.world.on_main(lambda: self.engine.sleep())
             self.held = None
 
     def close(self) -> None:
-        """Stop what was started here and remove what it was given."""
+        """Stop the vLLM that was started here and remove its files."""
         self.engine.close()
         self.held = None
 

@@ -1,6 +1,6 @@
-"""A vLLM server in an environment of its own: found, started, watched and stopped.
+"""A vLLM server in its own environment: finding, starting, watching and stopping it.
 
-vLLM pins torch and transformers, so it mostly has an environment of its own, and is not imported
+vLLM pins torch and transformers, so it usually has its own environment and is not imported
 here. A folder that it can serve holds ``config.json``, ``generation_config.json``, the
 weights, the tokenizer with its chat template and ``preprocessor_config.json``: what
 ``VisionLanguageModel.save`` writes, for the tiny models too. vLLM builds the whole Qwen processor
@@ -25,13 +25,13 @@ from vaopd.errors import ConfigError, EngineError
 PYTHON_VARIABLE = "VAOPD_VLLM_PYTHON"
 
 STARTUP_SECONDS = 3600.0
-"""Reading tens of gigabytes and compiling take minutes; a server that failed ends by itself."""
+"""Loading tens of gigabytes and compiling take minutes; a server that fails ends by itself."""
 
 SECONDS_BETWEEN_LINES = 15.0
 SECONDS_TO_STOP = 30.0
 
-# The command `vllm serve` of the CPU build stops at its own version number; the module runs in
-# every build. PR_SET_PDEATHSIG survives execv: a trainer that is killed takes its server along.
+# The command `vllm serve` of the CPU build fails at its own version number; the module runs in
+# every build. PR_SET_PDEATHSIG remains after execv: if the trainer is killed, its server ends too.
 LAUNCH = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -42,22 +42,22 @@ os.execv(sys.executable, arguments)
 
 
 SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-"""Gigabytes for keys and values where vLLM runs on a CPU: it would take half the memory."""
+"""Gigabytes for keys and values if vLLM runs on a CPU; its default is half the memory."""
 
 EAGER = {"TORCHDYNAMO_DISABLE": "1"}
-"""Eager still compiles a few functions for the first request, which takes half a minute."""
+"""Even in eager mode vLLM compiles a few functions at the first request, for half a minute."""
 
 OF_A_LAUNCHER = {
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
     *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
 }
-"""How torchrun tells a process who it is, which a server that the process starts is not."""
+"""Variables by which torchrun numbers a process; a server must not inherit them."""
 
 
 def engine_arguments(*, on_gpu: bool) -> list[str]:
-    """Return vLLM's arguments that hold wherever it runs.
+    """Return vLLM's arguments that are the same for every use.
 
-    Without a GPU graphs are not compiled, which takes longer than it saves.
+    Without a GPU graphs are not compiled, because compiling takes longer than it saves.
     """
     eager = [] if on_gpu else ["--enforce-eager"]
     return ["--max-model-len", "auto", "--enable-prefix-caching", *eager]
@@ -77,8 +77,8 @@ def find_python(given: str | None, option: str) -> str:
     python = shutil.which(name)
     remedy = f"name the interpreter of an environment with vLLM by {option} or {PYTHON_VARIABLE}"
     if python is None:
-        raise ConfigError(f"{name!r} is no Python interpreter; {remedy}")
-    # -P: a folder called vllm where the command is given is not the package.
+        raise ConfigError(f"{name!r} is not a Python interpreter; {remedy}")
+    # -P: a folder called vllm in the current folder is not the package.
     test = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
     found = subprocess.run(
         [python, "-P", "-c", test], env=_environment({}), capture_output=True, check=False
@@ -108,7 +108,7 @@ class VllmServer:
             model: Hub name or folder.
             python: From ``find_python``.
             log: File that the server's output is added to.
-            arguments: Further arguments of vLLM; of two equal ones the last holds.
+            arguments: Further arguments of vLLM; of two equal ones the last is used.
             on_gpu: See ``engine_arguments``.
             environment: Further environment variables.
             say: Shows a line of progress.
@@ -124,7 +124,7 @@ class VllmServer:
         eager = {} if on_gpu else EAGER
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
-            # A session of its own: Ctrl-C is ours, and the whole group can be ended.
+            # In a new session Ctrl-C does not reach the server, and its whole group can be ended.
             self.process = subprocess.Popen(
                 [*command, *arguments],
                 stdin=subprocess.DEVNULL,
@@ -155,7 +155,7 @@ class VllmServer:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(SECONDS_TO_STOP)
-        # Workers of a server that was killed know nothing of it.
+        # Workers of a server that was killed would continue to run.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -191,7 +191,7 @@ def _free_port() -> int:
 
 
 def _environment(further: dict[str, str]) -> dict[str, str]:
-    # Packages of this environment must not come before those of the server's own.
+    # Packages of this environment must not come before those of the server's environment.
     foreign = {"PYTHONPATH", *OF_A_LAUNCHER}
     kept = {
         name: text

@@ -1,4 +1,4 @@
-"""The student as a vLLM reads it: a model folder, or tensors under the names of its files."""
+"""The student in vLLM's formats: a model folder, or tensors under the names of its files."""
 
 import json
 from collections.abc import Iterator
@@ -24,15 +24,15 @@ class Snapshot:
 
     model: VisionLanguageModel
     gathered: dict[str, Tensor] | None
-    """The whole weights in the main process, where each process holds a part of them; until they
+    """The whole weights in the main process, if each process holds a part of them. Freed when they
     are written, because the files are in main memory as well."""
 
     head: Tensor | None
-    """A copy of a tied head, for a vLLM on a CPU: it packs the head once and a tied head never
-    again, so new embeddings would meet the old head."""
+    """A copy of a tied head, for a vLLM on a CPU: it packs a tied head only once, so new embeddings
+    would be used with the old head."""
 
     def write(self, folder: Path) -> None:
-        """Write a model folder, in which a head of its own is not tied.
+        """Write a model folder; if there is a copy of the head, as one that is not tied.
 
         Raises:
             EngineError: The disk, or shared memory, is full or refuses.
@@ -64,7 +64,7 @@ class Snapshot:
         save_file({HEAD: self.head}, folder / "head.safetensors")
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield what the files of such a folder hold, on the device; not for sharded models."""
+        """Yield the tensors of such a folder, on the device; not for sharded models."""
         weights = self.model.weights(self.model.compute_dtype)
         yield from revert_weight_conversion(self.model.model, weights).items()
         if self.head is not None:
@@ -72,13 +72,13 @@ class Snapshot:
 
 
 def needs_own_head(model: VisionLanguageModel) -> bool:
-    """Return whether a vLLM must be started with a head that is not tied; see ``Snapshot``."""
+    """Return whether vLLM must be started with a head that is not tied; see ``Snapshot``."""
     embeddings = model.model.get_input_embeddings().weight
     return model.device.type == "cpu" and model.model.get_output_embeddings().weight is embeddings
 
 
 def snapshot(model: VisionLanguageModel) -> Snapshot:
-    """Return the model's weights as they are now; a collective where it is sharded."""
+    """Return a snapshot of the model's current weights; a collective if it is sharded."""
     gathered = model.weights(model.compute_dtype) if model.sharding else None
     head = None
     if needs_own_head(model):

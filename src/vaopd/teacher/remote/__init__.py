@@ -1,1 +1,1 @@
-"""A teacher in other processes: its server, its client and what passes between them."""
+"""A teacher in other processes: its server, its client and their messages."""

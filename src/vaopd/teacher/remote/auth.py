@@ -1,6 +1,6 @@
-"""The token that a trainer shows to a teacher elsewhere.
+"""The token by which a trainer is authorised at a teacher's server.
 
-Neither a recipe nor a command line holds it: both are read by others.
+It is never in a recipe or a command line, because other users can read both.
 """
 
 import os
@@ -14,7 +14,7 @@ def environment_token() -> str | None:
     """Return the token of the environment, if it is set.
 
     Raises:
-        ConfigError: It is no token.
+        ConfigError: It is not a valid token.
     """
     text = os.environ.get(TOKEN_VARIABLE)
     return None if text is None else checked_token(text, f"environment variable {TOKEN_VARIABLE}")
@@ -24,7 +24,7 @@ def checked_token(text: str, place: str) -> str:
     """Return a token without blanks around it.
 
     Raises:
-        ConfigError: It cannot stand in a header of HTTP.
+        ConfigError: It is not valid in an HTTP header.
     """
     token = text.strip()
     if not token or not all("!" <= letter <= "~" for letter in token):

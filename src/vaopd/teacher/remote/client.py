@@ -36,11 +36,11 @@ from vaopd.teacher.teacher import Responses, TeacherScores
 logger = logging.getLogger(__name__)
 
 IN_FLIGHT = 2
-"""Requests to each address at a time: one is computed while the next one travels."""
+"""Requests to each address at a time: one is computed while the next one is sent."""
 
 
 class RemoteTeacher:
-    """The teacher of one or several servers; only its language-model head is here."""
+    """A teacher on one or several servers; only its language-model head is in this process."""
 
     def __init__(
         self,
@@ -57,9 +57,9 @@ class RemoteTeacher:
         self.batch_tokens = recipe.batch_tokens
         self.share_prefix = share_prefix
         self.park_hidden = recipe.park_hidden
-        # The processes of a training do not all begin with the same server.
+        # Each process of a training begins with another server.
         self.first_turn = int(os.environ.get("RANK", 0))
-        # Nothing is won by widening what was computed in bfloat16.
+        # Values computed in bfloat16 gain nothing from a wider type.
         self.hidden_dtype: Dtype = recipe.transfer_dtype if info.dtype == "float32" else info.dtype
 
     @property
@@ -82,7 +82,7 @@ class RemoteTeacher:
     ) -> TeacherScores:
         """Return log-probs, and hidden states if wanted, of every response token; see ``Teacher``.
 
-        A request is one forward of those that a local teacher would make.
+        Each request is one of the forwards that a local teacher would run.
 
         Raises:
             EngineError: No server answers, or one refuses.
@@ -137,7 +137,7 @@ class RemoteTeacher:
         self.servers.close()
 
     def _check_size(self, body: bytes) -> None:
-        # A server that refuses closes the connection, and its answer may get lost.
+        # A server that refuses a request closes the connection, and its answer may be lost.
         limit = self.info.max_request_bytes
         if len(body) > limit:
             raise EngineError(
@@ -155,7 +155,7 @@ class RemoteTeacher:
     ) -> TeacherScores:
         """Return the scores of all rollouts in their order, on the device of the head.
 
-        Hidden states that are to be parked stay in the memory they came to.
+        With ``park_hidden`` hidden states stay in main memory.
         """
         starts = list(accumulate((len(siblings) for siblings in responses), initial=0))
         places = [n for part in parts for i in part for n in range(starts[i], starts[i + 1])]
@@ -184,7 +184,7 @@ def connect_teacher(
 ) -> RemoteTeacher:
     """Return the teacher of ``teacher.addresses``, checked against the recipe and the student.
 
-    An address that does not answer yet is left for later: every answer tells which teacher gave it.
+    An address that does not answer yet is checked later, because every answer names its teacher.
 
     Raises:
         ConfigError: There is no token, or a server has another model than the recipe.
@@ -211,7 +211,7 @@ def connect_teacher(
 def _agreed(
     servers: TeacherServers, recipe: TeacherConfig, student: VisionLanguageModel
 ) -> TeacherInfo:
-    """Return what all servers that answer say of their teacher."""
+    """Return the description of the teacher on which all answering servers agree."""
     found: dict[str, TeacherInfo] = {}
     reasons: dict[str, str] = {}
     for address in servers.addresses:
@@ -244,6 +244,6 @@ def _info(address: Address) -> TeacherInfo:
         return TeacherInfo.model_validate_json(body)
     except ValidationError as error:
         raise EngineError(
-            f"{address.url} is no server of vaopd serve-teacher ({error.error_count()} fields of "
-            "its description are wrong); correct teacher.addresses"
+            f"{address.url} is not a server of vaopd serve-teacher ({error.error_count()} fields "
+            "of its description are wrong); correct teacher.addresses"
         ) from None

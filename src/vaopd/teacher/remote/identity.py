@@ -1,4 +1,4 @@
-"""Which teacher this is, in a few hashes that two machines can compare."""
+"""Hashes that identify a teacher, so that two machines can compare theirs."""
 
 import hashlib
 import json
@@ -15,13 +15,13 @@ from vaopd.teacher.remote.messages import PROTOCOL, TeacherInfo
 
 SAMPLES = 64
 """Numbers of each parameter in the fingerprint. Another training changes nearly all of them, and a
-hash of all weights would take minutes for the teachers that need a machine of their own."""
+hash of all weights would take minutes for large teachers."""
 
 
 def describe_teacher(
     model: VisionLanguageModel, *, quantization: str, max_request_bytes: int
 ) -> TeacherInfo:
-    """Return what a server says of its teacher."""
+    """Return a server's description of its teacher."""
     dtype = str(model.compute_dtype).removeprefix("torch.")
     tokenizer = tokenizer_hash(model)
     settings = plain(model.family.image_settings)
@@ -45,11 +45,11 @@ def describe_teacher(
 def check_partner(
     info: TeacherInfo, student: VisionLanguageModel, recipe: TeacherConfig, address: str
 ) -> None:
-    """Check that a teacher elsewhere is the recipe's and fits the student.
+    """Check that a server's teacher is the one of the recipe and fits the student.
 
     Raises:
         ConfigError: The recipe names another model, precision or quantization.
-        ModelError: Token ids or pixel values mean other things to the two models.
+        ModelError: The two models differ in token ids or pixel values.
     """
     wanted = {"model": recipe.model, "quantization": recipe.quantization}
     served = {"model": info.name, "quantization": info.quantization}
@@ -78,7 +78,7 @@ def tokenizer_hash(model: VisionLanguageModel) -> str:
 
 
 def plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings as they look after a journey as JSON."""
+    """Return settings as they are after conversion to JSON and back."""
     return json.loads(json.dumps(settings))
 
 

@@ -1,6 +1,6 @@
-"""What a trainer and a teacher elsewhere say to each other: safetensors, both ways.
+"""Messages between a trainer and a teacher's server: safetensors in both directions.
 
-Numbers of tensors travel as tensors, everything else as JSON in the header's metadata. Both views
+Tensors are sent as tensors, everything else as JSON in the header's metadata. Both views
 of a problem share token ids, positions and layout, so only pixel values are sent twice.
 """
 
@@ -22,25 +22,25 @@ from vaopd.models.prompts import EncodedPrompt, check_same_prompt
 from vaopd.teacher.teacher import Responses, TeacherScores
 
 PROTOCOL = 1
-"""Raised with every change of the messages; both sides must have the same."""
+"""Version of the messages, increased with every change; both sides must have the same."""
 
 Dtype = Literal["float32", "bfloat16"]
 
 
 class Message(BaseModel):
-    """Base of all messages: nothing unknown is passed over."""
+    """Base of all messages: unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class TeacherInfo(Message):
-    """What a server says of its teacher."""
+    """A server's description of its teacher."""
 
     protocol: int
     version: str
     name: str
     fingerprint: str
-    """Of weights, tokenizer, image processor and precision: equal means the same scores."""
+    """Hash of weights, tokenizer, image processor and precision: equal means the same scores."""
 
     tokenizer: str
     """Hash of every token and its id."""
@@ -49,7 +49,7 @@ class TeacherInfo(Message):
     vocabulary_size: int
     hidden_size: int
     dtype: Dtype
-    """Of its forwards."""
+    """Precision of its forwards."""
 
     quantization: str
     can_pack: bool
@@ -57,7 +57,7 @@ class TeacherInfo(Message):
 
 
 class ProblemHeader(Message):
-    """What of a problem is no tensor."""
+    """The parts of a problem that are not tensors."""
 
     id: str
     next_position: int = Field(ge=0)
@@ -69,7 +69,7 @@ class ProblemHeader(Message):
 
 
 class RequestOptions(Message):
-    """What a request wants and how it is to be computed."""
+    """The results that a request wants and how to compute them."""
 
     with_degraded: bool
     with_hidden: bool
@@ -80,7 +80,7 @@ class RequestOptions(Message):
 
 
 class ScoreHeader(Message):
-    """What of a request to score is no tensor."""
+    """The parts of a request to score that are not tensors."""
 
     protocol: int
     problems: list[ProblemHeader]
@@ -110,8 +110,8 @@ def pack_request(
         originals: Prompts with the image.
         degraded: The same prompts with the degraded image, where that view is wanted.
         responses: Token ids by problem and sibling.
-        options: What is wanted.
-        pixel_dtype: That of the teacher's forwards, which convert the pixels anyway.
+        options: Wanted results.
+        pixel_dtype: Precision of the teacher's forwards, which convert the pixels anyway.
     """
     tensors: dict[str, Tensor] = {}
     headers = []
@@ -144,13 +144,13 @@ def unpack_request(body: bytes) -> ScoreRequest:
     """Return the request of a body.
 
     Raises:
-        EngineError: The body is no request, or one of another protocol; says what is wrong.
+        EngineError: The body is not a request, or has another protocol; says what is wrong.
     """
     try:
         tensors = load(body)
         text = _metadata(body).get("request", "{}")
     except (SafetensorError, ValueError) as error:
-        raise EngineError(f"the body is no safetensors file ({_short(error)})") from None
+        raise EngineError(f"the body is not a safetensors file ({_short(error)})") from None
     check_protocol(text, "the request")
     try:
         header = ScoreHeader.model_validate_json(text)
@@ -186,13 +186,13 @@ def unpack_scores(
     """Return the scores of an answer, by rollout.
 
     Raises:
-        ValueError: The body is no answer to the request, for example a proxy's own page.
-        EngineError: Another teacher than ``info`` tells of has answered.
+        ValueError: The body does not answer the request, for example a page of a proxy.
+        EngineError: A teacher other than that of ``info`` has answered.
     """
     try:
         tensors, found = load(body), _metadata(body).get("fingerprint")
     except SafetensorError as error:
-        raise ValueError(f"an answer that is no safetensors file ({_short(error)})") from None
+        raise ValueError(f"an answer that is not a safetensors file ({_short(error)})") from None
     if found != info.fingerprint:
         raise EngineError(
             f"an answer comes from another teacher than the {info.name!r} of the beginning; serve "
@@ -236,7 +236,7 @@ def unpack_head(body: bytes) -> Float[Tensor, "V H"]:
 
 
 def check_protocol(text: str | bytes, what: str) -> None:
-    """Check the protocol of a JSON message before anything else of it is read.
+    """Check the protocol of a JSON message before its other fields are read.
 
     Raises:
         EngineError: It is another one, or the message names none.
@@ -259,7 +259,7 @@ class _Protocol(BaseModel):
 def _prompt(
     tensors: dict[str, Tensor], number: int, header: ProblemHeader
 ) -> tuple[EncodedPrompt, EncodedPrompt]:
-    """Return both views of a problem; they are one where the degraded view was not sent."""
+    """Return both views of a problem; they are equal if the degraded view was not sent."""
     ids = _flat_ids(tensors, f"{number}.input_ids")
     positions = tensors.get(f"{number}.position_ids")
     if positions is not None and positions.shape != (3, len(ids)):
@@ -290,7 +290,7 @@ def _as_pixels(value: Tensor, dtype: Dtype) -> Tensor:
 
 
 def _metadata(body: bytes) -> dict[str, str]:
-    """Return the metadata of a body that ``load`` found whole; it does not tell them itself."""
+    """Return the metadata of a body that ``load`` has accepted; ``load`` does not return them."""
     length = int.from_bytes(body[:8], "little")
     return json.loads(body[8 : 8 + length]).get("__metadata__", {})
 

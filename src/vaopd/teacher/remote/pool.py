@@ -14,19 +14,19 @@ from vaopd.teacher.remote.auth import TOKEN_VARIABLE
 Answer = TypeVar("Answer")
 
 ROUNDS = 3
-"""Times that every address is tried before a request is given up."""
+"""How often every address is tried before a request fails."""
 
 FIRST_WAIT_SECONDS = 1.0
 """Between the first two rounds; doubled after each."""
 
 REST_SECONDS = 30.0
-"""An address that failed is asked last for so long."""
+"""For how long an address that failed is asked last."""
 
 CONNECT_SECONDS = 10.0
 
 
 class Unavailable(Exception):
-    """A failure of one address that another one, or a later moment, may not have."""
+    """A failure of one address; another address, or a later attempt, may succeed."""
 
 
 class Address:
@@ -39,7 +39,7 @@ class Address:
             base_url=self.url,
             headers={"Authorization": f"Bearer {token}"},
             timeout=httpx2.Timeout(timeout_seconds, connect=CONNECT_SECONDS),
-            # A proxy of the environment is for the internet, and would be shown the token.
+            # A proxy named in the environment is for the internet and would see the token.
             trust_env=False,
         )
 
@@ -53,7 +53,7 @@ class Address:
 
         Raises:
             Unavailable: No answer, or a fault of the server.
-            EngineError: The server refuses; the same request elsewhere would fare no better.
+            EngineError: The server refuses; other servers would refuse the request too.
         """
         try:
             response = self.http.request(method, path, content=body)
@@ -78,7 +78,7 @@ class Address:
 
 
 class TeacherServers:
-    """Several addresses of the same thing."""
+    """Several addresses of one service."""
 
     def __init__(self, urls: Sequence[str], token: str, timeout_seconds: float) -> None:
         self.addresses = [Address(url, token, timeout_seconds) for url in urls]
@@ -92,13 +92,13 @@ class TeacherServers:
         read: Callable[[bytes], Answer],
         body: bytes | None = None,
     ) -> Answer:
-        """Return what ``read`` makes of the answer of the first address that gives one.
+        """Return the result of ``read`` for the first answer of an address.
 
         Args:
-            turn: Which address is asked first, counted round and round.
+            turn: Number of the address that is asked first, modulo their number.
             method: Of HTTP.
             path: Of the resource.
-            read: Raises ``ValueError`` for an answer that makes no sense.
+            read: Raises ``ValueError`` for an invalid answer.
             body: Of the request.
 
         Raises:
@@ -137,14 +137,14 @@ class TeacherServers:
             raise nobody_answers(reasons) from None
 
     def close(self) -> None:
-        """Close all connections; requests that wait for another attempt give up."""
+        """Close all connections; requests that wait for another attempt fail."""
         self.stopped.set()
         for address in self.addresses:
             address.http.close()
 
 
 def nobody_answers(reasons: dict[str, str]) -> EngineError:
-    """Return the error that tells of every address."""
+    """Return the error that names the reason of every address."""
     listed = "; ".join(f"{url} ({reason})" for url, reason in reasons.items())
     return EngineError(
         f"no teacher answers: {listed}; start vaopd serve-teacher there again and go on with "

@@ -1,6 +1,6 @@
-"""The service behind ``vaopd serve-teacher``: scores that leave the machine as hidden states.
+"""The service of ``vaopd serve-teacher``, which answers with scores and hidden states.
 
-Requests are computed one at a time, in a thread of its own, so that the event loop always answers.
+Requests are computed one at a time in a separate thread, so that the event loop always answers.
 """
 
 import asyncio
@@ -34,20 +34,20 @@ from vaopd.teacher.remote.messages import (
 logger = logging.getLogger(__name__)
 
 ADMITTED = 2
-"""Requests in memory: one is computed while the next one arrives; others wait unread."""
+"""Requests in memory: one is computed while the next one arrives; others are not read yet."""
 
 READ_SECONDS = 300.0
-"""A request that arrives slower would keep others waiting."""
+"""Limit for the arrival of a request; a slower one would block the others."""
 
 CHUNK_BYTES = 1 << 20
 
 
 class Refusal(HTTPException):
-    """A request that is answered by one sentence."""
+    """The answer to a request that is refused: a status and one sentence."""
 
 
 class Meters:
-    """What /metrics shows."""
+    """The counters that /metrics shows."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -64,7 +64,7 @@ class Meters:
 
 
 class Service:
-    """A model, its queue of one, and its meters."""
+    """A model, the thread that computes its requests, and its counters."""
 
     def __init__(self, model: VisionLanguageModel, info: TeacherInfo) -> None:
         self.model = model
@@ -79,7 +79,7 @@ class Service:
         try:
             async with self.admission:
                 body = await self._body(request)
-                if await request.is_disconnected():  # it gave up while others were computed
+                if await request.is_disconnected():  # the client may not have waited
                     raise Refusal(400, "the client went away")
                 scores = await asyncio.get_running_loop().run_in_executor(
                     self.device, self._computed, body
@@ -118,7 +118,7 @@ class Service:
         return bytes(body)
 
     def _computed(self, body: bytes) -> bytes:
-        """Return the scores of a body; runs in the one thread of the device."""
+        """Return the scores for a request's body; runs in the thread of the device."""
         started = time.perf_counter()
         try:
             request = unpack_request(body)
@@ -149,7 +149,7 @@ class Service:
 
 
 def check_ids(request: ScoreRequest, head: Tensor) -> None:
-    """Check that every id has a row, which a GPU would not survive to say.
+    """Check that every id has a row in the head; on a GPU a wrong id ends the process.
 
     Raises:
         EngineError: Names the problem.
@@ -164,7 +164,7 @@ def check_ids(request: ScoreRequest, head: Tensor) -> None:
 
 
 def make_app(model: VisionLanguageModel, info: TeacherInfo, token: str) -> FastAPI:
-    """Return the service as an ASGI application; all but /health asks for the token."""
+    """Return the service as an ASGI application; all paths except /health need the token."""
     service = Service(model, info)
     expected = f"Bearer {token}".encode()
 
@@ -198,7 +198,7 @@ def make_app(model: VisionLanguageModel, info: TeacherInfo, token: str) -> FastA
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a bound socket, before minutes go into loading a model.
+    """Return a bound socket; called before a model is loaded, which takes minutes.
 
     Raises:
         EngineError: The port is taken, or the host is not one of this machine.
@@ -216,7 +216,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run_server(app: FastAPI, listener: socket.socket) -> None:
-    """Answer requests until the process is told to stop."""
+    """Answer requests until the process gets a signal to stop."""
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=30, lifespan="off"
     )
