@@ -343,10 +343,11 @@ def test_the_saved_recipe_of_an_earlier_version_loses_only_keys_that_its_method_
     recipe = {"student": {"model": "s"}, "data": {"train": "t"}, "method": method}
     saved.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     kept = load_config(saved).method.model_dump()
-    assert kept == {
+    assert kept.items() >= {
         "name": "opd", "advantage": "sampled", "high_fraction": 0.3, "drop": "highest",
         "drop_fraction": 0.1,
-    }  # fmt: skip
+    }.items()  # fmt: skip
+    assert "epsilon" not in kept
     # A recipe that someone wrote is not mended in silence.
     del method["label_smoothing"]
     saved.write_text(yaml.safe_dump(recipe), encoding="utf-8")

@@ -150,6 +150,11 @@ EFFECTS: dict[str, list[Effect]] = {
         Effect("token_only", rollout_weight),
         Effect("off_policy_kd", tokens),
     ],
+    "method.target": [Effect("contrast", loss), Effect("sharpened", loss)],
+    "method.strength": [Effect("0.4", loss, ("method.target=contrast",))],
+    "method.floor": [Effect("0.9", loss, ("method.target=contrast",))],
+    "method.divergence": [Effect("forward", loss)],
+    "method.beta": [Effect("0.2", loss, ("method.divergence=jsd",))],
     "method.advantage": [Effect("view_divergence", advantage)],
     "method.high_fraction": [
         Effect("0.6", high),

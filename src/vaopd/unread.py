@@ -103,6 +103,21 @@ RULES = (
     # Validation answers the degraded image itself, so it cannot be the small one.
     Rule(("view.probe",), METHOD, lambda config: config.method.needs.views != 2),
     Rule(
+        ("method.strength",),
+        "method.target is teacher",
+        lambda config: getattr(config.method, "target", None) == "teacher",
+    ),
+    Rule(
+        ("method.floor",),
+        "method.target is not contrast",
+        lambda config: getattr(config.method, "target", "contrast") != "contrast",
+    ),
+    Rule(
+        ("method.beta",),
+        "method.divergence is not jsd",
+        lambda config: getattr(config.method, "divergence", "jsd") != "jsd",
+    ),
+    Rule(
         ("method.drop_fraction",),
         "method.drop is none",
         lambda config: getattr(config.method, "drop", None) == "none",

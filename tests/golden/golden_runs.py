@@ -58,9 +58,12 @@ ALONE: dict[str, list[str]] = {
     "lora": ["student.lora.rank=4", "student.lora.dropout=0.1", "student.lora.vision=adapters"],
     "blurred view": ["view.name=blur", "view.ratio=0.2", "view.stage=native"],
     "small probe": ["view.probe=small"],
+    "contrast": ["method.target=contrast", "method.strength=0.5"],
+    "sharpened, jsd": ["method.name=opd", "method.target=sharpened", "method.divergence=jsd"],
 }
 PROCESSES: dict[str, list[str]] = {
     "ddp": ["training.parallel=ddp"],
+    "ddp contrast": ["training.parallel=ddp", "method.target=contrast"],
     "ddp sft": ["training.parallel=ddp", "method.name=sft"],
     "fsdp2": ["training.parallel=fsdp2"],
     "fsdp2 lora": ["training.parallel=fsdp2", "student.lora.rank=4"],

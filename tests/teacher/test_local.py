@@ -269,3 +269,16 @@ def test_the_view_divergence_is_only_made_where_it_is_asked_for(
     originals, degraded = views(teacher, problems)
     assert teacher.score(originals, degraded, RESPONSES).view_divergence is None
     assert teacher.score(originals, None, RESPONSES, with_divergence=True).view_divergence is None
+
+
+def test_the_hidden_states_of_the_degraded_view_are_those_of_its_own_prompts(
+    teacher: LocalTeacher, problems: list[Problem]
+):
+    originals, degraded = views(teacher, problems)
+    scores = teacher.score(originals, degraded, RESPONSES, with_degraded_hidden=True)
+    alone = teacher.score(degraded, None, RESPONSES, with_degraded_hidden=True)
+    assert alone.degraded_hidden is None
+    assert scores.degraded_hidden is not None
+    for found, seen, other in zip(scores.degraded_hidden, alone.hidden, scores.hidden, strict=True):
+        assert found.equal(seen)
+        assert not len(found) or not found.equal(other)

@@ -82,7 +82,13 @@ def connect(
 
 
 def check_same_bits(found: TeacherScores, expected: TeacherScores) -> None:
-    for name in ("hidden", "original_logprobs", "degraded_logprobs", "view_divergence"):
+    for name in (
+        "hidden",
+        "degraded_hidden",
+        "original_logprobs",
+        "degraded_logprobs",
+        "view_divergence",
+    ):
         ours, theirs = getattr(found, name), getattr(expected, name)
         assert (ours is None) == (theirs is None), name
         for one, two in zip(ours or [], theirs or [], strict=True):
@@ -96,7 +102,9 @@ def check_same_bits(found: TeacherScores, expected: TeacherScores) -> None:
 
 @pytest.mark.parametrize("batch_tokens", [1, 150, 10_000])
 @pytest.mark.parametrize(
-    "options", [{}, {"with_divergence": True}, {"with_hidden": False}], ids=str
+    "options",
+    [{}, {"with_divergence": True}, {"with_hidden": False}, {"with_degraded_hidden": True}],
+    ids=str,
 )
 def test_scores_are_the_local_teachers_bit_for_bit(
     serve, connect: Connect, model, views, batch_tokens: int, options: dict

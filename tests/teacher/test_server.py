@@ -25,6 +25,7 @@ OPTIONS = RequestOptions(
     with_degraded=True,
     with_hidden=True,
     with_divergence=False,
+    with_degraded_hidden=False,
     hidden_dtype="float32",
     batch_tokens=10_000,
     share_prefix=True,

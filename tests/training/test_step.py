@@ -11,8 +11,7 @@ from torch import Tensor
 
 from vaopd.config import MethodOptions, parse_config
 from vaopd.errors import AlignmentError, ProblemError
-from vaopd.methods import base as base_module
-from vaopd.methods import make_method
+from vaopd.methods import distillation, make_method
 from vaopd.methods.base import StepRollouts, Weights
 from vaopd.methods.va_opd import VaOpd
 from vaopd.models.model import VisionLanguageModel
@@ -537,13 +536,13 @@ def test_micro_batches_of_one_token_make_one_backward_for_each_rollout(
     make_step: Callable, problems: list[Problem], monkeypatch: pytest.MonkeyPatch
 ):
     calls = []
-    original = base_module.weighted_reverse_kl
+    original = distillation.weighted_divergence
 
     def spy(hidden: Tensor, *arguments: Any, **options: Any) -> Any:
         calls.append(len(hidden))
         return original(hidden, *arguments, **options)
 
-    monkeypatch.setattr(base_module, "weighted_reverse_kl", spy)
+    monkeypatch.setattr(distillation, "weighted_divergence", spy)
     make_step("training.share_prefix=false", "training.micro_batch_tokens=1").run(problems, 1)
     assert sorted(calls) == [1, 4, 5, 6, 9, 11]
     calls.clear()
@@ -551,11 +550,50 @@ def test_micro_batches_of_one_token_make_one_backward_for_each_rollout(
     assert calls == [36]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "formula"),
+    [
+        (["method.target=sharpened", "method.strength=0.5"], lambda q, blind: 1.5 * q),
+        (
+            ["method.target=contrast", "method.strength=2", "method.floor=0"],
+            lambda q, blind: q + 2 * (q - blind),
+        ),
+    ],
+    ids=["sharpened", "contrast"],
+)
+@pytest.mark.parametrize("name", ["opd", "va_opd"])
+def test_the_measure_of_every_token_is_the_plain_kl_to_the_target(
+    name: str,
+    overrides: list[str],
+    formula: Callable[[Tensor, Tensor], Tensor],
+    make_step: Callable,
+    teacher: LocalTeacher,
+    problems: list[Problem],
+):
+    step = make_step(f"method.name={name}", *overrides)
+    student, frozen = double(step.student), double(teacher.model)
+    result = step.run(problems, 1)
+    found = iter(result.token_divergence)
+    rollouts = iter(result.rollouts)
+    for problem in problems:
+        original, degraded = step.pipeline.encoder.both(problem)
+        for _ in range(3):
+            ids = torch.tensor(next(rollouts).response_ids)
+            with torch.no_grad():
+                p, q, blind = (
+                    plain_logprobs(model, view, ids)
+                    for model, view in ((student, original), (frozen, original), (frozen, degraded))
+                )
+            target = formula(q, blind).log_softmax(-1)
+            expected = (p.exp() * (p - target)).sum(-1)
+            torch.testing.assert_close(next(found).double(), expected, atol=1e-3, rtol=1e-3)
+
+
 def test_everything_is_scored_before_the_first_gradient(
     make_step: Callable, teacher: LocalTeacher, problems: list[Problem], monkeypatch: Any
 ):
     events = []
-    score, loss = teacher.score, base_module.weighted_reverse_kl
+    score, loss = teacher.score, distillation.weighted_divergence
 
     def spy_score(originals: Any, *arguments: Any, **options: Any) -> Any:
         events.append(f"score {len(originals)}")
@@ -564,11 +602,11 @@ def test_everything_is_scored_before_the_first_gradient(
 
     def spy_loss(hidden: Tensor, *arguments: Any, **options: Any) -> Any:
         events.append("loss")
-        assert not arguments[3].requires_grad
+        assert not arguments[2].requires_grad
         return loss(hidden, *arguments, **options)
 
     monkeypatch.setattr(teacher, "score", spy_score)
-    monkeypatch.setattr(base_module, "weighted_reverse_kl", spy_loss)
+    monkeypatch.setattr(distillation, "weighted_divergence", spy_loss)
     result = make_step("training.micro_batch_tokens=1").run(problems, 1)
     assert events == ["score 2", "loss", "loss"]
     assert result.scores is not None

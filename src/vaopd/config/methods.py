@@ -3,6 +3,7 @@
 A key that the chosen method does not read is an error that names the methods that do.
 """
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -13,7 +14,39 @@ from vaopd.config.own_method import MethodOptions, Needs, OwnMethodOptions
 PAPER_HIGH_FRACTION = 0.2
 
 
-class AdvantageOptions(MethodOptions):
+class DistillationOptions(MethodOptions):
+    """What the student learns from the teacher at each token, and by which divergence."""
+
+    target: Literal["teacher", "contrast", "sharpened"] = "teacher"
+    """Distribution that is learned: the teacher's (paper); its contrast between the image and the
+    degraded image, log q + strength (log q - log q_degraded) renormalised; or, as a control for
+    the contrast, the teacher's raised to the power 1 + strength. See `objective/target.py`."""
+
+    strength: NonNegative = 1.0
+    """Strength of ``target`` contrast or sharpened; 0 = the teacher."""
+
+    floor: Fraction = 0.1
+    """Only ids with at least this share of the largest probability are contrasted."""
+
+    divergence: Literal["reverse", "forward", "jsd"] = "reverse"
+    """Divergence to the target: reverse KL (paper), forward KL, or the generalized Jensen-Shannon
+    divergence (Agarwal et al. 2024)."""
+
+    beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the target in the mixture of ``divergence`` jsd, as TRL has it."""
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether the target is made of both views."""
+        return self.target == "contrast" and self.strength > 0
+
+    @property
+    def needs(self) -> Needs:
+        """The image's view, and the hidden states of both where they are contrasted."""
+        return Needs(views=2 if self.contrasts else 1, degraded_hidden=self.contrasts)
+
+
+class AdvantageOptions(DistillationOptions):
     """What a token's advantage is, and which tokens have much of it."""
 
     advantage: Literal["sampled", "view_divergence", "absolute", "signed"] = "sampled"
@@ -28,7 +61,7 @@ class AdvantageOptions(MethodOptions):
     @property
     def needs(self) -> Needs:
         """Both views, and their divergence where that is the advantage."""
-        return Needs(views=2, view_divergence=self.advantage == "view_divergence")
+        return replace(super().needs, views=2, view_divergence=self.advantage == "view_divergence")
 
 
 class DropOptions(AdvantageOptions):
@@ -89,8 +122,11 @@ class OpdOptions(DropOptions):
 
     @property
     def needs(self) -> Needs:
-        """One view; both where tokens are dropped by their advantage."""
-        return Needs() if self.drop == "none" else super().needs
+        """One view; both where they are contrasted, or tokens are dropped by their advantage."""
+        needs = super().needs
+        if self.drop != "none" or self.contrasts:
+            return needs
+        return replace(needs, views=1, view_divergence=False)
 
     @model_validator(mode="after")
     def _check_advantage(self) -> "OpdOptions":

@@ -27,6 +27,9 @@ class Needs:
     view_divergence: bool = False
     """Whether the teacher compares both views over the whole vocabulary; needs two views."""
 
+    degraded_hidden: bool = False
+    """Whether the loss reads the teacher's hidden states of the degraded view; needs two views."""
+
     student_entropy: bool = False
     """Whether the entropy of the student's own distribution is measured at every token."""
 

@@ -121,10 +121,12 @@ class StudentStates:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TeacherStates:
-    """The teacher's hidden states of the same tokens, original view, without gradient."""
+    """The teacher's hidden states of the same tokens, without gradient; original view."""
 
     hidden: Float[Tensor, "N Ht"]
     head: Float[Tensor, "Vt Ht"]
+    degraded_hidden: Float[Tensor, "N Ht"] | None = None
+    """The same with the degraded image, where ``needs.degraded_hidden``."""
 
 
 class Method(ABC, Generic[OptionsT]):

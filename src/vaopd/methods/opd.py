@@ -1,12 +1,13 @@
 """On-policy distillation with uniform weights: the baseline (Agarwal et al. 2024; Eq. 1)."""
 
 from vaopd.config.methods import OpdOptions
-from vaopd.methods.base import Method, StepRollouts, Weights
+from vaopd.methods.base import StepRollouts, Weights
+from vaopd.methods.distillation import Distillation
 from vaopd.methods.va_opd import token_advantage, weigh_evenly
 from vaopd.teacher.teacher import TeacherScores
 
 
-class Opd(Method[OpdOptions]):
+class Opd(Distillation[OpdOptions]):
     """Every token of a response weighs the same, and so does every response of a problem."""
 
     Options = OpdOptions

@@ -14,13 +14,14 @@ from vaopd.config.methods import (
     TokenOptions,
     VaOpdOptions,
 )
-from vaopd.methods.base import Method, StepRollouts, Weights
+from vaopd.methods.base import StepRollouts, Weights
+from vaopd.methods.distillation import Distillation
 from vaopd.objective.advantage import absolute_advantage, signed_advantage, visual_advantage
 from vaopd.objective.weights import rollout_weights, token_weights, without_tokens
 from vaopd.teacher.teacher import TeacherScores
 
 
-class VaOpd(Method[VaOpdOptions]):
+class VaOpd(Distillation[VaOpdOptions]):
     """Siblings that look weigh more (Eq. 3-4), and so do tokens that need the image (Eq. 5-6)."""
 
     Options = VaOpdOptions
@@ -32,7 +33,7 @@ class VaOpd(Method[VaOpdOptions]):
         return weigh_tokens(self.options, batch, advantage, rollout)
 
 
-class TokenOnly(Method[TokenOnlyOptions]):
+class TokenOnly(Distillation[TokenOnlyOptions]):
     """The ablation in which all siblings weigh the same."""
 
     Options = TokenOnlyOptions
@@ -43,7 +44,7 @@ class TokenOnly(Method[TokenOnlyOptions]):
         return weigh_tokens(self.options, batch, advantage, batch.uniform.sum(-1))
 
 
-class RolloutOnly(Method[RolloutOnlyOptions]):
+class RolloutOnly(Distillation[RolloutOnlyOptions]):
     """The ablation in which all tokens of a response weigh the same."""
 
     Options = RolloutOnlyOptions

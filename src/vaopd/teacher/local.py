@@ -65,49 +65,46 @@ class LocalTeacher:
         *,
         with_hidden: bool = True,
         with_divergence: bool = False,
+        with_degraded_hidden: bool = False,
     ) -> TeacherScores:
         """Return log-probs, and hidden states if wanted, of every response token; see ``Teacher``.
 
         Raises:
             AlignmentError: The model's log-prob of a token is not finite.
         """
+        has_both = degraded is not None
         with self.parking.present():
-            return self._score(originals, degraded, responses, with_hidden, with_divergence)
-
-    def close(self) -> None:
-        """Do nothing: the end of the process frees everything."""
-
-    def _score(
-        self,
-        originals: Sequence[EncodedPrompt],
-        degraded: Sequence[EncodedPrompt] | None,
-        responses: Responses,
-        with_hidden: bool,
-        with_divergence: bool,
-    ) -> TeacherScores:
-        with_divergence = with_divergence and degraded is not None
-        hidden, original = self._view(
-            originals, responses, keep_hidden=with_hidden or with_divergence
-        )
-        other = divergence = None
-        if degraded is not None:
-            blind, other = self._view(degraded, responses, keep_hidden=with_divergence)
-            if with_divergence:
-                with self.model.whole_head():
-                    head, vocab_size = self.model.head, self.model.vocab_size
-                    place = head.device
-                    divergence = [
-                        view_divergence(
-                            seen.to(place), unseen.to(place), head, vocab_size=vocab_size
-                        )
-                        for seen, unseen in zip(hidden, blind, strict=True)
-                    ]
+            hidden, original = self._view(
+                originals, responses, keep_hidden=with_hidden or (with_divergence and has_both)
+            )
+            blind, other = None, None
+            if degraded is not None:
+                keeps_blind = with_divergence or with_degraded_hidden
+                blind, other = self._view(degraded, responses, keep_hidden=keeps_blind)
+            divergence = None
+            if with_divergence and blind is not None:
+                divergence = self._divergence(hidden, blind)
         return TeacherScores(
             hidden=hidden if with_hidden else [],
+            degraded_hidden=blind if with_degraded_hidden else None,
             original_logprobs=original,
             degraded_logprobs=other,
             view_divergence=divergence,
         )
+
+    def close(self) -> None:
+        """Do nothing: the end of the process frees everything."""
+
+    def _divergence(self, hidden: list[Tensor], blind: list[Tensor]) -> list[Tensor]:
+        """Return the KL from the original to the degraded view at each token, by rollout."""
+        with self.model.whole_head():
+            head, vocab_size = self.model.head, self.model.vocab_size
+            return [
+                view_divergence(
+                    seen.to(head.device), unseen.to(head.device), head, vocab_size=vocab_size
+                )
+                for seen, unseen in zip(hidden, blind, strict=True)
+            ]
 
     def _view(
         self, prompts: Sequence[EncodedPrompt], responses: Responses, *, keep_hidden: bool

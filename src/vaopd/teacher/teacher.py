@@ -33,6 +33,9 @@ class TeacherScores:
     degraded_logprobs: list[Float[Tensor, " _"]] | None
     """The same with the degraded image; None if that view was not requested."""
 
+    degraded_hidden: list[Float[Tensor, "_ H"]] | None = None
+    """Last hidden states that predict the tokens, degraded view; where asked for."""
+
     view_divergence: list[Float[Tensor, " _"]] | None = None
     """KL from the original to the degraded view at each position, nats; None if not requested."""
 
@@ -69,6 +72,7 @@ class Teacher(Protocol):
         *,
         with_hidden: bool = True,
         with_divergence: bool = False,
+        with_degraded_hidden: bool = False,
     ) -> TeacherScores:
         """Return log-probs, and hidden states if wanted, of every response token.
 
@@ -78,6 +82,7 @@ class Teacher(Protocol):
             responses: Token ids by problem and sibling.
             with_hidden: Return the hidden states, which the loss needs and a measure does not.
             with_divergence: Also compare the views over the whole vocabulary; needs both.
+            with_degraded_hidden: Also return the hidden states of the degraded view; needs both.
 
         Raises:
             AlignmentError: The model's log-prob of a token is not finite.

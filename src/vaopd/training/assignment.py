@@ -73,13 +73,19 @@ class Shares:
         """Return the log-probs of all processes; hidden states stay where they are."""
         if self.world.size == 1:
             return own
-        hidden = [torch.zeros(0, 0)] * sum(self.num_rollouts)
-        for number, states in zip(self.rollouts, own.hidden, strict=True):
-            hidden[number] = states
         degraded, divergence = own.degraded_logprobs, own.view_divergence
+        blind = own.degraded_hidden
         return TeacherScores(
-            hidden=hidden,
+            hidden=self._own_places(own.hidden),
+            degraded_hidden=blind and self._own_places(blind),
             original_logprobs=self.everybodys(own.original_logprobs),
             degraded_logprobs=None if degraded is None else self.everybodys(degraded),
             view_divergence=None if divergence is None else self.everybodys(divergence),
         )
+
+    def _own_places(self, states: list[Tensor]) -> list[Tensor]:
+        """Return a list over all rollouts of the step, empty but for those of this process."""
+        places = [torch.zeros(0, 0)] * sum(self.num_rollouts)
+        for number, rows in zip(self.rollouts, states, strict=True):
+            places[number] = rows
+        return places

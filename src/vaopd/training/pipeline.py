@@ -247,8 +247,13 @@ class Pipeline:
 
     def _teacher_scores(self, views: Encoded, responses: list[list[Tensor]]) -> TeacherScores:
         assert self.teacher is not None, "only asked for where there is a teacher"
-        with_divergence = self.method.needs.view_divergence
-        return self.teacher.score(*views, responses, with_divergence=with_divergence)
+        needs = self.method.needs
+        return self.teacher.score(
+            *views,
+            responses,
+            with_divergence=needs.view_divergence,
+            with_degraded_hidden=needs.degraded_hidden,
+        )
 
     def _keys(self, groups: list[list[Rollout]], step: int) -> list[str]:
         """Return the texts that decide ties, one for each rollout of the step."""

@@ -235,13 +235,27 @@ class Step:
         )
         teacher = None
         if scores is not None and self.teacher is not None:
-            head = self.teacher.head
-            # A forward that only keeps others company has no rollout, and the teacher's width.
-            nothing = torch.zeros(0, head.shape[1], device=student.device, dtype=head.dtype)
-            of_teacher = [scores.hidden[number] for number in numbers] or [nothing]
-            # Those that were moved to main memory come back here.
-            teacher = TeacherStates(hidden=torch.cat(of_teacher).to(hidden.device), head=head)
+            teacher = self._teacher_states(numbers, scores, self.teacher.head)
         return self.method.loss(states, teacher, token_weight.to(student.device))
+
+    def _teacher_states(
+        self, numbers: list[int], scores: TeacherScores, head: Tensor
+    ) -> TeacherStates:
+        """Return the teacher's hidden states of some rollouts on the student's device."""
+        device = self.student.device
+        # A filler forward has no rollout, and the teacher's width.
+        nothing = torch.zeros(0, head.shape[1], device=device, dtype=head.dtype)
+
+        def joined(states: list[Tensor]) -> Tensor:
+            # Those that were moved to main memory come back here.
+            return torch.cat([states[number] for number in numbers] or [nothing]).to(device)
+
+        blind = scores.degraded_hidden
+        return TeacherStates(
+            hidden=joined(scores.hidden),
+            head=head,
+            degraded_hidden=None if blind is None else joined(blind),
+        )
 
     def apply_gradient(self, loss: float) -> float:
         """Apply the gradient if it is finite in all processes; return its norm."""

@@ -79,6 +79,7 @@ class RemoteTeacher:
         *,
         with_hidden: bool = True,
         with_divergence: bool = False,
+        with_degraded_hidden: bool = False,
     ) -> TeacherScores:
         """Return log-probs, and hidden states if wanted, of every response token; see ``Teacher``.
 
@@ -91,6 +92,7 @@ class RemoteTeacher:
             with_degraded=degraded is not None,
             with_hidden=with_hidden,
             with_divergence=with_divergence and degraded is not None,
+            with_degraded_hidden=with_degraded_hidden and degraded is not None,
             hidden_dtype=self.hidden_dtype,
             batch_tokens=self.batch_tokens,
             share_prefix=self.share_prefix,
@@ -171,8 +173,12 @@ class RemoteTeacher:
 
         none = torch.zeros(0)
         no_hidden = torch.zeros(0, self.info.hidden_size, dtype=DTYPES[self.hidden_dtype])
+        blind = (
+            ordered("degraded_hidden", no_hidden, parked) if options.with_degraded_hidden else None
+        )
         return TeacherScores(
             hidden=ordered("hidden", no_hidden, parked) if options.with_hidden else [],
+            degraded_hidden=blind,
             original_logprobs=ordered("original_logprobs", none),
             degraded_logprobs=ordered("degraded_logprobs", none) if options.with_degraded else None,
             view_divergence=ordered("view_divergence", none) if options.with_divergence else None,

@@ -21,7 +21,7 @@ from vaopd.errors import EngineError
 from vaopd.models.prompts import EncodedPrompt, check_same_prompt
 from vaopd.teacher.teacher import Responses, TeacherScores
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the messages, increased with every change; both sides must have the same."""
 
 Dtype = Literal["float32", "bfloat16"]
@@ -74,6 +74,7 @@ class RequestOptions(Message):
     with_degraded: bool
     with_hidden: bool
     with_divergence: bool
+    with_degraded_hidden: bool
     hidden_dtype: Dtype
     batch_tokens: int = Field(ge=1)
     share_prefix: bool
@@ -172,6 +173,7 @@ def pack_scores(scores: TeacherScores, fingerprint: str, hidden_dtype: Dtype) ->
     """Return the body of an answer: rollouts joined, in the order of the request."""
     parts = {
         "hidden": [rows.to(DTYPES[hidden_dtype]) for rows in scores.hidden],
+        "degraded_hidden": [rows.to(DTYPES[hidden_dtype]) for rows in scores.degraded_hidden or ()],
         "original_logprobs": scores.original_logprobs,
         "degraded_logprobs": scores.degraded_logprobs,
         "view_divergence": scores.view_divergence,
@@ -201,17 +203,19 @@ def unpack_scores(
     split: dict[str, list[Tensor] | None] = {}
     expected = {
         "hidden": options.with_hidden,
+        "degraded_hidden": options.with_degraded_hidden,
         "original_logprobs": True,
         "degraded_logprobs": options.with_degraded,
         "view_divergence": options.with_divergence,
     }
     for name, is_expected in expected.items():
-        shape = (sum(lengths), info.hidden_size) if name == "hidden" else (sum(lengths),)
+        shape = (sum(lengths), info.hidden_size) if "hidden" in name else (sum(lengths),)
         if is_expected and (name not in tensors or tensors[name].shape != shape):
             raise ValueError(f"an answer without {name} of shape {shape}")
         split[name] = list(tensors[name].split(list(lengths))) if is_expected else None
     return TeacherScores(
         hidden=split["hidden"] or [],
+        degraded_hidden=split["degraded_hidden"],
         original_logprobs=split["original_logprobs"] or [],
         degraded_logprobs=split["degraded_logprobs"],
         view_divergence=split["view_divergence"],

@@ -133,6 +133,7 @@ class Service:
                 request.responses,
                 with_hidden=options.with_hidden,
                 with_divergence=options.with_divergence,
+                with_degraded_hidden=options.with_degraded_hidden,
             )
             packed = pack_scores(scores, self.info.fingerprint, options.hidden_dtype)
         except VaopdError as error:
