@@ -103,7 +103,8 @@ BROKEN = (*SFT_STEPS, "training.learning_rate=1e30")
 SAVES = (*SFT_STEPS, "training.save_every=1")
 LORA = (*SFT, "student.lora.rank=2")
 HELD_OUT = (*SFT, "data.validation=drawn:validation?count=2")
-BOTH_VIEWS = (*HELD_OUT, "validation.pixelated=true")
+DEGRADED = ("data.validation=drawn:validation?count=2", "validation.pixelated=true")
+BOTH_VIEWS = (*SFT, *DEGRADED)
 WITH_TEACHER = (*BOTH_VIEWS, "validation.load_teacher=true")
 TWO_PROBLEMS = ("data.train=drawn:train?count=2",)
 VLLM = ("sampling.engine=vllm",)
@@ -159,7 +160,7 @@ EFFECTS: dict[str, list[Effect]] = {
     "method.high_fraction": [
         Effect("0.6", high),
         Effect("0.6", token_weight),
-        Effect("0.6", validation, WITH_TEACHER),
+        Effect("0.6", validation, ("method.name=opd", *DEGRADED)),
     ],
     "method.high_mass": [Effect("0.9", token_weight)],
     "method.rollout_temperature": [Effect("5", rollout_weight)],
