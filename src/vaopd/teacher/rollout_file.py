@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vaopd.config import RunConfig
 from vaopd.errors import ProblemError
 from vaopd.models.model import VisionLanguageModel
 from vaopd.models.prompt_encoder import PromptEncoder
@@ -37,9 +38,8 @@ def score_file(
     rollouts: Path,
     output: Path,
     teacher: LocalTeacher,
-    encoder: PromptEncoder,
+    config: RunConfig,
     *,
-    high_fraction: float = 0.2,
     problems: str | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> int:
@@ -59,12 +59,13 @@ def score_file(
     output.parent.mkdir(parents=True, exist_ok=True)
     pictures = output.with_name(f"{output.stem}_images")
     had_pictures = pictures.exists()
+    encoder = PromptEncoder(teacher.model, config.data, config.view)
     total = 0
     try:
         with partial.open("w", encoding="utf-8") as file:
             requests = _requests(rollouts, by_id, teacher.model)
             while rows := list(islice(requests, ROWS_AT_ONCE)):
-                for scored in _score(rows, teacher, encoder, pictures, high_fraction):
+                for scored in _score(rows, teacher, encoder, pictures, config.method.high_fraction):
                     file.write(json.dumps(scored, ensure_ascii=False) + "\n")
                 total += len(rows)
                 progress(len(rows))
