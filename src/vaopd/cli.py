@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -93,24 +94,17 @@ def score(
     if output.exists():
         raise ConfigError(f"output {output} exists; choose another file or remove it")
     from rich.console import Console
-    from rich.progress import Progress
 
     from vaopd.devices import pick_device
+    from vaopd.display import with_bar
     from vaopd.teacher.local import load_teacher
     from vaopd.teacher.rollout_file import score_file
 
     _quiet_weights()
     scorer = load_teacher(config, pick_device(config.training.device))
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("scoring", total=_count_lines(rollouts))
-        total = score_file(
-            rollouts,
-            output,
-            scorer,
-            config,
-            problems=problems,
-            progress=lambda rows: bar.update(task, advance=rows),
-        )
+    work = partial(score_file, rollouts, output, scorer, config, problems=problems)
+    count = _count_lines(rollouts)
+    total = with_bar(Console(stderr=True), "scoring", count, lambda bar: work(progress=bar))
     typer.echo(f"scored {total} rollouts with {teacher}: {output}")
 
 
