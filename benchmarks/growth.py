@@ -27,7 +27,7 @@ def sweep(name: str, *, share_prefix: bool = True) -> Callable[[Scale, str], Arm
 
         def run() -> dict[str, Any]:
             points = [
-                {"value": value, **_point(_resized(scale, name, value), device, share_prefix)}
+                {"value": value, **_point(with_size(scale, name, value), device, share_prefix)}
                 | {"peak_bytes": meter.peak()}
                 for value in values
             ]
@@ -38,7 +38,7 @@ def sweep(name: str, *, share_prefix: bool = True) -> Callable[[Scale, str], Arm
     return build
 
 
-def _resized(scale: Scale, name: str, value: int) -> Scale:
+def with_size(scale: Scale, name: str, value: int) -> Scale:
     """Return the scale with one size set; more prompt means a larger image."""
     base = dataclasses.replace(scale, problems=scale.growth_problems)
     match name:

@@ -70,7 +70,7 @@ def compared(teacher: str) -> Callable[[Scale, str], Arm]:
             best = {probe: min(seconds[probe]) for probe in probes}
             return {
                 "rank_correlation": _rank_correlation(full, small),
-                "high_overlap": _overlap(advantages["full"], advantages["small"]),
+                "high_overlap": high_overlap(advantages["full"], advantages["small"]),
                 "small_seconds": best["small"],
                 "time_ratio": best["small"] / best["full"],
                 "tokens": len(full),
@@ -87,7 +87,8 @@ def _rank_correlation(one: torch.Tensor, two: torch.Tensor) -> float:
     return float(spearmanr(one.numpy(), two.numpy()).statistic)
 
 
-def _overlap(full: list[torch.Tensor], small: list[torch.Tensor]) -> float:
+def high_overlap(full: list[torch.Tensor], small: list[torch.Tensor]) -> float:
+    """Return the share of the high group of the one that the other names as well."""
     both = high = 0
     for one, two in zip(full, small, strict=True):
         mask = torch.ones(1, len(one)) > 0

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,7 +11,8 @@ import typer
 
 from vaopd.errors import PeerError, VaopdError, told_once
 from vaopd.evaluation import command
-from vaopd.recipes.command import RECIPE, recipes
+from vaopd.recipes.command import RECIPE, Debug, recipes
+from vaopd.study.command import study
 from vaopd.teacher.command import serve_teacher
 from vaopd.versions import VersionOption
 
@@ -49,7 +51,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check recipe and local data, print the recipe.")
     ] = False,
-    debug: command.Debug = False,  # read by main()
+    debug: Debug = False,
 ) -> None:
     """Train a student by a recipe."""
     from vaopd.config import load_config
@@ -81,7 +83,7 @@ def score(
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE of the recipe schema, such as view.ratio=0.2."),
     ] = None,
-    debug: command.Debug = False,  # read by main()
+    debug: Debug = False,
 ) -> None:
     """Write the visual advantage of every token of any text, from any trainer."""
     from vaopd.errors import ConfigError
@@ -92,28 +94,17 @@ def score(
     if output.exists():
         raise ConfigError(f"output {output} exists; choose another file or remove it")
     from rich.console import Console
-    from rich.progress import Progress
 
-    from vaopd.config.methods import high_fraction
     from vaopd.devices import pick_device
-    from vaopd.models.prompt_encoder import PromptEncoder
+    from vaopd.display import with_bar
     from vaopd.teacher.local import load_teacher
     from vaopd.teacher.rollout_file import score_file
 
     _quiet_weights()
     scorer = load_teacher(config, pick_device(config.training.device))
-    encoder = PromptEncoder(scorer.model, config.data, config.view)
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("scoring", total=_count_lines(rollouts))
-        total = score_file(
-            rollouts,
-            output,
-            scorer,
-            encoder,
-            high_fraction=high_fraction(config.method),
-            problems=problems,
-            progress=lambda rows: bar.update(task, advance=rows),
-        )
+    work = partial(score_file, rollouts, output, scorer, config, problems=problems)
+    count = _count_lines(rollouts)
+    total = with_bar(Console(stderr=True), "scoring", count, lambda bar: work(progress=bar))
     typer.echo(f"scored {total} rollouts with {teacher}: {output}")
 
 
@@ -141,62 +132,6 @@ def _score_config(teacher: str, rollouts: Path, overrides: list[str]) -> "RunCon
 
 
 @app.command()
-def study(  # noqa: PLR0913  # a parameter for each option of the command
-    recipe: Annotated[str, RECIPE],
-    output: Annotated[Path, typer.Option(help="Folder of the study; finished runs in it stay.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="KEY=VALUE for all runs, training.max_steps=10.")
-    ] = None,
-    arms: Annotated[
-        str | None, typer.Option(help="Methods to compare, the first is the baseline: opd,va_opd.")
-    ] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds of training, such as 0,1,2.")] = None,
-    tables: Annotated[str | None, typer.Option(help="Tables of a study recipe to run.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="The recipe's short version.")] = False,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs side by side; 2 unless there is one core.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the recipe and list the runs only.")
-    ] = False,
-    debug: command.Debug = False,  # read by main()
-) -> None:
-    """Compare arms over seeds: train what is missing, write study.json and study.html."""
-    from vaopd.study.recipe import load_plan
-
-    plan = load_plan(
-        recipe,
-        overrides or [],
-        arms=_split(arms),
-        seeds=_seeds(seeds),
-        tables=_split(tables),
-        is_quick=quick,
-    )
-    if dry_run:
-        for name in plan.runs:
-            typer.echo(name)
-        return
-    from vaopd.study.run import run_study
-    from vaopd.study.runs import num_cores
-
-    run_study(plan, output, jobs=jobs or min(2, num_cores()))
-    typer.echo(f"{len(plan.runs)} runs; page: {output / 'study.html'}")
-
-
-def _split(text: str | None) -> list[str] | None:
-    return [part.strip() for part in text.split(",") if part.strip()] if text else None
-
-
-def _seeds(text: str | None) -> list[int] | None:
-    from vaopd.errors import ConfigError
-
-    try:
-        return [int(part) for part in _split(text) or []] or None
-    except ValueError:
-        raise ConfigError(f"--seeds is {text!r}; write whole numbers, as in 0,1,2") from None
-
-
-@app.command()
 def inspect(
     paths: Annotated[
         list[Path],
@@ -211,7 +146,7 @@ def inspect(
     max_rollouts: Annotated[
         int, typer.Option(min=1, help="Most rollouts to show; numbers always count all.")
     ] = 200,
-    debug: command.Debug = False,  # read by main()
+    debug: Debug = False,
 ) -> None:
     """Write one self-contained HTML page of rollouts, visual advantage and curves."""
     from rich.console import Console
@@ -254,7 +189,7 @@ def export(
     dtype: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="Precision of the weights.")
     ] = "float32",
-    debug: command.Debug = False,  # read by main()
+    debug: Debug = False,
 ) -> None:
     """Write one plain Hugging Face model folder, with adapters merged into the weights."""
     from vaopd.training.export import export as run
@@ -286,7 +221,7 @@ def doctor(  # noqa: PLR0913  # a parameter for each option of the command
     response_tokens: Annotated[
         int | None, typer.Option(min=1, help="Of a response; sampling.max_new_tokens unless given.")
     ] = None,
-    debug: command.Debug = False,  # read by main()
+    debug: Debug = False,
 ) -> None:
     """Show what this machine can run and, for a recipe, the memory it needs; loads no weights."""
     from vaopd.config import load_config
@@ -318,6 +253,7 @@ def doctor(  # noqa: PLR0913  # a parameter for each option of the command
 
 app.command()(command.evaluate)
 app.command()(command.compare)
+app.command()(study)
 app.command()(serve_teacher)
 app.command()(recipes)
 
@@ -357,7 +293,7 @@ def _print_result(result) -> None:
     console = Console()
     if result.is_stopped:
         console.print(
-            f"stopped behind step {result.steps}; the same command with --resume goes on",
+            f"stopped after step {result.steps}; the same command with --resume goes on",
             highlight=False,
             soft_wrap=True,
         )

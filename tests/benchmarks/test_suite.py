@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.growth import _resized, straight_line
+from benchmarks.growth import straight_line, with_size
 from benchmarks.loss import agreement, plain
 from benchmarks.measure import NotMeasured
-from benchmarks.probe import _overlap
+from benchmarks.probe import high_overlap
 from benchmarks.ratios import DEFINITIONS, FURTHER, TARGETS, compute, lost
 from benchmarks.scales import SCALES, SMALL, TINY
 from benchmarks.subjects import make_model, make_problems
@@ -257,7 +257,7 @@ def test_prompts_have_the_length_of_the_scale_at_every_swept_size(scale):
     model = make_model(TINY, TINY.student, "cpu", dtype=torch.float32, seed=0)
     swept = 0
     for value in scale.sweeps["P"]:
-        resized = _resized(scale, "P", value)
+        resized = with_size(scale, "P", value)
         (problem,) = make_problems(resized, model)
         prompt = model.family.encode(problem, problem.load_images())
         assert len(prompt) == resized.prompt
@@ -265,15 +265,15 @@ def test_prompts_have_the_length_of_the_scale_at_every_swept_size(scale):
         assert int(grid.prod()) // 4 == resized.image_tokens
         swept += 1
     assert swept >= 2
-    assert len({_resized(scale, "P", value).prompt for value in scale.sweeps["P"]}) == swept
+    assert len({with_size(scale, "P", value).prompt for value in scale.sweeps["P"]}) == swept
 
 
 def test_overlap_is_the_share_of_the_high_group_that_both_probes_name():
     # Ten tokens: the high group has two. The first is common to both.
     one, two = torch.zeros(10), torch.zeros(10)
     one[[3, 5]], two[[3, 8]] = torch.tensor([2.0, 1.0]), torch.tensor([2.0, 1.0])
-    assert _overlap([one], [two]) == 0.5
-    assert _overlap([one, one], [one, two]) == 0.75
+    assert high_overlap([one], [two]) == 0.5
+    assert high_overlap([one, one], [one, two]) == 0.75
 
 
 def test_scales_are_those_of_the_command():

@@ -8,7 +8,8 @@ from measured import Peaks, measure, real_config
 
 from vaopd.doctor.architecture import measure as sizes_of
 from vaopd.doctor.architecture import read_config
-from vaopd.doctor.estimate import PHASES, Estimate, Lengths, estimate, remedies
+from vaopd.doctor.estimate import PHASES, Estimate, Lengths, estimate
+from vaopd.doctor.remedies import remedies
 from vaopd.doctor.trace import LiveBytes, by_depth
 from vaopd.errors import ConfigError
 

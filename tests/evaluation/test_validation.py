@@ -213,7 +213,7 @@ def test_both_advantages_are_means_over_the_teachers_high_tokens(
     script = Script([["Find the"]], [["?"]])
     monkeypatch.setattr(validation, "TransformersSampler", script)
     monkeypatch.setattr(
-        Script, "_rollout", lambda self, p, k, text: Rollout(p.problem_id, k, (1,) * 5, "length")
+        Script, "rollout", lambda self, p, k, text: Rollout(p.problem_id, k, (1,) * 5, "length")
     )
     result = Validator(config(num_samples=1), problems[:1], copied_teacher(student)).run(student)
     assert (result.teacher_va, result.student_va) == (3.0, 0.25)

@@ -367,7 +367,7 @@ def test_sigterm_of_the_launcher_saves_and_leaves_a_run_that_can_go_on(tmp_path:
         out, err = process.communicate(timeout=PATIENCE_SECONDS)
     finally:
         process.kill()
-    assert "stopped behind step" in out
+    assert "stopped after step" in out
     assert err.count("stopping: this step is finished and saved first") == 1
     steps = [row["step"] for row in read_rows(output / "metrics.jsonl")]
     newest = newest_checkpoint(output)

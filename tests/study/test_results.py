@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vaopd.report.statistics import SHARES
 from vaopd.study.recipe import Plan, load_plan
 from vaopd.study.results import (
     NEEDS_SAME_VIEW,
-    SPARSITY_SHARES,
     collect,
     learning_curve,
     sparsity,
@@ -116,12 +116,11 @@ def test_sparsity_is_the_share_of_advantage_in_the_top_tokens():
     advantage = [5 / 90] * 45 + [50.0] + [5.0] * 9 + [5 / 90] * 45
     rows = [{"visual_advantage": advantage[:30]}, {"visual_advantage": advantage[30:]}, {}]
     shares = sparsity(rows)
-    assert shares is not None
-    assert shares[SPARSITY_SHARES.index(0.01)] == pytest.approx(0.5)
-    assert shares[SPARSITY_SHARES.index(0.1)] == pytest.approx(0.95)
+    assert shares[SHARES.index(1)] == pytest.approx(0.5)
+    assert shares[SHARES.index(10)] == pytest.approx(0.95)
     assert shares[-1] == pytest.approx(1)
     assert (np.diff(shares) >= 0).all()
 
 
 def test_without_advantage_there_is_no_sparsity():
-    assert sparsity([{"visual_advantage": [0.0, 0.0]}, {}]) is None
+    assert sparsity([{"visual_advantage": [0.0, 0.0]}, {}]) == []

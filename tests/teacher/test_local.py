@@ -144,7 +144,7 @@ def test_scoring_keeps_no_graph_even_of_a_model_that_trains(problems):
     prompts = [
         encoder(LocalTeacher(sharp(), batch_tokens=1)).original(problem) for problem in problems
     ]
-    hidden, logprobs = score_view(model, prompts, RESPONSES, budget_tokens=10_000, keep_hidden=True)
+    hidden, logprobs = score_view(model, prompts, RESPONSES, budget_tokens=10_000, hidden="kept")
     assert not any(result.requires_grad for result in [*hidden, *logprobs])
     assert score_view(model, prompts, RESPONSES, budget_tokens=10_000)[0] == []
 
@@ -255,7 +255,7 @@ def test_the_view_divergence_compares_whole_distributions_of_the_two_views(
     assert scores.view_divergence is not None
     assert [len(row) for row in scores.view_divergence] == LENGTHS
     head = teacher.model.head[: teacher.model.vocab_size].double()
-    blind = score_view(teacher.model, degraded, RESPONSES, budget_tokens=1, keep_hidden=True)[0]
+    blind = score_view(teacher.model, degraded, RESPONSES, budget_tokens=1, hidden="kept")[0]
     for found, one, two in zip(scores.view_divergence, scores.hidden, blind, strict=True):
         p, q = ((hidden.double() @ head.T).log_softmax(-1) for hidden in (one, two))
         expected = (p.exp() * (p - q)).sum(-1).float()

@@ -87,7 +87,7 @@ def test_a_parked_teacher_is_there_while_it_scores_and_nothing_else_changes(
 ):
     """A copy stands for the way to a GPU: this machine has one kind of memory."""
     expected = scores(load_teacher(config(), CPU))
-    monkeypatch.setattr(weight_offload, "_arrived", lambda home, device: home.clone())
+    monkeypatch.setattr(weight_offload, "arrived", lambda home, device: home.clone())
     model = load_teacher(config(), CPU).model
     teacher = LocalTeacher(model, batch_tokens=16384, offload=True)
     at_home = addresses(teacher)

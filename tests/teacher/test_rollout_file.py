@@ -6,7 +6,6 @@ import torch
 
 from vaopd.config import parse_config
 from vaopd.errors import ProblemError
-from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.teacher.local import LocalTeacher, load_teacher
 from vaopd.teacher.rollout_file import score_file
@@ -40,7 +39,7 @@ def write_rows(folder: Path, **changes: object) -> Path:
 
 
 def score(source: Path, output: Path, teacher: LocalTeacher) -> list[dict]:
-    score_file(source, output, teacher, PromptEncoder(teacher.model, CONFIG.data, CONFIG.view))
+    score_file(source, output, teacher, CONFIG)
     return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
 
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from vaopd.training.display import Display, step_line
+from vaopd.display import Display, step_line
 
 ROW = {
     "step": 12, "loss": 0.2195, "kl/mean": 0.2034, "va/mean": 0.2101, "va/high_share": 0.98,

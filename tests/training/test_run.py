@@ -15,12 +15,12 @@ from PIL import Image
 from rich.console import Console
 
 from vaopd.config import RunConfig, load_config
+from vaopd.display import step_line
 from vaopd.distributed.world import World
 from vaopd.errors import ConfigError, ModelError, ProblemError, RunFolderError, TrainingError
 from vaopd.models.loading import load_model
 from vaopd.records import read_rows
 from vaopd.training.data import read_data
-from vaopd.training.display import step_line
 from vaopd.training.result import RunResult
 from vaopd.training.run import build_run, train
 from vaopd.training.run_folder import remove_run

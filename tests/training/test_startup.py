@@ -4,11 +4,11 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
+from vaopd import display
 from vaopd.config import DataConfig
+from vaopd.display import Display, duration
 from vaopd.models.families import PromptSize, Size
 from vaopd.models.measuring import Measured
-from vaopd.training import display
-from vaopd.training.display import Display, duration
 from vaopd.training.startup import ValidationTime, describe_prompts
 
 DATA = DataConfig(train="", min_pixels=10_000, max_pixels=40_000)

@@ -637,10 +637,10 @@ def test_the_methods_with_advantage_score_two_views(
     views = []
     score = local.score_view
     monkeypatch.setattr(
-        local, "score_view", lambda *a, **k: views.append(k["keep_hidden"]) or score(*a, **k)
+        local, "score_view", lambda *a, **k: views.append(k["hidden"]) or score(*a, **k)
     )
     make_step(f"method.name={method}").run(problems, 1)
-    assert views == [True, False]
+    assert views == ["kept", "dropped"]
 
 
 def test_the_teacher_never_changes_and_the_student_does(

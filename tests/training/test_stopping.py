@@ -63,7 +63,7 @@ def test_the_command_says_how_to_go_on(
     signal_in_step_2(monkeypatch, signal.SIGTERM)
     code, out, _ = run("train", recipe, "--output", tmp_path / "run")
     assert code == 0
-    assert "stopped behind step 2; the same command with --resume goes on" in out
+    assert "stopped after step 2; the same command with --resume goes on" in out
 
 
 def test_a_signal_during_the_last_step_changes_nothing(

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vaopd.config import RunConfig, TrainingConfig
+from vaopd.config import RunConfig
 from vaopd.devices import pick_dtype
 from vaopd.doctor.architecture import Sizes, measure, read_config, weight_bytes
 from vaopd.doctor.trace import Load, Traced, by_depth
@@ -374,45 +374,3 @@ def _drawing_bytes(rows: int, vocabulary: int, top_p: float) -> int:
     # their order (int64), the sorted probabilities, their sums, and these less their own.
     each = 4 + 2 * 8 if top_p < 1 else 4 + 5 * 8 + 2
     return rows * vocabulary * each
-
-
-def remedies(config: RunConfig, result: Estimate, capacity: int) -> list[str]:
-    """Return the settings that lower the phases which do not fit, the cheapest first."""
-    over = {phase for phase in PHASES if result.total(phase) > capacity}
-    own, training = config.student, config.training
-    found: list[str] = []
-    # What the schema refuses together with spread weights is no remedy for them.
-    is_spread = training.parallel == "fsdp2"
-    if "train" in over:
-        if not own.gradient_checkpointing:
-            found.append("student.gradient_checkpointing=true")
-        if _budget(training) > 4096:
-            found.append(f"training.micro_batch_tokens={_budget(training) // 2}")
-        if not own.activation_offload and not is_spread:
-            found.append("student.activation_offload=true")
-        if not config.teacher.park_hidden:
-            found.append("teacher.park_hidden=true")
-    if over:
-        found += _sampling_remedies(config, result, over)
-    if "score" in over:
-        found.append(f"teacher.batch_tokens={config.teacher.batch_tokens // 2}")
-    if over and not own.has_adapters and not is_spread:
-        found += ["training.optimizer=adamw8bit", "student.lora.rank=16"]
-    if over and not own.has_adapters:
-        found.append("training.parallel=fsdp2 over more devices")
-    return found
-
-
-def _sampling_remedies(config: RunConfig, result: Estimate, over: set[str]) -> list[str]:
-    sampling = config.sampling
-    if sampling.engine == "transformers":
-        return [f"sampling.batch_tokens={sampling.batch_tokens // 2}"] if "sample" in over else []
-    if "vLLM" not in result.parts:
-        return []
-    lower = 'sampling.vllm.arguments=[--gpu-memory-utilization, "0.4"]'
-    can_sleep = not sampling.vllm.sleep and not config.training.rollout_lag
-    return ["sampling.vllm.sleep=true", lower] if can_sleep else [lower]
-
-
-def _budget(training: TrainingConfig) -> int:
-    return 16384 if training.micro_batch_tokens == "auto" else training.micro_batch_tokens

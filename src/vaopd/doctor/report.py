@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vaopd.config import RunConfig
-from vaopd.doctor.estimate import PHASES, Lengths, estimate, remedies
+from vaopd.doctor.estimate import PHASES, Lengths, estimate
+from vaopd.doctor.remedies import remedies
 from vaopd.models.families.qwen_vl import PACKED_TYPES
 
 PACKAGES = ("vaopd", "torch", "transformers", "tokenizers", "datasets", "numpy", "pillow")

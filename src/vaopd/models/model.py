@@ -31,7 +31,6 @@ class VisionLanguageModel:
         *,
         processors: Sequence[Any] = (),
         compute_dtype: torch.dtype | None = None,
-        quantization: str = "none",
         name: str = "",
     ) -> None:
         self.model = model
@@ -39,7 +38,7 @@ class VisionLanguageModel:
         self.family = family
         self.processors = list(processors)
         self.compute_dtype = compute_dtype or model.dtype
-        self.quantization = quantization
+        self.quantization = "none"
         self.name = name
         self.sharding: Sharding | None = None
 

@@ -7,6 +7,7 @@ advantage's dtype, and nothing here has a gradient.
 
 import math
 from collections.abc import Hashable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -57,36 +58,38 @@ def rollout_weights(
             non-finite advantage.
         ConfigError: An option is out of its range.
     """
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ConfigError(
-            f"temperature is {temperature}, expected a finite number above 0; "
-            "for equal weights use uniform_token_weights or a large temperature"
-        )
+    _check_temperature(temperature)
     _check_nats("epsilon", epsilon)
     _check_nats("deviation_floor", deviation_floor)
     _check_finite(advantage, response_mask)
     problem = _problem_indices(problem_ids, response_mask)
     present = response_mask.any(-1)
     mean_advantage = rollout_advantage(advantage.double(), response_mask)
-
-    def total(values: Tensor) -> Tensor:
-        """Return the sum over each rollout's non-empty siblings."""
-        sums = values.new_zeros(len(problem))
-        return sums.index_add(0, problem, values.masked_fill(~present, 0.0))[problem]
-
+    total = partial(_sibling_totals, problem=problem, present=present)
     count = total(torch.ones_like(mean_advantage)).clamp(min=1)
-    best = torch.full_like(mean_advantage, -math.inf).scatter_reduce(
-        0, problem, mean_advantage.masked_fill(~present, -math.inf), "amax"
-    )[problem]
     # Softmax does not see a shift, so the gap to the best sibling stands in for the deviation
     # from the mean: nothing overflows, and equal siblings are equal to the last bit.
-    gap = (mean_advantage - best).masked_fill(~present, 0.0)
+    gap = _gap_to_best(mean_advantage, problem, present)
     variance = total((gap - total(gap) / count).square()) / count
     scale = variance.sqrt().clamp(min=deviation_floor) + epsilon
     z = gap / scale.clamp(min=torch.finfo(torch.float64).tiny)
     share = (z / temperature).exp().masked_fill(~present, 0.0)
     weights = share / total(share).clamp(min=torch.finfo(torch.float64).tiny)
     return weights.to(advantage.dtype)
+
+
+def _sibling_totals(values: Tensor, problem: Tensor, present: Tensor) -> Tensor:
+    """Return the sum over each rollout's non-empty siblings."""
+    sums = values.new_zeros(len(problem))
+    return sums.index_add(0, problem, values.masked_fill(~present, 0.0))[problem]
+
+
+def _gap_to_best(values: Tensor, problem: Tensor, present: Tensor) -> Tensor:
+    """Return each rollout's distance to its best sibling, at most 0; 0 for an empty one."""
+    lowest = torch.full_like(values, -math.inf)
+    known = values.masked_fill(~present, -math.inf)
+    best = lowest.scatter_reduce(0, problem, known, "amax")[problem]
+    return (values - best).masked_fill(~present, 0.0)
 
 
 def high_group(
@@ -153,12 +156,10 @@ def token_weights(
         c[b,t] = w[b] lambda / |H|            for t in H, the `high_group`
         c[b,t] = w[b] (1 - lambda) / |L|      for t in L, the other response tokens
 
-    A group without tokens leaves the whole weight to the other one, so a response of one token
-    puts all of it on that token.
+    A group without tokens leaves the whole weight to the other one.
 
-    A response in which the image hardly matters has no high group worth the name. With
-    ``minimum_advantage``, which the paper does not have, one whose advantage adds up to less
-    falls back in proportion to equal weights, with s = min(1, sum_t VA / minimum_advantage)::
+    With ``minimum_advantage``, which the paper does not have, a response whose advantage adds up
+    to less falls back to equal weights in proportion, s = min(1, sum_t VA / minimum_advantage)::
 
         lambda = s high_mass + (1 - s) |H| / T
 
@@ -183,11 +184,9 @@ def token_weights(
     _check_share("high_mass", high_mass)
     _check_nats("minimum_advantage", minimum_advantage)
     if high is None:
-        high = high_group(
-            advantage, response_mask, high_fraction=high_fraction, generator=generator
-        )
-    num_tokens = response_mask.sum(-1).double()
-    num_high = high.sum(-1).double()
+        options = {"high_fraction": high_fraction, "generator": generator}
+        high = high_group(advantage, response_mask, **options)
+    num_tokens, num_high = response_mask.sum(-1).double(), high.sum(-1).double()
     num_low = num_tokens - num_high
     mass = torch.full_like(num_tokens, high_mass)
     if minimum_advantage > 0:
@@ -282,6 +281,15 @@ def _check_finite(advantage: Tensor, response_mask: Tensor) -> None:
         raise AlignmentError(
             f"advantage is not finite at rollout {row}, response token {position}; "
             "compute it with visual_advantage over the same response mask"
+        )
+
+
+def _check_temperature(value: float) -> None:
+    """Raise if the option is not a temperature."""
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(
+            f"temperature is {value}, expected a finite number above 0; "
+            "for equal weights use uniform_token_weights or a large temperature"
         )
 
 

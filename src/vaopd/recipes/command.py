@@ -14,6 +14,9 @@ def complete_name(incomplete: str) -> list[str]:
     return [name for name in shipped_recipes() if name.startswith(incomplete)]
 
 
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
+"""Read by the command line's ``main``."""
+
 RECIPE = typer.Argument(
     help="YAML file, or a name that vaopd recipes lists.", autocompletion=complete_name
 )
@@ -27,9 +30,7 @@ def recipes(
         str | None, typer.Argument(help="What to copy.", autocompletion=complete_name)
     ] = None,
     destination: Annotated[Path, typer.Argument(help="Folder, or a new .yaml file.")] = Path(),
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of a failure.")
-    ] = False,  # read by main()
+    debug: Debug = False,
 ) -> None:
     """List the recipes that ship, or copy one to change it; other commands take their names."""
     shipped = shipped_recipes()

@@ -12,9 +12,10 @@ from markupsafe import Markup
 
 from vaopd.evaluation.statistics import Interval
 from vaopd.records import read_rows
+from vaopd.report.statistics import SHARES
 from vaopd.study.figures import Line, Point, gain_plot, interval_plot, line_plot, with_own_ids
 from vaopd.study.recipe import Plan, StudyTable
-from vaopd.study.results import SPARSITY_SHARES, Results, learning_curve, sparsity
+from vaopd.study.results import Results, learning_curve, sparsity
 from vaopd.study.runs import is_finished, run_folder
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -210,18 +211,18 @@ def _column(curve: list[dict[str, Any]], key: str) -> np.ndarray:
 
 def _sparsity_figure(table: StudyTable, results: Results, output: Path) -> list[str]:
     """Return the share of advantage in the top tokens (Fig. 2a of the paper)."""
-    lines = []
+    lines, tokens = [], np.array(SHARES) / 100
     for number, (name, arm) in enumerate(table.arms.items()):
         runs = []
         for run in arm.runs.values():
             if is_finished(output, run):
                 files = sorted((run_folder(output, run) / "validation").glob("step_*.jsonl"))
                 found = sparsity(read_rows(files[0 if arm.is_untrained else -1]))
-                if found is not None:
-                    runs.append((np.array(SPARSITY_SHARES), found))
+                if found:
+                    runs.append((tokens, np.array(found)))
         if runs:
             mean = np.mean([y for _, y in runs], axis=0)
-            lines.append(Line(name, np.array(SPARSITY_SHARES), mean, runs, number))
+            lines.append(Line(name, tokens, mean, runs, number))
     if not lines:
         return []
     return [line_plot(lines, "top tokens by teacher VA", "share of VA", is_log=True)]

@@ -17,13 +17,11 @@ from vaopd.config.methods import high_fraction
 from vaopd.errors import StudyError
 from vaopd.evaluation.statistics import Interval, mean_interval, paired_difference
 from vaopd.records import read_rows
+from vaopd.report.statistics import SHARES, concentration
 from vaopd.study.recipe import Arm, Plan, PlannedRun, StudyTable
 from vaopd.study.runs import is_finished, run_folder
 
 Row = dict[str, Any]
-
-SPARSITY_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
-"""Of tokens, on the horizontal axis of Fig. 2a."""
 
 NEEDS_SAME_TEACHER = ("student_va", "va_correlation", "va_mass_top_10")
 """Metrics over tokens that the teacher (and ``method.high_fraction``) choose: comparable only where
@@ -114,8 +112,8 @@ def measure(folder: Path, *, is_untrained: bool) -> MeasuredRun:
     if numbers.get("va_correlation") is not None:
         by_run["va_correlation"] = numbers["va_correlation"]
     shares = sparsity(responses)
-    if shares is not None:
-        by_run["va_mass_top_10"] = float(shares[SPARSITY_SHARES.index(0.1)])
+    if shares:
+        by_run["va_mass_top_10"] = shares[SHARES.index(10)]
     if not is_untrained:
         steps = read_rows(folder / "metrics.jsonl")
         by_run["seconds"] = sum((step_seconds(row) for row in steps), 0.0)
@@ -145,16 +143,9 @@ def learning_curve(folder: Path) -> list[Row]:
     return curve
 
 
-def sparsity(responses: Sequence[Row]) -> np.ndarray | None:
-    """Return the share of the teacher's advantage in the top tokens, at `SPARSITY_SHARES`.
-
-    Over all tokens of all responses together, as in Fig. 2a of the paper; none without advantage.
-    """
-    values = [value for row in responses for value in row.get("visual_advantage", ())]
-    if not sum(values) > 0:
-        return None
-    mass = np.cumsum(np.sort(values)[::-1]) / np.sum(values)
-    return np.array([mass[max(1, round(share * len(mass))) - 1] for share in SPARSITY_SHARES])
+def sparsity(responses: Sequence[Row]) -> list[float]:
+    """Return the `concentration` of the teacher's advantage over the tokens of all responses."""
+    return concentration(value for row in responses for value in row.get("visual_advantage", ()))
 
 
 def _by_problem(responses: list[Row]) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:

@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import IO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from vaopd.display import Display, duration
 from vaopd.records import write_text
 from vaopd.study.recipe import PlannedRun
 
 POLL_SECONDS = 0.5
-PLAIN_SECONDS = 30.0
-"""Without a terminal, progress between two ends of runs is printed at most this often."""
-
 STOP_SECONDS = 10.0
 """Time in which a run must end by itself when the study is interrupted."""
 
@@ -51,18 +48,8 @@ class Runner:
     def __init__(self, output: Path, *, jobs: int, console: Console) -> None:
         self.output = output
         self.jobs = jobs
-        self.console = console
-        self.last_line = 0.0
+        self.display = Display(console)
         self.signal: int | None = None
-        self.progress = Progress(
-            TextColumn("runs"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
 
     def execute(self, runs: dict[str, PlannedRun]) -> dict[str, str]:
         """Train the runs that are not finished; return the messages of failed runs, by name.
@@ -72,25 +59,25 @@ class Runner:
         """
         waiting = [run for run in runs.values() if not is_finished(self.output, run)]
         done = len(runs) - len(waiting)
-        self._say(f"{len(runs)} runs, {done} of them finished before, {self.jobs} at a time")
+        self.display.say(f"{len(runs)} runs, {done} of them finished before, {self.jobs} at a time")
         failures: dict[str, str] = {}
         begun, open_before = time.monotonic(), self._open_share(waiting)
         active: list[_Process] = []
-        with self.progress, self._stopping(active):
-            bar = self.progress.add_task("runs", total=len(runs), completed=done, note="")
+        with self.display, self._stopping(active):
+            bar = self.display.start("runs", len(runs), done)
             while waiting or active:
                 while waiting and len(active) < self.jobs:
                     active.append(self._start(waiting.pop(0)))
                 time.sleep(POLL_SECONDS)
                 self._check_signal()
-                for process in [p for p in active if p.popen.poll() is not None]:
+                ended = [process for process in active if process.popen.poll() is not None]
+                for process in ended:
                     active.remove(process)
                     done += 1
                     self._end(process, failures, f"{done}/{len(runs)}")
                 left = self._open_share([*waiting, *(process.run for process in active)])
                 note = _time_left(time.monotonic() - begun, open_before - left, left)
-                self.progress.update(bar, completed=done, note=note)
-                self._say_sometimes(f"{done}/{len(runs)} runs{note and ', '}{note}")
+                self.display.advance(bar, len(ended), note)
         return failures
 
     def _start(self, run: PlannedRun) -> _Process:
@@ -121,10 +108,10 @@ class Runner:
         seconds = time.monotonic() - process.started
         name = process.run.name
         if process.popen.returncode == 0 and is_finished(self.output, process.run):
-            self._say(f"{count} {name}: done in {seconds:.0f} s")
+            self.display.say(f"{count} {name}: done in {seconds:.0f} s")
             return
         failures[name] = _message(self.output / "logs" / f"{name}.txt", process.popen.returncode)
-        self._say(f"{count} {name}: failed after {seconds:.0f} s: {failures[name]}")
+        self.display.say(f"{count} {name}: failed after {seconds:.0f} s: {failures[name]}")
 
     @contextmanager
     def _stopping(self, active: Iterable[_Process]) -> Iterator[None]:
@@ -168,15 +155,6 @@ class Runner:
             return 0.0
         return min(1.0, path.read_bytes().count(b"\n") / steps)
 
-    def _say(self, text: str) -> None:
-        self.last_line = time.monotonic()
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    def _say_sometimes(self, text: str) -> None:
-        is_due = time.monotonic() - self.last_line >= PLAIN_SECONDS
-        if is_due and not self.console.is_terminal:
-            self._say(text)
-
 
 def num_cores() -> int:
     """Return the number of cores that this process may use."""
@@ -189,7 +167,7 @@ def _time_left(elapsed: float, worked: float, left: float) -> str:
     """Return the remaining time at the speed so far, in words; '' before the first progress."""
     if worked <= 0:
         return ""
-    return f"about {elapsed / worked * left / 60:.0f} min left"
+    return f"about {duration(elapsed / worked * left)} left"
 
 
 def _message(log: Path, code: int) -> str:

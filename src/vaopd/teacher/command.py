@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vaopd.errors import ConfigError
+from vaopd.recipes.command import Debug
 from vaopd.teacher.remote.auth import TOKEN_VARIABLE, checked_token, environment_token
 
 
@@ -25,9 +26,7 @@ def serve_teacher(
     max_request_mb: Annotated[
         int, typer.Option(min=1, help="Largest request; two are held in memory.")
     ] = 1024,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of a failure.")
-    ] = False,
+    debug: Debug = False,
 ) -> None:
     """Score for trainings elsewhere: teacher.addresses=[http://HOST:PORT]."""
     from vaopd.config import parse_config, parse_overrides

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -115,8 +116,7 @@ class LocalTeacher:
             responses,
             budget_tokens=self.batch_tokens,
             share_prefix=self.share_prefix,
-            keep_hidden=keep_hidden,
-            park_hidden=self.park_hidden,
+            hidden=("parked" if self.park_hidden else "kept") if keep_hidden else "dropped",
         )
 
 
@@ -156,10 +156,11 @@ def score_view(
     *,
     budget_tokens: int,
     share_prefix: bool = True,
-    keep_hidden: bool = False,
-    park_hidden: bool = False,
+    hidden: Literal["dropped", "kept", "parked"] = "dropped",
 ) -> tuple[list[Float[Tensor, "_ H"]], list[Float[Tensor, " _"]]]:
-    """Return, for each rollout, hidden states (if kept) and log-probs of its tokens.
+    """Return, for each rollout, hidden states (if wanted) and log-probs of its tokens.
+
+    Hidden states that are parked wait in main memory.
 
     Raises:
         AlignmentError: A log-prob is not finite; names the problem.
@@ -168,8 +169,8 @@ def score_view(
     owners = [p.problem_id for p, group in zip(prompts, responses, strict=True) for _ in group]
     width = model.head.shape[1]
     logprobs = [torch.zeros(0, device=model.device)] * len(lengths)
-    place = torch.device("cpu") if park_hidden else model.device
-    hidden = [torch.zeros(0, width, device=place, dtype=model.compute_dtype)] * len(lengths)
+    place = torch.device("cpu") if hidden == "parked" else model.device
+    states = [torch.zeros(0, width, device=place, dtype=model.compute_dtype)] * len(lengths)
     batches = micro_batches(
         model, prompts, responses, budget_tokens=budget_tokens, share_prefix=share_prefix
     )
@@ -177,9 +178,9 @@ def score_view(
     model.model.eval()
     with model.whole_head():
         for micro in batches:
-            states = response_hidden_states(model, micro.batch)
+            found = response_hidden_states(model, micro.batch)
             targets = micro.batch.targets.to(model.device)
-            scored = sampled_logprobs(states, model.head, targets, vocab_size=model.vocab_size)
+            scored = sampled_logprobs(found, model.head, targets, vocab_size=model.vocab_size)
             for number, values in split_by_rollout(scored, micro, lengths):
                 if not values.isfinite().all():
                     raise AlignmentError(
@@ -187,12 +188,12 @@ def score_view(
                         "log-prob that is not finite; check its weights and try dtype float32"
                     )
                 logprobs[number] = values
-            if keep_hidden:
-                kept = parked(states) if park_hidden else states
+            if hidden != "dropped":
+                kept = parked(found) if hidden == "parked" else found
                 for number, rows in split_by_rollout(kept, micro, lengths):
-                    hidden[number] = rows
+                    states[number] = rows
     model.model.train(was_training)
-    return hidden if keep_hidden else [], logprobs
+    return states if hidden != "dropped" else [], logprobs
 
 
 def parked(states: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from vaopd.config import RunConfig
+from vaopd.config.methods import high_fraction
 from vaopd.errors import ProblemError
 from vaopd.models.model import VisionLanguageModel
 from vaopd.models.prompt_encoder import PromptEncoder
@@ -37,9 +39,8 @@ def score_file(
     rollouts: Path,
     output: Path,
     teacher: LocalTeacher,
-    encoder: PromptEncoder,
+    config: RunConfig,
     *,
-    high_fraction: float = 0.2,
     problems: str | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> int:
@@ -59,12 +60,14 @@ def score_file(
     output.parent.mkdir(parents=True, exist_ok=True)
     pictures = output.with_name(f"{output.stem}_images")
     had_pictures = pictures.exists()
+    encoder = PromptEncoder(teacher.model, config.data, config.view)
     total = 0
     try:
         with partial.open("w", encoding="utf-8") as file:
             requests = _requests(rollouts, by_id, teacher.model)
             while rows := list(islice(requests, ROWS_AT_ONCE)):
-                for scored in _score(rows, teacher, encoder, pictures, high_fraction):
+                share = high_fraction(config.method)
+                for scored in _score(rows, teacher, encoder, pictures, share):
                     file.write(json.dumps(scored, ensure_ascii=False) + "\n")
                 total += len(rows)
                 progress(len(rows))
@@ -114,7 +117,7 @@ def _score(
     teacher: LocalTeacher,
     encoder: PromptEncoder,
     pictures: Path,
-    high_fraction: float,
+    share: float,
 ) -> Iterator[dict[str, Any]]:
     # Rows of one problem share its prompt, wherever they are in the file.
     # Ids cannot be the key, because a trainer may repeat them with other images.
@@ -139,7 +142,7 @@ def _score(
         degraded = scores.degraded_logprobs[order[index]].cpu()
         mask = torch.ones(1, len(original), dtype=torch.bool)
         advantage = visual_advantage(original[None], degraded[None], mask)
-        high = high_group(advantage, mask, high_fraction=high_fraction)
+        high = high_group(advantage, mask, high_fraction=share)
         yield {
             **row.cells,
             **seen[index],

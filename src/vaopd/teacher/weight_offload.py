@@ -24,7 +24,7 @@ class Parking:
         """Copy the parameters to the device for the duration of the context."""
         try:
             for parameter, home in self.homes:
-                parameter.data = _arrived(home, self.device)
+                parameter.data = arrived(home, self.device)
             yield
         finally:
             self._leave()
@@ -34,7 +34,8 @@ class Parking:
             parameter.data = home
 
 
-def _arrived(home: torch.Tensor, device: torch.device) -> torch.Tensor:
+def arrived(home: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a copy on the device."""
     # The next computation waits for this copy, because both are on one stream.
     return home.to(device, non_blocking=True)
 

@@ -1,14 +1,15 @@
 """The problems of a run: read and checked before it begins, the same in all processes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 
 from vaopd.config import OnBadRow, RunConfig
+from vaopd.display import with_bar
 from vaopd.distributed.world import World
 from vaopd.problems.bad_rows import BadRow, bad_rows_error, listed
 from vaopd.problems.checks import damaged_images, without_answer, without_reference
@@ -17,9 +18,6 @@ from vaopd.problems.manifest import MANIFEST, digest, manifest
 from vaopd.problems.problem import Problem
 from vaopd.problems.sources import read_source
 from vaopd.records import read_json
-from vaopd.training.display import Display
-
-T = TypeVar("T")
 
 Bad = dict[str, list[BadRow]]
 """Bad rows by the key of their part: ``train`` and ``validation``."""
@@ -202,12 +200,3 @@ def _left_out(folder: Path, data: RunData) -> Bad:
         key: [BadRow(**row) for row in rows if row["id"] in known.get(key, ())]
         for key, rows in skipped.items()
     }
-
-
-def with_bar(
-    console: Console, title: str, total: int, work: Callable[[Callable[[int], None]], T]
-) -> T:
-    """Return what long work gives that tells how much it has done; shows its progress."""
-    with Display(console) as display:
-        bar = display.start(title, total)
-        return work(lambda done: display.advance(bar, done))

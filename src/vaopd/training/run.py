@@ -13,6 +13,7 @@ from rich.console import Console
 
 from vaopd.config import RunConfig, load_config
 from vaopd.devices import DTYPES
+from vaopd.display import Display
 from vaopd.distributed.world import World, processes
 from vaopd.errors import ConfigError, TrainingError
 from vaopd.evaluation.validation import ValidationResult, Validator
@@ -29,7 +30,6 @@ from vaopd.training.checkpoint import (
     writing,
 )
 from vaopd.training.data import RunData, read_data
-from vaopd.training.display import Display
 from vaopd.training.extension import extension
 from vaopd.training.result import RunResult, describe, summary
 from vaopd.training.run_folder import (

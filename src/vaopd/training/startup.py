@@ -9,11 +9,11 @@ from statistics import median
 from rich.console import Console
 
 from vaopd.config import DataConfig, RunConfig, TrainingConfig
+from vaopd.display import duration, with_bar
 from vaopd.models.families import Family, Size
 from vaopd.models.measuring import Measured, measure
 from vaopd.models.prompt_encoder import PromptEncoder
-from vaopd.training.data import Bad, RunData, with_bar
-from vaopd.training.display import duration
+from vaopd.training.data import Bad, RunData
 from vaopd.training.schedule import problems_of_step
 
 MUCH = 4

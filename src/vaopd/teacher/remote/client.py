@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
@@ -88,11 +88,12 @@ class RemoteTeacher:
         Raises:
             EngineError: No server answers, or one refuses.
         """
+        has_both = degraded is not None
         options = RequestOptions(
-            with_degraded=degraded is not None,
+            with_degraded=has_both,
             with_hidden=with_hidden,
-            with_divergence=with_divergence and degraded is not None,
-            with_degraded_hidden=with_degraded_hidden and degraded is not None,
+            with_divergence=with_divergence and has_both,
+            with_degraded_hidden=with_degraded_hidden and has_both,
             hidden_dtype=self.hidden_dtype,
             batch_tokens=self.batch_tokens,
             share_prefix=self.share_prefix,
@@ -124,15 +125,18 @@ class RemoteTeacher:
                 body,
             )
 
+        return self._joined(options, parts, self._asked(ask, len(parts)), responses)
+
+    def _asked(self, ask: Callable[[int], TeacherScores], count: int) -> list[TeacherScores]:
+        """Return the answers to all requests, in order, several of which travel at a time."""
         pool = ThreadPoolExecutor(IN_FLIGHT * len(self.servers.addresses))
         try:
-            answers = list(pool.map(ask, range(len(parts))))
+            return list(pool.map(ask, range(count)))
         except BaseException:
             self.close()
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-        return self._joined(options, parts, answers, responses)
 
     def close(self) -> None:
         """Close all connections."""

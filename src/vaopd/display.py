@@ -1,7 +1,7 @@
-"""Progress of a run: a bar on a terminal, a line a step elsewhere."""
+"""Progress of long work: a bar on a terminal, a line now and then elsewhere."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -13,6 +13,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+T = TypeVar("T")
 
 ELAPSED_WIDTH = 60
 """Columns that a terminal needs to show the elapsed time besides the remaining one."""
@@ -69,17 +71,25 @@ class Display:
         """Return the handle of a new bar."""
         return self.progress.add_task(description, total=total, completed=completed, note="")
 
-    def advance(self, task: Any, count: int) -> None:
-        """Count so much more of a bar; without a terminal, print a line now and then."""
-        self.progress.update(task, advance=count)
+    def advance(self, task: Any, count: int, left: str | None = None) -> None:
+        """Count so much more of a bar; without a terminal, print a line now and then.
+
+        Args:
+            task: From ``start``.
+            count: Of what is done since the last call.
+            left: What to say of the time that is left; by the speed so far unless given.
+        """
+        self.progress.update(task, advance=count, note=left or "")
         bar = next(one for one in self.progress.tasks if one.id == task)
         elapsed, total = bar.elapsed or 0.0, bar.total or 0.0
         since = elapsed - self.told_at.get(task, 0.0)
         if self.console.is_terminal or since < LINE_SECONDS or bar.completed >= total:
             return
         self.told_at[task] = elapsed
-        left = duration(elapsed * (total - bar.completed) / bar.completed)
-        self.say(f"{bar.description}: {bar.completed:.0f}/{total:.0f}, about {left} left")
+        if left is None:
+            seconds = elapsed * (total - bar.completed) / bar.completed
+            left = f"about {duration(seconds)} left"
+        self.say(f"{bar.description}: {bar.completed:.0f}/{total:.0f}{left and ', '}{left}")
 
     def finish(self, task: Any) -> None:
         """Take a bar away."""
@@ -92,6 +102,15 @@ class Display:
             self.progress.update(task, advance=1, note=line)
         else:
             self.say(f"step {row['step']}/{steps}  {line}")
+
+
+def with_bar(
+    console: Console, title: str, total: int, work: Callable[[Callable[[int], None]], T]
+) -> T:
+    """Return what long work gives that tells how much it has done; shows its progress."""
+    with Display(console) as display:
+        bar = display.start(title, total)
+        return work(lambda done: display.advance(bar, done))
 
 
 def duration(seconds: float) -> str:
