@@ -90,7 +90,8 @@ _VERDICT = re.compile(
     rf"clearly |indeed |hence )?(?:the|our|my)[ \t]{{1,3}}{_QUALITY}{{0,2}}(?:{_ANSWER}|"
     rf"(?<=correct )(?:option|choice|one)|(?<=right )(?:option|choice|one)|"
     rf"(?<=best )(?:option|choice|one)|(?<=appropriate )(?:option|choice|"
-    rf"one))(?![A-Za-z])(?!\s{{0,3}}(?:to|choice|option)\s{{1,3}}(?!the|this))",
+    rf"one)|only (?:one|option|choice|value|answer)(?= that ))(?![A-Za-z])"
+    rf"(?!\s{{0,3}}(?:to|choice|option)\s{{1,3}}(?!the|this))",
     re.IGNORECASE,
 )
 _CHOOSING = re.compile(
@@ -102,6 +103,7 @@ _CHOOSING = re.compile(
     r"thus[ \t]|therefore,?[ \t])?(?:choose|select|pick)(?=[ \t]))[ \t]{0,3}[:：]?",
     re.IGNORECASE,
 )
+_AMONG = re.compile(r"^(?:among|of|from) (?:all )?(?:the|these|those)\b[^,]{0,40},\s", re.IGNORECASE)
 _BETWEEN_BOXES = re.compile(
     r"\s{0,4}(?:,|;|and|or|、|和|或|,\s?and|,\s?or)?\s{0,4}(?:[A-Za-z]{1,3}\s?=)?\s{0,4}",
     re.IGNORECASE,
@@ -247,5 +249,5 @@ def _before(text: str, verdict: re.Match[str]) -> Commitment:
     """Return what stands in the sentence before "is the correct answer"."""
     start = max(text.rfind("\n", 0, verdict.start()) + 1, verdict.start() - 200)
     said = sentences(text[start : verdict.start()])
-    payload = said[-1] if said else ""
+    payload = _AMONG.sub("", said[-1]) if said else ""
     return Commitment(verdict.start() - len(payload), verdict.end(), payload, "verdict")

@@ -177,7 +177,9 @@ def _from_words(lines: list[str], options: Options) -> Reading:
     """Return the option whose text the last sentence, or a short reply, says."""
     said = sentences("\n".join(lines))
     candidates = [said[-1]] if len(said) > 2 else [*reversed(said)]
-    for sentence in candidates:
+    for whole in candidates:
+        before, _, after = whole.partition(", but ")
+        sentence = after if after and HEDGE.search(before) else whole
         is_unsure = bool(REFUSAL.search(sentence) or HEDGE.search(sentence))
         if sentence.endswith(("?", "？")) or (is_unsure and not _offers_refusal(options)):
             return no_answer("refusal or hedge")

@@ -58,7 +58,7 @@ _CAPITAL = re.compile(
 NEGATING = re.compile(
     r"(?:\bnot|n't|\bnor|\bneither|rather than|instead of|unlike|\bthan|except|\bexclud\w*|"
     r"eliminat\w*|rul(?:e|ed|es|ing) out|\bwithout|not be|incorrect\w*|wrong\w*|reject\w*|"
-    r"different from|opposed to|不是|而非|排除)\s*(?:the\s)?(?:\w+\s)?(?:options?\s|choices?\s|"
+    r"differ\w* from|distinct from|opposed to|in contrast (?:to|with)|compared (?:to|with)|不是|而非|排除)\s*(?:the\s)?(?:\w+\s)?(?:options?\s|choices?\s|"
     r"选项)?[(\[\"']{0,2}$",
     re.IGNORECASE,
 )

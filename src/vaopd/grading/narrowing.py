@@ -78,6 +78,8 @@ _FIRST_DIGIT = re.compile(
     r"eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty)\b",
     re.IGNORECASE,
 )
+_ROUNDED = re.compile(r"\s\((?:approximately|approx\.?|about|≈)[^()]{1,60}\)$", re.IGNORECASE)
+_COMMAND = re.compile(r"\\(?:frac|sqrt)\s?(?=[\[{\d]).{0,60}?\d|√\s?[\d(]")
 _YES_NO = re.compile(r"(yes|no|true|false)(?=\s*(?:[,.;:!\u2014]|$)|\s+because)", re.IGNORECASE)
 _MATH_WORDS = frozenset(
     [
@@ -167,6 +169,10 @@ def narrowed(payload: str) -> str | None:
 def after_verb(sentence: str, *, is_strict: bool = False) -> str | None:
     """Return the value that a sentence says of its subject: "the length is 5 cm"."""
     body = _main_clause(undressed(sentence[:MAX_SENTENCE]).rstrip(".。!"))
+    if aside := _ROUNDED.search(body):
+        # "36π cm (about 113 cm)" is one answer in two forms.
+        value = after_verb(body[: aside.start()], is_strict=is_strict)
+        return f"{value}{aside[0]}" if value else None
     verbs = list((_STRONG_COPULA if is_strict else _COPULA).finditer(body))
     if len(verbs) > 1:
         # "5√3 ≈ 8.66" is one answer in two forms.
@@ -194,10 +200,21 @@ def only_number(sentence: str) -> str | None:
     """Return the value with the only number of a sentence: "I see 3 people" has one."""
     body = undressed(sentence[:MAX_SENTENCE]).rstrip(".。!")
     places = list(_FIRST_DIGIT.finditer(body))
+    if places and (command := _COMMAND.search(body)) and command.start() < places[0].start():
+        # The numbers of a fraction are one value.
+        value = head_value(body[command.start() :])
+        is_only = value is not None and command.start() + len(value) > places[-1].start()
+        return value if is_only else None
     if not places or (len(places) > 1 and places[0].start() > 0):
         return None
     word = places[0]["word"]
-    return word or head_value(body[places[0].start() :])
+    return word or head_value(body[places[0].start() :]) or _counted(body[places[0].start() :])
+
+
+def _counted(text: str) -> str | None:
+    """Return the number before a Chinese measure word and what it counts: 5个苹果."""
+    found = re.match(r"(-?\d[\d.,]*)\s?[个只条张位本支名颗辆块把朵头座种次人棵根片件]", text)
+    return found[1] if found else None
 
 
 def _main_clause(body: str) -> str:

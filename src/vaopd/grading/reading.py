@@ -42,6 +42,11 @@ _REASONS = re.compile(
     re.IGNORECASE,
 )
 
+_EXPLAINS = re.compile(
+    r"^\W*(?:here(?:'s| is) (?:why|how|the reason)|(?:explanation|reason(?:ing)?|justification|"
+    r"solution)\b|because\b|since\b|this is because|to see (?:why|this)|解析|解释|理由|因为)",
+    re.IGNORECASE,
+)
 _DENIED = re.compile(
     r"(?:\bnot|n't|\bcannot|\bnever)\s+(?:be\s+|equal\s+(?:to\s+)?)?$", re.IGNORECASE
 )
@@ -172,6 +177,8 @@ def _uncommitted(text: str, *, is_rest: bool) -> Reading:
             return Reading(answer, "last sentence", "guessed", sentence[:300])
     if len(lines) == 1 and not is_rest and (answer := _concluded(said[0], is_only=True)):
         return Reading(answer, "first sentence", "guessed", said[0][:300])
+    if len(lines) > 1 and not is_rest and _EXPLAINS.match(lines[1]) and (answer := bare(lines[0])):
+        return Reading(answer, "bare first line", "bare", lines[0][:300])
     return no_answer("no commitment")
 
 

@@ -63,6 +63,7 @@ _COMPOUND = re.compile(
     r"\s*(?:and\s+|,\s*)?(\d{1,9}(?:\.\d{1,9})?)\s*([A-Za-z°]{1,12}|'|\")(?=[\s,\d]|$)\.?"
 )
 _ASSIGNED = re.compile(r"(?P<symbol>[^=≈<>≤≥]{1,60}?)\s*(?:=|≈|:(?=\s))\s*(?P<value>[^=]{1,300})")
+_NAMED_POINT = re.compile(r"([A-Z]'{0,2})\s?(\(.{1,80}\))")
 _RATIO = re.compile(
     r"([^:]{1,40}?)\s*(?::|∶|\\colon|\\ratio|\bto\b)\s*([^:]{1,40}?)(?:\s*(?::|∶)\s*([^:]{1,40}))?"
 )
@@ -237,6 +238,9 @@ def _signs(text: str) -> Listing | None:
 
 
 def _bracketed(text: str) -> Value | None:
+    if named := _NAMED_POINT.fullmatch(text):
+        point = _bracketed(named[2])
+        return Assigned(named[1], point) if isinstance(point, Listing) else None
     opening, closing = _brackets(text)
     if not opening:
         return None
