@@ -91,7 +91,8 @@ _VERDICT = re.compile(
     rf"(?<=correct )(?:option|choice|one)|(?<=right )(?:option|choice|one)|"
     rf"(?<=best )(?:option|choice|one)|(?<=appropriate )(?:option|choice|"
     rf"one)|only (?:one|option|choice|value|answer)(?= that ))(?![A-Za-z])"
-    rf"(?!\s{{0,3}}(?:to|choice|option)\s{{1,3}}(?!the|this))",
+    rf"(?!\s{{0,3}}(?:to|choice|option)\s{{1,3}}(?!the|this))|"
+    r"(?:就)?是(?:本题|原?方程|所求|最终|正确)的?(?:唯一)?(?:的)?(?:解|答案|结果)(?=[。,.;\s]|$)",
     re.IGNORECASE,
 )
 _CHOOSING = re.compile(
@@ -103,7 +104,9 @@ _CHOOSING = re.compile(
     r"thus[ \t]|therefore,?[ \t])?(?:choose|select|pick)(?=[ \t]))[ \t]{0,3}[:：]?",
     re.IGNORECASE,
 )
-_AMONG = re.compile(r"^(?:among|of|from) (?:all )?(?:the|these|those)\b[^,]{0,40},\s", re.IGNORECASE)
+_AMONG = re.compile(
+    r"^(?:among|of|from) (?:all )?(?:the|these|those)\b[^,]{0,40},\s", re.IGNORECASE
+)
 _BETWEEN_BOXES = re.compile(
     r"\s{0,4}(?:,|;|and|or|、|和|或|,\s?and|,\s?or)?\s{0,4}(?:[A-Za-z]{1,3}\s?=)?\s{0,4}",
     re.IGNORECASE,

@@ -41,10 +41,10 @@ _WHOLE = re.compile(
     re.IGNORECASE,
 )
 _NOT_BUT = re.compile(r"\W{0,10}not\b.{1,20}\bbut\b|\W{0,10}不是.{1,20}而是", re.IGNORECASE)
-_LABELS = re.compile(r"[)\]}]{0,2}[.:：、]\s")
+_LABELS = re.compile(r"[)\]}]{0,2}(?:[.:：、]\s|。)")
 _REASONS = re.compile(
     r"[)\]\"'}]*\s*(?:$|,?\s*(?:because|since|as|due|is (?:the )?(?:correct|right|best))\b|"
-    r"[,;\u2014-]\s)"
+    r"[,;\u2014-]\s|[,。]?(?:因为|由于|理由))"
 )
 
 

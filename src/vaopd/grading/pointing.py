@@ -45,6 +45,16 @@ _ONLY = re.compile(
     r"\b[Oo]nly\s(?:option\s|choice\s|answer\s)?\(?(?P<letter>[A-Z])\)?\s"
     r"(?:satisf|work|fit|match|make|meet|remain|agree|is\b|can\b|contain|show|describe)"
 )
+_MARKED = re.compile(
+    r"^\W{0,10}(?:[Oo]ption\s|[Cc]hoice\s)?\(?(?P<letter>[A-Z])[).:][^\n]{0,80}?\s?[:\u2014-]\s*"
+    r"(?:this is |it is |is )?(?:correct|right|true)\b",
+    re.MULTILINE | re.IGNORECASE,
+)
+"""A line of a list of options that calls its own right."""
+
+_CHINESE = re.compile(
+    r"(?:对应|符合|就是|即)(?:的)?(?:是)?(?:选项|答案)\s?(?P<letter>[A-Z])(?![A-Za-z])"
+)
 _CALLED_RIGHT = re.compile(r"\b(?:correct|right|best|answer)|正确|对|符合")
 _ENDS = re.compile(r"\s*(?:$|[.,:;!)]|to me\b)")
 _OR_ANOTHER = re.compile(r"\s*(?:or|and|/)\s*(?:option\s)?\(?[A-Z]\b")
@@ -97,4 +107,6 @@ _STATEMENTS: tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str]], bool]],
     (_POINTED, _is_pointed_at),
     (_SO, _always),
     (_ONLY, _always),
+    (_MARKED, _always),
+    (_CHINESE, _always),
 )

@@ -7,7 +7,7 @@ from typing import Literal
 
 from vaopd.grading.commitments import Commitment, commitments
 from vaopd.grading.markup import boxes_of, plain
-from vaopd.grading.narrowing import after_verb, head_value, narrowed, only_number
+from vaopd.grading.narrowing import after_verb, head_value, main_clause, narrowed, only_number
 from vaopd.grading.phrases import (
     PLEASANTRY,
     REFUSAL,
@@ -45,6 +45,11 @@ _REASONS = re.compile(
 _EXPLAINS = re.compile(
     r"^\W*(?:here(?:'s| is) (?:why|how|the reason)|(?:explanation|reason(?:ing)?|justification|"
     r"solution)\b|because\b|since\b|this is because|to see (?:why|this)|解析|解释|理由|因为)",
+    re.IGNORECASE,
+)
+_ROUNDS = re.compile(
+    r"\W*(?:round(?:ed|ing)|numerically|approximately|as a decimal|in decimal|"
+    r"(?:this|which|that) is (?:about|approximately|roughly))\b",
     re.IGNORECASE,
 )
 _DENIED = re.compile(
@@ -174,7 +179,8 @@ def _uncommitted(text: str, *, is_rest: bool) -> Reading:
         if answer := _concluded(
             sentence, is_only=len(lines) == 1 and len(said) <= 2 and not is_rest
         ):
-            return Reading(answer, "last sentence", "guessed", sentence[:300])
+            both = _with_exact(answer, sentence, lines)
+            return Reading(both, "last sentence", "guessed", sentence[:300])
     if len(lines) == 1 and not is_rest and (answer := _concluded(said[0], is_only=True)):
         return Reading(answer, "first sentence", "guessed", said[0][:300])
     if len(lines) > 1 and not is_rest and _EXPLAINS.match(lines[1]) and (answer := bare(lines[0])):
@@ -211,6 +217,14 @@ def _is_heading(line: str) -> bool:
     return line.lstrip().startswith("#") or line.rstrip().endswith(":")
 
 
+def _with_exact(answer: str, sentence: str, lines: list[str]) -> str:
+    """Return an answer that is only the rounded form of the sentence before, in both forms."""
+    said = sentences("\n".join(lines[-2:]))
+    earlier = said[said.index(sentence) - 1] if sentence in said[1:] else ""
+    exact = _concluded(earlier, is_only=False) if _ROUNDS.match(sentence) and earlier else None
+    return f"{exact} ≈ {answer}" if exact else answer
+
+
 def _concluded(sentence: str, *, is_only: bool) -> str | None:
     """Return the value that a sentence ends with, where it concludes or is the whole reply."""
     body = undressed(_CONCLUDES.sub("", sentence)).rstrip(".!。")
@@ -220,4 +234,4 @@ def _concluded(sentence: str, *, is_only: bool) -> str | None:
     if answer and _DENIED.search(body[: max(body.find(answer), 0)]):
         return None
     is_short = is_only and len(body.split()) <= MAX_SENTENCE_WORDS
-    return answer or (body if is_short else None)
+    return answer or (main_clause(body) if is_short else None)
