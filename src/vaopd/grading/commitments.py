@@ -80,6 +80,14 @@ _MARKER = re.compile(
     rf"(?P<heading>{_HEADING})|(?P<chinese>{_CHINESE})",
     re.IGNORECASE,
 )
+_MARKER_STARTS = re.compile(
+    r"(?:^|(?<=\n))|(?<![A-Za-z])(?:ans|final|correct|right|best|most|closest|overall|proper|exact|"
+    r"approximate|numerical|only|accurate|appropriate|required|desired|ultimate|remaining|"
+    r"chosen|selected)|[最正标本参因所的答故应综我选]",
+    re.IGNORECASE,
+)
+"""Every place where a marker can begin. The markers themselves are slow to try everywhere."""
+
 _TAG = re.compile(
     r"<(answer|final_answer|finalanswer)>|</(?:answer|final_answer|finalanswer)>|"
     r"<\|begin_of_box\|>|<\|end_of_box\|>",
@@ -131,7 +139,7 @@ class Commitment:
     """Whether anything follows, so that the answer cannot have been cut."""
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def commitments(text: str, *, is_choice: bool = False) -> tuple[Commitment, ...]:
     """Return the commitments of a text without markup, in their order.
 
@@ -141,7 +149,7 @@ def commitments(text: str, *, is_choice: bool = False) -> tuple[Commitment, ...]
     """
     boxes = _boxes(text)
     found = [*_tags(text), *boxes]
-    for marker in _ends_of(_MARKER, text):
+    for marker in _first_and_last(_markers(text)):
         one = _marked(text, marker, boxes)
         if one is not None:
             found.append(one)
@@ -157,8 +165,22 @@ def commitments(text: str, *, is_choice: bool = False) -> tuple[Commitment, ...]
     )
 
 
+def _markers(text: str) -> list[re.Match[str]]:
+    """Return what ``_MARKER.finditer`` finds."""
+    found: list[re.Match[str]] = []
+    end = 0
+    for start in _MARKER_STARTS.finditer(text):
+        if start.start() >= end and (marker := _MARKER.match(text, start.start())):
+            found.append(marker)
+            end = marker.end()
+    return found
+
+
 def _ends_of(pattern: re.Pattern[str], text: str) -> list[re.Match[str]]:
-    matches = list(pattern.finditer(text))
+    return _first_and_last(list(pattern.finditer(text)))
+
+
+def _first_and_last(matches: list[re.Match[str]]) -> list[re.Match[str]]:
     half = _MAX_MARKERS // 2
     return matches if len(matches) <= _MAX_MARKERS else [*matches[:half], *matches[-half:]]
 

@@ -120,6 +120,17 @@ def read_answer(
     return _uncommitted(text[start:], is_rest=start > 0)
 
 
+def rules_agree(response: str) -> bool:
+    """Return whether the first and the last commitment are sure to be the same reading.
+
+    So it is where there is at most one, and nothing in the response takes it back. A cheap test
+    that spares most responses the second reading.
+    """
+    text = plain(split_reasoning(response).answer)
+    found = commitments(text, is_choice=True)
+    return len(found) < 2 and all(taken_back_at(text, one.end) is None for one in found)
+
+
 def usable(found: Sequence[Commitment], *, is_truncated: bool) -> list[Commitment]:
     """Return the commitments of a truncated response that were not cut themselves."""
     return [one for one in found if one.is_closed or not is_truncated]
