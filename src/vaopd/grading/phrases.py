@@ -52,7 +52,8 @@ REFUSAL = re.compile(
     r"(?:have not|haven't|didn't|did not) (?:yet )?(?:upload|provid|attach|shar|includ|sen[dt])\w*|"
     r"none of the (?:given |listed |provided |above )?(?:options|choices|answers)?|not sure|"
     r"no idea|uncertain|could not (?:determine|find|see)|"
-    r"(?:is|are) not (?:visible|legible|readable|available)|need (?:more|to see)|as an ai)\b|无法|不能确定|看不清|不知道|抱歉",
+    r"(?:is|are) not (?:visible|legible|readable|available)|"
+    r"need (?:more|to see)|as an ai)\b|无法|不能确定|看不清|不知道|抱歉",
     re.IGNORECASE,
 )
 HEDGE = re.compile(
