@@ -119,7 +119,12 @@ def _evaluate_each(
             )
         predictions = read_predictions(folder / PREDICTIONS)
         one = score_folder(items.benchmark, items.items, predictions, folder, options)
-        data = {"source": items.source, "sha256": items.digest, "skipped": len(items.skipped)}
+        data = {
+            "source": items.source,
+            "sha256": items.digest,
+            "skipped": len(items.skipped),
+            "left_out": items.left_out,
+        }
         scored.append(replace(one, details={**one.details, "data": data}))
         # After each benchmark: a later failure leaves the results of earlier ones.
         write_results(output, scored, asdict(protocol), options.seed)

@@ -8,14 +8,21 @@ from vaopd.evaluation.benchmark import (
     by_reference_category,
     verdict_of,
 )
+from vaopd.evaluation.benchmarks.own import own_item
+from vaopd.evaluation.options import grade_letter
 from vaopd.grading.grades import grade as grade_free
 from vaopd.grading.reading import Rule
 from vaopd.problems.problem import Problem
 
 
 def item(row: Row) -> Item | None:
-    """Return the item of a row that holds a ``Problem``; without an answer there is none."""
-    problem: Problem = row["problem"]
+    """Return the item of a row that holds a ``Problem``, or of a user's row.
+
+    A ``Problem`` without an answer has none.
+    """
+    problem = row.get("problem")
+    if not isinstance(problem, Problem):
+        return own_item(row)
     if problem.answer is None:
         return None
     return Item(
@@ -31,9 +38,19 @@ def item(row: Row) -> Item | None:
 
 
 def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) -> Verdict:
-    """Compare the free answer by value: the rule of validation during training."""
-    answer = item.reference["answer"]
-    return verdict_of(grade_free(response, answer, rule=rule, is_truncated=is_truncated))
+    """Compare the free answer by value, the rule of validation during training, or the option."""
+    reference = item.reference
+    if reference.get("options"):
+        return grade_letter(response, item, rule, is_truncated=is_truncated)
+    return verdict_of(
+        grade_free(
+            response,
+            reference.get("answers") or reference["answer"],
+            rule=rule,
+            is_truncated=is_truncated,
+            tolerance=reference.get("tolerance", 0.0),
+        )
+    )
 
 
 def problem_benchmark(
