@@ -57,8 +57,8 @@ def _engine(protocol: Any, output: Path, answering: Answering) -> Any:
         "timeout_seconds": answering.timeout,
     }
     if answering.engine == "openai":
-        prices = {"price_input": answering.price_input, "price_output": answering.price_output}
-        return launch.openai_engine(protocol, **limits, **prices)
+        limits |= {"price_input": answering.price_input, "price_output": answering.price_output}
+        return launch.openai_engine(protocol, **limits)
     if answering.engine == "vllm":
         own = {
             "python": answering.vllm_python,

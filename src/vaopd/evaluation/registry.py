@@ -7,8 +7,6 @@ from vaopd.errors import ConfigError
 from vaopd.evaluation.benchmark import Benchmark
 from vaopd.evaluation.benchmarks import (
     ai2d,
-    drawn,
-    geometry3k,
     hallusionbench,
     math_vision,
     mathverse,
@@ -16,10 +14,9 @@ from vaopd.evaluation.benchmarks import (
     mmmu,
     mmstar,
     ocrbench,
-    virl39k,
     wemath,
 )
-from vaopd.evaluation.benchmarks.problems import problem_benchmark
+from vaopd.evaluation.benchmarks.problems import PROBLEM_SETS, problem_benchmark
 from vaopd.evaluation.rows import SUFFIXES
 
 MATH = ("wemath", "mathvista", "mathverse")
@@ -41,11 +38,8 @@ BENCHMARKS = {
         mmmu.BENCHMARK,
         mmstar.BENCHMARK,
         ocrbench.BENCHMARK,
-        geometry3k.BENCHMARK,
-        geometry3k.VALIDATION,
-        virl39k.BENCHMARK,
         math_vision.BENCHMARK,
-        drawn.BENCHMARK,
+        *PROBLEM_SETS,
     )
 }
 

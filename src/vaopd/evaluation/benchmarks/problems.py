@@ -77,3 +77,37 @@ def problem_benchmark(
         grade=grade,
         measure=by_reference_category,
     )
+
+
+_GEOMETRY3K = {"licence": "MIT", "citation": "Lu et al. 2021, arXiv:2105.04165"}
+PROBLEM_SETS = (
+    problem_benchmark(
+        "geometry3k", "Geometry3K test", source="hiyouga/geometry3k@test", size=601, **_GEOMETRY3K
+    ),
+    problem_benchmark(
+        "geometry3k_validation",
+        "Geometry3K validation",
+        source="hiyouga/geometry3k@validation",
+        size=300,
+        **_GEOMETRY3K,
+    ),
+    # 500 problems that a run must leave out of its training data: the set has no test split. A
+    # model that was trained on all of ViRL39K has seen them, and its score here says nothing.
+    problem_benchmark(
+        "virl39k",
+        "ViRL39K held out",
+        source="TIGER-Lab/ViRL39K?sample=500&seed=42",
+        size=500,
+        licence="MIT by a third party's table",
+        citation="Wang et al. 2025, arXiv:2504.08837",
+    ),
+    # Of the test stream, which training never draws from.
+    problem_benchmark(
+        "drawn",
+        "drawn problems",
+        source="drawn:test?count=240",
+        size=240,
+        licence="Apache-2.0, drawn by this package",
+    ),
+)
+"""Sets in the layout of training problems that have a name."""
