@@ -196,7 +196,7 @@ def test_a_users_own_file_is_a_benchmark_and_bad_rows_are_named_or_counted(
 ):
     image = str(ai2d_data / "ai2d" / "0.png")
     rows = [{"problem": "<image>How many?", "images": [image], "answer": "4"},
-            {"problem": "no place", "images": [image], "answer": "4"}]  # fmt: skip
+            {"problem": "no answer", "images": [image]}]  # fmt: skip
     own = tmp_path / "my.jsonl"
     own.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with chat_server(lambda n, _: "\\boxed{4.0}") as server:

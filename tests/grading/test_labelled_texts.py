@@ -10,9 +10,11 @@ from vaopd.grading.grades import grade
 from vaopd.grading.letters import read_choice
 from vaopd.grading.yes_no import read_yes_no
 
-FREE = read("free_first", "free_second", "free_third")
-CHOICES = read("choice_first", "choice_second", "choice_third")
-YES_NO = read("yes_no_first", "yes_no_second")
+FREE = read("free_first", "free_second", "free_third", "free_fourth", "free_fifth", "free_sixth")
+CHOICES = read(
+    "choice_first", "choice_second", "choice_third", "choice_fourth", "choice_fifth", "choice_sixth"
+)
+YES_NO = read("yes_no_first", "yes_no_second", "yes_no_third")
 ALLOWED = 0.02
 
 

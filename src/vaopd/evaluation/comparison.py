@@ -22,7 +22,7 @@ from vaopd.records import read_rows
 RESAMPLES = 5000
 COLUMNS = (
     "benchmark", "metric", "items", "A", "B", "B - A", "95 % interval", "p bootstrap",
-    "A only / B only", "p McNemar", "unparsed A / B",
+    "A only / B only", "p McNemar", "unparsed A / B", "left out A / B",
 )  # fmt: skip
 
 
@@ -41,7 +41,7 @@ class Comparison:
     low: float
     high: float
     p_bootstrap: float
-    """Two-sided, of no difference."""
+    """Two-sided p-value under the hypothesis of no difference."""
 
     first_only: int
     """Items on which the first has more right samples; with one sample, the discordant pairs."""
@@ -51,6 +51,8 @@ class Comparison:
     """Exact, two-sided."""
 
     unparsed: tuple[float, float]
+    left_out: tuple[int, int]
+    """Items of each side that the other did not answer in every sample."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the comparison as JSON values."""
@@ -122,6 +124,10 @@ def _compare(name: str, first: Path, second: Path) -> Comparison:
         second_only=wins[1],
         p_mcnemar=mcnemar_p(*wins),
         unparsed=(shares[0], shares[1]),
+        left_out=(
+            len(read_items(first / ITEMS)) - len(items),
+            len(read_items(second / ITEMS)) - len(items),
+        ),
     )
 
 
@@ -230,4 +236,5 @@ def comparison_row(one: Comparison) -> tuple[str, ...]:
         f"{one.first_only} / {one.second_only}",
         f"{one.p_mcnemar:.4f}",
         f"{one.unparsed[0]:.1%} / {one.unparsed[1]:.1%}",
+        f"{one.left_out[0]} / {one.left_out[1]}",
     )

@@ -28,6 +28,9 @@ class ItemSet:
     skipped: tuple[str, ...] = ()
     """One sentence for each bad row that was left out."""
 
+    left_out: int = 0
+    """Rows of another split or version, or without an image, that are no items of the set."""
+
     @property
     def digest(self) -> str:
         """A hash of ids, prompts and references: the same digest is the same questions."""
@@ -60,11 +63,13 @@ def load_items(
     source, rows = _rows(benchmark, data)
     items: list[Item] = []
     skipped: list[str] = []
+    left_out = 0
     places: dict[str, str] = {}
     for row in _checked(rows, skipped, on_bad_row):
         try:
             item = _item(benchmark, row, need_images)
             if item is None:
+                left_out += 1
                 continue
             if item.id in places:
                 raise ProblemError(f"the id {item.id} was already that of {places[item.id]}")
@@ -83,7 +88,7 @@ def load_items(
         raise ProblemError(
             f"{benchmark.name}: {source} has no items of the split{reason or '; check the source'}"
         )
-    return ItemSet(benchmark, tuple(items), source, on_bad_row == "skip", tuple(skipped))
+    return ItemSet(benchmark, tuple(items), source, on_bad_row == "skip", tuple(skipped), left_out)
 
 
 def _item(benchmark: Benchmark, row: PlacedRow, need_images: bool) -> Item | None:
@@ -131,6 +136,8 @@ def _problem_rows(
     # Drawn problems and a user's own file need no folder of data.
     own = source.startswith("drawn:") or Path(source).is_file()
     path = Path(source) if own else locate(benchmark, data) if data is not None else None
+    if own and path is not None and path.is_file():
+        return str(path), iter(open_table(path).rows())
     if path is not None and path.is_file():
         return str(path), _local_problems(path)
     problems, bad = read_source(source)

@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import typer
+import yaml
 
 from vaopd.errors import ConfigError
+from vaopd.evaluation.command_options import Answering, Asking
 from vaopd.evaluation.engines.chat import ChatClient, Server
 from vaopd.evaluation.engines.engine import Engine
 from vaopd.evaluation.judge import PROMPT, Judge
-from vaopd.evaluation.protocol import Protocol, protocol_in
+from vaopd.evaluation.protocol import (
+    Protocol,
+    min_pixels_of,
+    model_folder,
+    protocol_in,
+    weights_of,
+)
 from vaopd.evaluation.registry import find_benchmarks
 from vaopd.evaluation.runner import (
     ReadOptions,
@@ -23,6 +31,56 @@ from vaopd.evaluation.runner import (
     write_results,
 )
 from vaopd.evaluation.tables import print_tables
+
+BOX = "Put your final answer, for a choice its letter, in \\boxed{}."
+"""The line that ``--prompts box`` adds to every prompt."""
+
+
+def protocol_of(model: str, asking: Asking, answering: Answering) -> Protocol:
+    """Return the protocol that the options describe.
+
+    Raises:
+        ConfigError: A value is out of its range, or a run has not ended.
+    """
+    # A served name is the server's own.
+    model = model if answering.engine == "openai" else model_folder(model)
+    lines = [BOX] if asking.prompts == "box" else []
+    lines += [asking.prompt_suffix] if asking.prompt_suffix else []
+    return Protocol(
+        model=model,
+        engine=answering.engine,
+        samples=asking.samples,
+        temperature=asking.temperature,
+        top_p=asking.top_p,
+        top_k=asking.top_k,
+        max_new_tokens=asking.max_new_tokens,
+        seed=asking.seed,
+        min_pixels=min_pixels_of(model) if asking.min_pixels is None else asking.min_pixels,
+        max_pixels=asking.max_pixels,
+        weights=weights_of(model),
+        base_url=answering.base_url,
+        prompt_suffix="\n".join(lines),
+        system_prompt=asking.system_prompt,
+        chat_template_kwargs=template_values(asking.chat_template_kwargs or []),
+    )
+
+
+def template_values(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return ``KEY=VALUE`` texts as a mapping; values are read as YAML, so ``false`` is a boolean.
+
+    Raises:
+        ConfigError: One has no equals sign.
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, mark, value = pair.partition("=")
+        if not mark or not key.strip():
+            raise ConfigError(
+                f"--chat-template-kwargs {pair!r} is not KEY=VALUE; write for example "
+                "enable_thinking=false"
+            )
+        values[key.strip()] = yaml.safe_load(value)
+    return values
 
 
 def generate(

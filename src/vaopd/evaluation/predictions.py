@@ -10,6 +10,7 @@ from typing import Any
 
 from vaopd.errors import RunFolderError
 from vaopd.evaluation.benchmark import Benchmark, Item
+from vaopd.grading.thinking import split_reasoning
 from vaopd.records import read_rows, write_rows
 
 PREDICTIONS = "predictions.jsonl"
@@ -30,6 +31,14 @@ class Prediction:
 
     prompt_tokens: int | None = None
     response_tokens: int | None = None
+    reasoning: str | None = None
+    """What a server gave apart from the response; a response with its own tags keeps them."""
+
+    def row(self) -> dict[str, Any]:
+        """Return the prediction with its reasoning and its answer in columns of their own."""
+        parts = split_reasoning(self.response)
+        answer = self.response if self.reasoning else parts.answer
+        return {**asdict(self), "reasoning": self.reasoning or parts.reasoning, "answer": answer}
 
 
 def read_predictions(path: Path) -> list[Prediction]:
@@ -60,6 +69,9 @@ def _prediction(row: dict[str, Any], place: str) -> Prediction:
         )
     known = {field.name for field in fields(Prediction)} - {"id", "sample", "response"}
     extra = {key: row[key] for key in known if row.get(key) is not None}
+    if "answer" in row and row["answer"] != response:
+        # The reasoning stands in the response as well, with its tags.
+        extra.pop("reasoning", None)
     return Prediction(id=str(id), sample=sample, response=response, **extra)
 
 
@@ -73,7 +85,7 @@ class PredictionLog:
             predictions = read_predictions(self.path)
             # A kill may leave half a row at the end, which the next row would join.
             if not self.path.read_bytes().endswith(b"\n"):
-                write_rows(self.path, (asdict(one) for one in predictions))
+                write_rows(self.path, (one.row() for one in predictions))
         else:
             predictions = []
         self.done = {(one.id, one.sample) for one in predictions}
@@ -88,7 +100,7 @@ class PredictionLog:
     def add(self, predictions: Iterable[Prediction]) -> None:
         """Append predictions and bring them to the disk."""
         new = [one for one in predictions if (one.id, one.sample) not in self.done]
-        rows = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in new)
+        rows = "".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in new)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(rows)
             file.flush()

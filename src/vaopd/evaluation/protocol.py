@@ -1,12 +1,14 @@
 """How responses are drawn: what must be equal for two runs to be compared or continued."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from vaopd.config import load_config
 from vaopd.errors import ConfigError
+from vaopd.problems.problem import Problem
 from vaopd.records import read_json, write_json
 
 PROTOCOL = "protocol.json"
@@ -28,6 +30,9 @@ class Protocol:
     top_p: float = 1.0
     """Not stated in the paper."""
 
+    top_k: int = 0
+    """Number of likeliest tokens that are drawn from; 0 is all."""
+
     max_new_tokens: int = 4096
     """Not stated in the paper."""
 
@@ -40,10 +45,18 @@ class Protocol:
     base_url: str | None = None
     """Of the server, for the ``openai`` engine."""
 
+    prompt_suffix: str = ""
+    """Text on a line of its own after every prompt."""
+
+    system_prompt: str = ""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Values for the model's chat template, such as ``enable_thinking``."""
+
     def __post_init__(self) -> None:
         for name, low, high in (
             ("samples", 1, 10_000),
             ("temperature", 0, 100),
+            ("top_k", 0, 10**7),
             ("max_new_tokens", 1, 10**7),
             ("min_pixels", 1, self.max_pixels),
         ):
@@ -112,6 +125,13 @@ def min_pixels_of(model: str) -> int:
     return Protocol.min_pixels
 
 
+def asked(problem: Problem, protocol: Protocol) -> Problem:
+    """Return a problem with the text that the protocol adds to its prompt."""
+    if not protocol.prompt_suffix:
+        return problem
+    return replace(problem, prompt=f"{problem.prompt}\n{protocol.prompt_suffix}")
+
+
 def claim_folder(output: Path, protocol: Protocol) -> None:
     """Write the protocol into a new output folder, or check that the folder has the same one.
 
@@ -121,7 +141,11 @@ def claim_folder(output: Path, protocol: Protocol) -> None:
     path = output / PROTOCOL
     mine = asdict(protocol)
     if path.is_file():
-        theirs = read_json(path)
+        # Folders of earlier versions lack what was always as it is by default.
+        theirs = asdict(Protocol(model="")) | read_json(path)
+        if theirs["samples"] < mine["samples"]:
+            # More samples of the same kind: those that are there stay.
+            theirs["samples"] = mine["samples"]
         different = [name for name, value in mine.items() if theirs.get(name) != value]
         if different:
             name = different[0]
@@ -129,6 +153,7 @@ def claim_folder(output: Path, protocol: Protocol) -> None:
                 f"output {output} holds responses with {name}={theirs.get(name)!r}, not "
                 f"{mine[name]!r}; give the same options to go on, or another --output"
             )
+        write_json(path, mine)
         return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(
@@ -140,4 +165,4 @@ def claim_folder(output: Path, protocol: Protocol) -> None:
 def protocol_in(folder: Path) -> dict[str, Any] | None:
     """Return the protocol of an output folder; ``None`` where it was not written by vaopd."""
     path = folder / PROTOCOL
-    return read_json(path) if path.is_file() else None
+    return asdict(Protocol(model="")) | read_json(path) if path.is_file() else None

@@ -7,8 +7,6 @@ from vaopd.errors import ConfigError
 from vaopd.evaluation.benchmark import Benchmark
 from vaopd.evaluation.benchmarks import (
     ai2d,
-    drawn,
-    geometry3k,
     hallusionbench,
     math_vision,
     mathverse,
@@ -16,10 +14,10 @@ from vaopd.evaluation.benchmarks import (
     mmmu,
     mmstar,
     ocrbench,
-    virl39k,
     wemath,
 )
-from vaopd.evaluation.benchmarks.problems import problem_benchmark
+from vaopd.evaluation.benchmarks.problems import PROBLEM_SETS, problem_benchmark
+from vaopd.evaluation.rows import SUFFIXES
 
 MATH = ("wemath", "mathvista", "mathverse")
 """The columns of the paper's math average."""
@@ -40,11 +38,8 @@ BENCHMARKS = {
         mmmu.BENCHMARK,
         mmstar.BENCHMARK,
         ocrbench.BENCHMARK,
-        geometry3k.BENCHMARK,
-        geometry3k.VALIDATION,
-        virl39k.BENCHMARK,
         math_vision.BENCHMARK,
-        drawn.BENCHMARK,
+        *PROBLEM_SETS,
     )
 }
 
@@ -52,7 +47,7 @@ BENCHMARKS = {
 def find_benchmark(name: str) -> Benchmark:
     """Return a benchmark by name, or that of a user's own problems.
 
-    ``drawn:SPLIT?count=..``, and JSONL or parquet files in the layout of training problems, are
+    ``drawn:SPLIT?count=..``, and JSONL, JSON, CSV, TSV or parquet files, are
     benchmarks of their own; the file's stem is the name.
 
     Raises:
@@ -63,7 +58,7 @@ def find_benchmark(name: str) -> Benchmark:
     if name.startswith("drawn:"):
         return problem_benchmark("drawn", name, source=name)
     path = Path(name)
-    if path.suffix in (".jsonl", ".parquet"):
+    if path.suffix in SUFFIXES:
         if not path.is_file():
             raise ConfigError(f"benchmark file {name} does not exist; correct the path")
         if path.stem in BENCHMARKS:

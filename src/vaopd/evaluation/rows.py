@@ -4,12 +4,9 @@ Hub data sets, parquet, JSONL, JSON (a list, or an object of rows) and VLMEvalKi
 images are read; a cell that holds an image becomes a ``StoredImage``.
 """
 
-import ast
 import base64
 import binascii
-import csv
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,9 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 from vaopd.errors import ProblemError
 from vaopd.problems.rows import jsonl_rows_or_errors, unreachable
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".tsv")
+SUFFIXES = (".jsonl", ".json", ".parquet", ".tsv", ".csv")
 _BATCH_ROWS = 256
-_SHORTEST_BASE64 = 65
+SHORTEST_BASE64 = 65
 """Shorter image cells of VLMEvalKit's TSV are the index of the row that holds the image."""
 
 
@@ -78,7 +75,7 @@ class TableImage:
         if isinstance(cell, Mapping):
             cell = cell.get("bytes") or cell.get("path")
         if isinstance(cell, str):
-            cell = decode_base64(cell) if len(cell) >= _SHORTEST_BASE64 else Path(cell)
+            cell = decode_base64(cell) if len(cell) >= SHORTEST_BASE64 else Path(cell)
         if not isinstance(cell, bytes | Path):
             raise ProblemError(
                 f"{self.place}: {self.column} holds no image; download the file with its images"
@@ -96,7 +93,10 @@ def open_table(path: Path) -> Table:
         return JsonTable(path)
     if path.suffix == ".parquet":
         return ParquetTable(path)
-    if path.suffix == ".tsv":
+    if path.suffix in (".tsv", ".csv"):
+        # Imported here: it is made of the classes of this module.
+        from vaopd.evaluation.tsv_rows import TsvTable
+
         return TsvTable(path)
     raise ProblemError(f"{path} has none of the suffixes {', '.join(SUFFIXES)}; convert it to one")
 
@@ -142,11 +142,12 @@ class JsonTable:
     def _resolve(self, value: Any) -> Any:
         if isinstance(value, list):
             return [self._resolve(one) for one in value]
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path") or value.get("url")
         if not isinstance(value, str) or not value:
             return None
-        if len(value) > 1000:
-            return decode_base64(value)
-        return self.path.parent / value
+        found = image_of(value)
+        return self.path.parent / found if isinstance(found, Path) else found
 
 
 @dataclass(frozen=True)
@@ -220,113 +221,6 @@ def _holds_bytes(kind: Any) -> bool:
     return types.is_binary(kind) or types.is_large_binary(kind)
 
 
-class TsvTable:
-    """VLMEvalKit's TSV: tab-separated with a header, images in base64 in the column ``image``."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.offsets: list[int] = []
-        self.rows_by_index: dict[str, int] = {}
-        self.counts: list[int] = []
-        """Images of each row."""
-        self.header: list[str] = []
-
-    def rows(self) -> Iterator[RowOrError]:
-        """Yield the rows; the images are dropped and found again by their offset."""
-        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-        self.offsets.clear()
-        self.counts.clear()
-        with self.path.open("rb") as file:
-            reader, position = self._reader(file)
-            self.header = next(reader, [])
-            if "image" not in self.header:
-                raise ProblemError(f"{self.path} has no column image; it is no TSV of VLMEvalKit")
-            while True:
-                start = position()
-                cells = next(reader, None)
-                if cells is None:
-                    return
-                self.offsets.append(start)
-                self.counts.append(0)
-                place = f"{self.path.name} row {len(self.offsets)}"
-                try:
-                    yield self._row(cells, len(self.offsets) - 1, place)
-                except ProblemError as error:
-                    yield f"{place} {error}"
-
-    def _row(self, cells: list[str], number: int, place: str) -> PlacedRow:
-        if len(cells) != len(self.header):
-            raise ProblemError(
-                f"has {len(cells)} cells and the header {len(self.header)}; download the file again"
-            )
-        named: dict[str, Any] = dict(zip(self.header, cells, strict=True))
-        self.rows_by_index[named.get("index", str(number))] = number
-        self.counts[number] = self._count(named["image"], number)
-        named["image"] = [
-            TableImage(self, number, "image", place, position)
-            for position in range(self.counts[number])
-        ]
-        return PlacedRow(place, {k: v for k, v in named.items() if v != ""})
-
-    def _count(self, cell: str, number: int) -> int:
-        """Return how many images a cell holds; none where it is empty."""
-        pointed = self._pointed(cell)
-        if pointed is not None:
-            return self.counts[pointed] if pointed < number else 1
-        try:
-            return len(_listed(cell))
-        except ValueError as error:
-            raise ProblemError(
-                f"has an image cell that begins like a list and does not read as one ({error}); "
-                "download the file again"
-            ) from None
-
-    def _pointed(self, cell: str) -> int | None:
-        """Return the row that holds the image, where a cell is but its index."""
-        return self.rows_by_index.get(cell) if len(cell) < _SHORTEST_BASE64 else None
-
-    def image(self, row: int, column: str) -> Any:
-        """Return the base64 texts of one row, or of the row that it points to."""
-        with self.path.open("rb") as file:
-            file.seek(self.offsets[row])
-            reader, _ = self._reader(file)
-            cell = dict(zip(self.header, next(reader), strict=True))[column]
-        pointed = self._pointed(cell)
-        return _listed(cell) if pointed in (None, row) else self.image(pointed, column)
-
-    def _reader(self, file: Any) -> tuple[Any, Any]:
-        # csv may take several lines for a row; after each row exactly its lines are consumed.
-        position = file.tell()
-
-        def lines() -> Iterator[str]:
-            nonlocal position
-            for line in iter(file.readline, b""):
-                position += len(line)
-                yield line.decode()
-
-        return csv.reader(lines(), delimiter="\t"), lambda: position
-
-
-def _listed(cell: str) -> list[str]:
-    """Return the base64 texts of a cell; several are written as a Python or a JSON list.
-
-    Raises:
-        ValueError: The list does not read, or holds something else than texts.
-    """
-    if not cell.startswith("["):
-        return [cell] if cell else []
-    try:
-        listed = json.loads(cell)
-    except ValueError:
-        try:
-            listed = ast.literal_eval(cell)
-        except (SyntaxError, MemoryError, RecursionError) as error:
-            raise ValueError(str(error).split(" (")[0]) from None
-    if not all(isinstance(one, str) for one in listed):
-        raise ValueError("not all of it is text")
-    return listed
-
-
 @dataclass(frozen=True, eq=False)
 class HubTable:
     """A split of a data set on the hub, mapped from disk by ``datasets``."""
@@ -388,6 +282,24 @@ def is_image_column(name: str) -> bool:
     return name in ("images", "decoded_image") or (
         head == "image" and (not tail or tail == "path" or tail.isdigit())
     )
+
+
+def image_of(value: Any) -> "bytes | Path | None":
+    """Return the image of one cell: bytes, a path, base64, a data URL, or a mapping of one.
+
+    Raises:
+        ProblemError: The cell begins like base64 and is not.
+    """
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path") or value.get("url")
+    if isinstance(value, bytes | Path):
+        return value
+    if not isinstance(value, str) or not value:
+        return None
+    if value.startswith(("http://", "https://")):
+        raise ProblemError(f"the image {value:.60} is an address; download it and name the file")
+    is_encoded = value.startswith("data:") or len(value) > 1000
+    return decode_base64(value) if is_encoded else Path(value)
 
 
 def decode_base64(text: str) -> bytes:

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vaopd.config import OnBadRow
 from vaopd.errors import ConfigError, ProblemError
@@ -36,6 +36,7 @@ from vaopd.records import write_json, write_rows, write_text
 RESULTS = "results.json"
 VERDICTS = "verdicts.jsonl"
 SKIPPED = "skipped.jsonl"
+METHOD = "Wilson score interval with the variance of a bootstrap of clusters"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,9 @@ class ScoreOptions:
 
     rule: Rule = "last_committed"
     judge: Judge | None = None
+    score: Literal["rules", "judge"] = "rules"
+    """Whose verdicts are the score of the table."""
+
     seed: int = 0
     """Of the resampling for intervals."""
 
@@ -115,7 +119,12 @@ def _evaluate_each(
             )
         predictions = read_predictions(folder / PREDICTIONS)
         one = score_folder(items.benchmark, items.items, predictions, folder, options)
-        data = {"source": items.source, "sha256": items.digest, "skipped": len(items.skipped)}
+        data = {
+            "source": items.source,
+            "sha256": items.digest,
+            "skipped": len(items.skipped),
+            "left_out": items.left_out,
+        }
         scored.append(replace(one, details={**one.details, "data": data}))
         # After each benchmark: a later failure leaves the results of earlier ones.
         write_results(output, scored, asdict(protocol), options.seed)
@@ -201,6 +210,14 @@ def score_folder(
             "agreement": asdict(agreement(graded, runs, judged)),
             "score": by_judge.as_json(),
         }
+        if options.score == "judge":
+            details["rules"] = {"score": score.as_json()}
+            score = by_judge
+        score = replace(score, judge=by_judge.main.value)
+    elif options.score == "judge":
+        raise ConfigError(
+            f"--score judge: {benchmark.name} is scored by rules alone; leave --score judge out"
+        )
     write_rows(output / VERDICTS, verdict_rows(graded, runs, judged))
     return Scored(score=score, details=details)
 
@@ -277,7 +294,7 @@ def write_results(
         output / RESULTS,
         {
             "protocol": protocol,
-            "interval": {"level": 0.95, "method": "percentile bootstrap of clusters", "seed": seed},
+            "interval": {"level": 0.95, "method": METHOD, "seed": seed},
             "versions": _versions(),
             "benchmarks": {one.score.benchmark: one.as_json() for one in scored},
             "averages": tables.averages(values),

@@ -1,6 +1,7 @@
 """Verdicts to metrics with intervals. No model and no torch here."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -10,8 +11,8 @@ import numpy as np
 
 from vaopd.evaluation.benchmark import Benchmark, Graded, Item, Verdict
 from vaopd.evaluation.predictions import Prediction
-from vaopd.evaluation.statistics import percentile_ends, resample_counts
-from vaopd.grading.reading import Rule
+from vaopd.evaluation.statistics import bounded_ends, percentile_ends, resample_counts
+from vaopd.grading.reading import Rule, rules_agree
 
 RESAMPLES = 1000
 _CHUNK = 100
@@ -52,6 +53,9 @@ class Score:
     response_tokens: float | None
     """Mean, where counted."""
 
+    judge: float | None = None
+    """The headline by a judge's verdicts, in percent; none where no judge was asked."""
+
     @property
     def main(self) -> Metric:
         """The metric of Table 1; not a number where too few items define it."""
@@ -69,6 +73,7 @@ class Score:
             "truncated": self.truncated,
             "rules_differ": self.rules_differ,
             "response_tokens": self.response_tokens,
+            "judge_score": self.judge,
             "metrics": {name: metric.as_json() for name, metric in self.metrics.items()},
         }
 
@@ -87,9 +92,12 @@ def grade_runs(
     for run in runs:
         graded.append([])
         for item, prediction in zip(items, run, strict=True):
-            # Both rules at once: the reader keeps its last texts.
-            mine, theirs = (_verdict(benchmark, item, prediction, one) for one in (rule, other))
+            mine = _verdict(benchmark, item, prediction, rule)
             graded[-1].append(Graded(item, mine))
+            if rule != "last_boxed" and rules_agree(prediction.response):
+                differing.append(False)
+                continue
+            theirs = _verdict(benchmark, item, prediction, other)
             differing.append(mine.extracted != theirs.extracted)
     return graded, fmean(differing)
 
@@ -117,7 +125,8 @@ def score_runs(
     return Score(
         benchmark=benchmark.name,
         headline=benchmark.headline,
-        metrics=metrics_of(benchmark, tables_of(benchmark, graded), seed=seed),
+        metrics=metrics_of(benchmark, tables_of(benchmark, graded), seed=seed)
+        | agreement_metrics(benchmark, graded, seed=seed),
         num_items=len(runs[0]),
         num_samples=len(runs),
         unparsed=fmean(one.verdict.extracted is None for run in graded for one in run),
@@ -159,15 +168,70 @@ def tables_of(benchmark: Benchmark, graded: Sequence[Sequence[Graded]]) -> Clust
 def metrics_of(
     benchmark: Benchmark, table: ClusterTable, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, Metric]:
-    """Return every metric with a percentile interval over resampled clusters."""
+    """Return every metric with its interval: see ``bounded_ends``.
+
+    A metric outside 0 to 100 has the percentile interval of resampled clusters.
+    """
     weights = cluster_weights(len(table.clusters), resamples, seed)
     point = metric_values(benchmark, table, np.ones((1, len(table.clusters))))
     resampled = metric_values(benchmark, table, weights)
     metrics = {}
+    sizes = _sizes(benchmark, table)
     for name, values in resampled.items():
-        ends = percentile_ends(values)
-        metrics[name] = Metric(*(round(float(v), 4) for v in (point[name][0], *ends)))
+        share = float(point[name][0]) / 100
+        if np.isfinite(share) and not 0 <= share <= 1:
+            ends = percentile_ends(values)
+        else:
+            ends = tuple(100 * e for e in bounded_ends(share, values / 100, *sizes[name]))
+        metrics[name] = Metric(*(round(float(v), 4) for v in (100 * share, *ends)))
     return metrics
+
+
+def _sizes(benchmark: Benchmark, table: ClusterTable) -> dict[str, tuple[int, int]]:
+    """Return the clusters and the responses of every metric; of a sum, those of its least part."""
+    clusters = (table.counts.sum(0) > 0).sum(0)
+    responses = table.counts.sum((0, 1))
+    sizes = {
+        name: (int(clusters[index]), int(responses[index]))
+        for index, name in enumerate(table.parts)
+    }
+    for name, shares in benchmark.combinations.items():
+        if shares.keys() <= sizes.keys():
+            own = [sizes[part] for part in shares]
+            sizes[name] = min(one for one, _ in own), sum(many for _, many in own)
+    return sizes
+
+
+def agreement_metrics(
+    benchmark: Benchmark, graded: Sequence[Sequence[Graded]], *, seed: int = 0
+) -> dict[str, Metric]:
+    """Return ``maj@k`` and ``pass@k`` of k samples; nothing for one sample.
+
+    maj@k: the answer that most samples of an item extract is right, the earliest of equals.
+    pass@k: at least one sample is right.
+    """
+    k = len(graded)
+    if k < 2:
+        return {}
+    items = [run_items for run_items in zip(*graded, strict=True)]
+    clusters = {one[0].item.cluster or one[0].item.id: None for one in items}
+    index = {name: number for number, name in enumerate(clusters)}
+    sums = np.zeros((1, len(clusters), 2))
+    counts = np.zeros_like(sums)
+    for one in items:
+        at = index[one[0].item.cluster or one[0].item.id]
+        sums[0, at] += (_majority_is_right(one), any(s.verdict.is_correct for s in one))
+        counts[0, at] += 1
+    table = ClusterTable((f"maj@{k}", f"pass@{k}"), tuple(clusters), sums, counts)
+    return metrics_of(benchmark, table, seed=seed)
+
+
+def _majority_is_right(samples: Sequence[Graded]) -> bool:
+    said = Counter(s.verdict.extracted for s in samples if s.verdict.extracted is not None)
+    if not said:
+        return False
+    answer = said.most_common(1)[0][0]
+    return any(s.verdict.is_correct for s in samples if s.verdict.extracted == answer)
 
 
 def cluster_weights(num_clusters: int, resamples: int, seed: int) -> np.ndarray:

@@ -16,6 +16,9 @@ LEVEL = 0.95
 TAIL = 0.025
 """Share of resampled values on either side of an interval."""
 
+Z = 1.959963984540054
+"""Quantile of the normal distribution with ``TAIL`` beyond it."""
+
 RESAMPLES = 2000
 """Bootstrap samples; the ends of an interval then wander by about a fiftieth of its width."""
 
@@ -102,6 +105,36 @@ def percentile_ends(values: Float[np.ndarray, " R"], *, tail: float = TAIL) -> t
         return float("nan"), float("nan")
     low, high = np.quantile(finite, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def bounded_ends(
+    share: float, resampled: Float[np.ndarray, " R"], num_clusters: int, num_responses: int
+) -> tuple[float, float]:
+    """Return the 95 % interval of a share in [0, 1], which holds near 0 and 1 too.
+
+    Percentiles of resamples are too narrow there: where all are right they have no width. This is
+    Wilson's interval with the number of independent responses that the resampled variance tells::
+
+        n = p (1 - p) / Var(resampled),   (p + z²/2n ± z sqrt(p (1 - p)/n + z²/4n²)) / (1 + z²/n)
+
+    Without any variance n is the number of clusters; n never exceeds the number of responses.
+
+    Args:
+        share: p, of all clusters.
+        resampled: The share of each resample of clusters.
+        num_clusters: Of the share.
+        num_responses: Of the share, all samples of all items.
+    """
+    finite = resampled[np.isfinite(resampled)]
+    if not len(finite) or not np.isfinite(share):
+        return float("nan"), float("nan")
+    variance, spread = float(finite.var()), share * (1 - share)
+    number = min(spread / variance, num_responses) if variance > 0 and spread > 0 else num_clusters
+    number = max(number, 1.0)
+    z2 = Z * Z / number
+    middle = (share + z2 / 2) / (1 + z2)
+    reach = Z * (spread / number + z2 / (4 * number)) ** 0.5 / (1 + z2)
+    return max(0.0, min(middle - reach, share)), min(1.0, max(middle + reach, share))
 
 
 def two_sided_p(differences: Float[np.ndarray, " R"]) -> float:

@@ -12,7 +12,7 @@ from vaopd.evaluation.scoring import Metric, Score
 
 COLUMNS = (
     "benchmark", "metric", "items", "samples", "accuracy", "95 % interval", "unparsed",
-    "truncated", "rules differ",
+    "truncated", "rules differ", "judge",
 )  # fmt: skip
 
 
@@ -51,6 +51,7 @@ def _row(score: Score, name: str, metric: Metric) -> tuple[str, ...]:
         f"{score.unparsed:.1%}",
         f"{score.truncated:.1%}",
         f"{score.rules_differ:.1%}",
+        number(math.nan if score.judge is None or name != score.headline else score.judge),
     )
 
 

@@ -80,6 +80,14 @@ _MARKER = re.compile(
     rf"(?P<heading>{_HEADING})|(?P<chinese>{_CHINESE})",
     re.IGNORECASE,
 )
+_MARKER_STARTS = re.compile(
+    r"(?:^|(?<=\n))|(?<![A-Za-z])(?:ans|final|correct|right|best|most|closest|overall|proper|exact|"
+    r"approximate|numerical|only|accurate|appropriate|required|desired|ultimate|remaining|"
+    r"chosen|selected)|[最正标本参因所的答故应综我选]",
+    re.IGNORECASE,
+)
+"""Every place where a marker can begin. The markers themselves are slow to try everywhere."""
+
 _TAG = re.compile(
     r"<(answer|final_answer|finalanswer)>|</(?:answer|final_answer|finalanswer)>|"
     r"<\|begin_of_box\|>|<\|end_of_box\|>",
@@ -90,7 +98,9 @@ _VERDICT = re.compile(
     rf"clearly |indeed |hence )?(?:the|our|my)[ \t]{{1,3}}{_QUALITY}{{0,2}}(?:{_ANSWER}|"
     rf"(?<=correct )(?:option|choice|one)|(?<=right )(?:option|choice|one)|"
     rf"(?<=best )(?:option|choice|one)|(?<=appropriate )(?:option|choice|"
-    rf"one))(?![A-Za-z])(?!\s{{0,3}}(?:to|choice|option)\s{{1,3}}(?!the|this))",
+    rf"one)|only (?:one|option|choice|value|answer)(?= that ))(?![A-Za-z])"
+    rf"(?!\s{{0,3}}(?:to|choice|option)\s{{1,3}}(?!the|this))|"
+    r"(?:就)?是(?:本题|原?方程|所求|最终|正确)的?(?:唯一)?(?:的)?(?:解|答案|结果)(?=[。,.;\s]|$)",
     re.IGNORECASE,
 )
 _CHOOSING = re.compile(
@@ -101,6 +111,9 @@ _CHOOSING = re.compile(
     r"my[ \t](?:choice|pick|selection)[ \t]is|(?:^|(?<=\n)|(?<=[.,:;][ \t]))(?:so[ \t]|"
     r"thus[ \t]|therefore,?[ \t])?(?:choose|select|pick)(?=[ \t]))[ \t]{0,3}[:：]?",
     re.IGNORECASE,
+)
+_AMONG = re.compile(
+    r"^(?:among|of|from) (?:all )?(?:the|these|those)\b[^,]{0,40},\s", re.IGNORECASE
 )
 _BETWEEN_BOXES = re.compile(
     r"\s{0,4}(?:,|;|and|or|、|和|或|,\s?and|,\s?or)?\s{0,4}(?:[A-Za-z]{1,3}\s?=)?\s{0,4}",
@@ -126,7 +139,7 @@ class Commitment:
     """Whether anything follows, so that the answer cannot have been cut."""
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def commitments(text: str, *, is_choice: bool = False) -> tuple[Commitment, ...]:
     """Return the commitments of a text without markup, in their order.
 
@@ -136,7 +149,7 @@ def commitments(text: str, *, is_choice: bool = False) -> tuple[Commitment, ...]
     """
     boxes = _boxes(text)
     found = [*_tags(text), *boxes]
-    for marker in _ends_of(_MARKER, text):
+    for marker in _first_and_last(_markers(text)):
         one = _marked(text, marker, boxes)
         if one is not None:
             found.append(one)
@@ -152,8 +165,22 @@ def commitments(text: str, *, is_choice: bool = False) -> tuple[Commitment, ...]
     )
 
 
+def _markers(text: str) -> list[re.Match[str]]:
+    """Return what ``_MARKER.finditer`` finds."""
+    found: list[re.Match[str]] = []
+    end = 0
+    for start in _MARKER_STARTS.finditer(text):
+        if start.start() >= end and (marker := _MARKER.match(text, start.start())):
+            found.append(marker)
+            end = marker.end()
+    return found
+
+
 def _ends_of(pattern: re.Pattern[str], text: str) -> list[re.Match[str]]:
-    matches = list(pattern.finditer(text))
+    return _first_and_last(list(pattern.finditer(text)))
+
+
+def _first_and_last(matches: list[re.Match[str]]) -> list[re.Match[str]]:
     half = _MAX_MARKERS // 2
     return matches if len(matches) <= _MAX_MARKERS else [*matches[:half], *matches[-half:]]
 
@@ -247,5 +274,5 @@ def _before(text: str, verdict: re.Match[str]) -> Commitment:
     """Return what stands in the sentence before "is the correct answer"."""
     start = max(text.rfind("\n", 0, verdict.start()) + 1, verdict.start() - 200)
     said = sentences(text[start : verdict.start()])
-    payload = said[-1] if said else ""
+    payload = _AMONG.sub("", said[-1]) if said else ""
     return Commitment(verdict.start() - len(payload), verdict.end(), payload, "verdict")

@@ -29,6 +29,7 @@ _ARTICLE = re.compile(
     r"^(?:(?:in|on|at|it is|it's|this is|they are|called|named)\s+)?(?:(?:an?|the)\s+)?(?=\S)"
 )
 _PUNCTUATION = re.compile(r"[\s,.;:!?\"'`()\[\]*_-]+")
+_OUT_OF = re.compile(r"(\d{1,9}) (?:out of|in) (?:every )?(\d{1,9})")
 _DIGITS_APART = re.compile(r"\d\s+\d")
 _ASIDE = re.compile(r"\s*\(([^()]{1,60})\)\s*$")
 _PERCENT = (("percent", 1),)
@@ -55,14 +56,22 @@ def _is_equal(answer: str, reference: str, tolerance: float) -> bool:
 def _forms(text: str) -> list[str]:
     """Return what an answer writes: ``5√3 ≈ 8.66`` is two forms of one value."""
     text = stripped(plain(text))
-    forms = [text, *(stripped(piece).rstrip(")") for piece in _CHAIN.split(text))]
+    pieces = map(stripped, _CHAIN.split(text))
+    forms = [text, *(_without_lone_end(piece) for piece in pieces)]
     for form in tuple(forms):
         sides = [stripped(side) for side in form.split("=")]
         if len(sides) > 2 or (len(sides) == 2 and not _names_a_value(sides[0])):
             forms.append(sides[-1])
+    if share := _OUT_OF.fullmatch(text):
+        forms.append(f"{share[1]}/{share[2]}")
     if aside := _ASIDE.search(text):
         forms.append(text[: aside.start()])
     return [form for form in dict.fromkeys(forms) if form]
+
+
+def _without_lone_end(piece: str) -> str:
+    """Return a piece without the bracket that closes what an earlier piece opened."""
+    return piece.rstrip(")") if piece.count(")") > piece.count("(") else piece
 
 
 def _names_a_value(side: str) -> bool:
@@ -239,7 +248,7 @@ def _same_words(mine: str, gold: str) -> bool:
 
 
 def _signs_of(text: str) -> str:
-    """Return what ``words`` drops and a formula means: signs, points and brackets beside digits."""
+    """Return what ``words`` drops and a formula means: signs, points and brackets."""
     if not re.search(r"[\d\\=]", text):
         return ""
-    return "".join(re.findall(r"[-+()\[\]]|(?<=\d)[.,](?=\d)|\.(?=\d)", text))
+    return " ".join(re.findall(r"[-+()\[\]]|(?<=\d)[.,](?=\d)|\.(?=\d)|\d+", text))

@@ -9,6 +9,8 @@ from vaopd.grading.letters import read_choice
 from vaopd.grading.phrases import NEGATION
 from vaopd.grading.reading import Confidence, Reading, Rule, read_answer
 
+_SAYS = re.compile(r"\b(?:is|are|was|were|has|have|had)\b")
+
 
 @dataclass(frozen=True)
 class Grade:
@@ -55,12 +57,14 @@ def _says(reading: Reading, answer: str | Sequence[str]) -> bool:
     """
     if reading.confidence != "guessed" or NEGATION.search(reading.span):
         return False
-    said = words(reading.text or "")
+    text = reading.text or ""
+    clauses = text.rsplit(", ", 1)
+    said = words(text if _SAYS.search(clauses[-1]) else clauses[0])
     golds = [answer] if isinstance(answer, str) else answer
     return any(
         gold
         and not re.search(r"\d", gold)
-        and said.startswith(f"{gold} ") | said.endswith(f" {gold}")
+        and (said == gold or said.startswith(f"{gold} ") or said.endswith(f" {gold}"))
         for gold in map(words, golds)
     )
 

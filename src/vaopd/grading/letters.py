@@ -41,10 +41,10 @@ _WHOLE = re.compile(
     re.IGNORECASE,
 )
 _NOT_BUT = re.compile(r"\W{0,10}not\b.{1,20}\bbut\b|\W{0,10}不是.{1,20}而是", re.IGNORECASE)
-_LABELS = re.compile(r"[)\]}]{0,2}[.:：、]\s")
+_LABELS = re.compile(r"[)\]}]{0,2}(?:[.:：、]\s|。)")
 _REASONS = re.compile(
     r"[)\]\"'}]*\s*(?:$|,?\s*(?:because|since|as|due|is (?:the )?(?:correct|right|best))\b|"
-    r"[,;\u2014-]\s)"
+    r"[,;\u2014-]\s|[,。]?(?:因为|由于|理由))"
 )
 
 
@@ -177,7 +177,9 @@ def _from_words(lines: list[str], options: Options) -> Reading:
     """Return the option whose text the last sentence, or a short reply, says."""
     said = sentences("\n".join(lines))
     candidates = [said[-1]] if len(said) > 2 else [*reversed(said)]
-    for sentence in candidates:
+    for whole in candidates:
+        before, _, after = whole.partition(", but ")
+        sentence = after if after and HEDGE.search(before) else whole
         is_unsure = bool(REFUSAL.search(sentence) or HEDGE.search(sentence))
         if sentence.endswith(("?", "？")) or (is_unsure and not _offers_refusal(options)):
             return no_answer("refusal or hedge")

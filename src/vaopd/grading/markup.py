@@ -54,29 +54,35 @@ _MONEY = re.compile(r"\$(?=\d)")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}\s+[A-Za-z]{2,}|\s$")
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=1024)
 def plain(text: str) -> str:
     r"""Return a response without markup: what a reader sees, with its boxes and its LaTeX values.
 
     Displays become one line, ``\text{..}`` its content, a dollar of money ``CURRENCY``. The last
     texts are kept, because a response is read by several rules.
     """
-    text = _INVISIBLE.sub("", text.translate(_FULL_WIDTH))
-    text = _HTML.sub("", _LINE_BREAK.sub("\n", text))
-    text = _JSON.sub(lambda m: f"<answer>{m[1] or m[2]}</answer>", text)
+    text = _INVISIBLE.sub("", text if text.isascii() else text.translate(_FULL_WIDTH))
+    if "<" in text:
+        text = _HTML.sub("", _LINE_BREAK.sub("\n", text))
+    if '"' in text:
+        text = _JSON.sub(lambda m: f"<answer>{m[1] or m[2]}</answer>", text)
     text = _one_line_displays(text)
     text = "\n".join(map(_without_dollars, text.split("\n")))
     text = text.replace("\\(", " ").replace("\\)", " ")
     for old, new in _SYMBOLS:
         text = text.replace(old, new)
-    text = _CONTRACTED.sub(r"\1 is", _EMOJI.sub(" ", text))
-    text = _DEGREE.sub("°", text)
-    text = _BOX_OF_ONE.sub(r"\1{\2}", text)
-    for _ in range(3):
-        text = _WORDS.sub(r" \1 ", text)
-    text = _SPACES.sub(" ", text)
-    text = _EMPHASIS.sub("", _POWER.sub("^", text))
-    return _ITALIC.sub(r"\1", text)
+    text = text if text.isascii() else _EMOJI.sub(" ", text)
+    text = _CONTRACTED.sub(r"\1 is", text) if "'" in text else text
+    text = _DEGREE.sub("°", text) if "\\" in text or "°" in text else text
+    if "\\" in text:
+        text = _BOX_OF_ONE.sub(r"\1{\2}", text)
+        for _ in range(3):
+            text = _WORDS.sub(r" \1 ", text)
+    if "\\" in text or not text.isascii():
+        text = _SPACES.sub(" ", text)
+    if "*" in text or "_" in text or "`" in text:
+        text = _ITALIC.sub(r"\1", _EMPHASIS.sub("", _POWER.sub("^", text)))
+    return text
 
 
 def _one_line_displays(text: str) -> str:

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from vaopd.grading.equality import is_equal, words
 from vaopd.grading.markup import plain
-from vaopd.grading.narrowing import after_verb, narrowed, only_number
+from vaopd.grading.narrowing import after_verb, narrowed, only_number, whole_value
 from vaopd.grading.phrases import NEGATION, sentences, undressed
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -58,7 +58,9 @@ _CAPITAL = re.compile(
 NEGATING = re.compile(
     r"(?:\bnot|n't|\bnor|\bneither|rather than|instead of|unlike|\bthan|except|\bexclud\w*|"
     r"eliminat\w*|rul(?:e|ed|es|ing) out|\bwithout|not be|incorrect\w*|wrong\w*|reject\w*|"
-    r"different from|opposed to|不是|而非|排除)\s*(?:the\s)?(?:\w+\s)?(?:options?\s|choices?\s|"
+    r"differ\w* from|distinct from|"
+    r"opposed to|in contrast (?:to|with)|compared (?:to|with)|"
+    r"不是|而非|排除)\s*(?:the\s)?(?:\w+\s)?(?:options?\s|choices?\s|"
     r"选项)?[(\[\"']{0,2}$",
     re.IGNORECASE,
 )
@@ -182,7 +184,10 @@ def _is_chosen(sentence: str, match: re.Match[str], pattern: re.Pattern[str]) ->
 
 def by_value(sentence: str, options: Options, *, is_prose: bool = False) -> str | None:
     """Return the only option that equals the value which an answer, or a sentence, states."""
-    value = after_verb(sentence) or only_number(sentence) if is_prose else narrowed(sentence)
+    if is_prose:
+        value = whole_value(sentence) or after_verb(sentence) or only_number(sentence)
+    else:
+        value = narrowed(sentence)
     if value is None:
         return None
     equal = [

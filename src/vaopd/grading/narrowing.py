@@ -20,11 +20,13 @@ _LEAD_IN = re.compile(
     r"simply|just|only|clearly|therefore|thus|hence|so|"
     r"then|indeed|probably|likely|most likely|definitely|actually|still|now|also|given by|"
     r"equal to|equals?|closest to|obviously|"
-    r"that|it is|it's|it must be|this is|we have|we get|namely|i\.e\.|estimated (?:to be|at)|"
+    r"(?:the )?coordinates|that|it is|it's|it must be|this is|we have|we get|namely|i\.e\.|"
+    r"estimated (?:to be|at)|"
     r"calculated (?:to be|as)|found to be|"
     r"≈|~|∼|=|:|→|⇒|∴|大约|约为|约|为|是|等于)(?:[\s,]+|(?<=[≈~∼=:→⇒∴约为是于])))"
     r"|(?:(?:the )?(?:highest|lowest|largest|greatest|smallest|most|least|located|"
-    r"situated)\s+)?(?:at|in|on|by|during|around|for)\s+(?:the (?:year|point)\s+)?(?=[(\d-])",
+    r"situated|(?!divid|multipli)\w{2,12}(?:ing|ed))\s+)?(?:at|in|on|by|during|"
+    r"around|for)\s+(?:the (?:year|point)\s+)?(?=[(\d-])",
     re.IGNORECASE,
 )
 _NO_ANSWER = re.compile(
@@ -57,8 +59,10 @@ _DEPENDENT = re.compile(
     re.IGNORECASE,
 )
 _COPULA = re.compile(
-    r"(?:\b(?:is|are|was|were|equals?|becomes?|be|gives?|has|have|of|contains?|shows?|reads?|"
-    r"measures?|costs?|totals?|says?|(?:length|area|radius|volume|value|measure|width|height|"
+    r"(?:\b(?:is|are|was|were|equals?|becomes?|be|gives?|has|have|(?<!out )of|contains?|"
+    r"shows?|reads?|measures?|costs?|totals?|says?|"
+    r"needs?|requires?|takes?|weighs?|travel(?:s|ed)|covers?|"
+    r"pays?|paid|spends?|spent|earn(?:s|ed)|(?:length|area|radius|volume|value|measure|width|height|"
     r"perimeter|slope|side|diameter|mass|speed)(?=\s+[-\d\\])|there (?:is|are)|approximately|"
     r"about|we (?:get|have|find|obtain)|to be|as)\b|=|≈|:(?=\s)|[是为有]|等于|→|⇒)"
     r"(?:\s+(?:equal to|approximately|about|around|roughly|exactly|therefore|thus|also|now|"
@@ -78,6 +82,10 @@ _FIRST_DIGIT = re.compile(
     r"eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty)\b",
     re.IGNORECASE,
 )
+_SUBJECT = re.compile(r"(?:the|it|he|she|they|there|we|each|every)\s+\w+\s+\w", re.IGNORECASE)
+_QUOTED = re.compile(r"\s*:?\s*\"([^\"]{1,80})$")
+_ROUNDED = re.compile(r"\s\((?:approximately|approx\.?|about|≈)[^()]{1,60}\)$", re.IGNORECASE)
+_COMMAND = re.compile(r"\\(?:frac|sqrt)\s?(?=[\[{\d]).{0,60}?\d|√\s?[\d(]")
 _YES_NO = re.compile(r"(yes|no|true|false)(?=\s*(?:[,.;:!\u2014]|$)|\s+because)", re.IGNORECASE)
 _MATH_WORDS = frozenset(
     [
@@ -161,16 +169,27 @@ def narrowed(payload: str) -> str | None:
         return _clause(body)
     cut = None if _DEPENDENT.match(body) else _SUBORDINATE.search(body)
     clause = body[: cut.start()] if cut and cut.start() else body
-    return after_verb(clause) or _clause(body)
+    said_of = only_number(clause) if _SUBJECT.match(clause) else None
+    return after_verb(clause) or said_of or _clause(body)
 
 
 def after_verb(sentence: str, *, is_strict: bool = False) -> str | None:
     """Return the value that a sentence says of its subject: "the length is 5 cm"."""
-    body = _main_clause(undressed(sentence[:MAX_SENTENCE]).rstrip(".。!"))
+    body = main_clause(undressed(sentence[:MAX_SENTENCE]).rstrip(".。!"))
+    if aside := _ROUNDED.search(body):
+        # "36π cm (about 113 cm)" is one answer in two forms.
+        value = after_verb(body[: aside.start()], is_strict=is_strict)
+        return f"{value}{aside[0]}" if value else None
+    return _counted_subject(body) or _after_verb(body, is_strict=is_strict)
+
+
+def _after_verb(body: str, *, is_strict: bool) -> str | None:
     verbs = list((_STRONG_COPULA if is_strict else _COPULA).finditer(body))
     if len(verbs) > 1:
         # "5√3 ≈ 8.66" is one answer in two forms.
         verbs = [verb for verb in verbs if not verb[0].startswith("≈")] or verbs
+    if verbs and (quoted := _QUOTED.match(body, verbs[-1].end())):
+        return quoted[1]
     for verb in verbs[-6:]:
         tail = _without_lead_ins(body[verb.end() :])
         if tail and not _NO_ANSWER.match(tail) and head_value(tail) == tail.rstrip(" .。,;"):
@@ -190,20 +209,44 @@ def after_verb(sentence: str, *, is_strict: bool = False) -> str | None:
     return None
 
 
+def _counted_subject(clause: str) -> str | None:
+    """Return the number that a clause begins with, where a word follows that is not its verb."""
+    found = _FIRST_DIGIT.match(clause)
+    if not found or not _STRONG_COPULA.search(clause):
+        return None
+    number = re.match(r"-?\d[\d,]*(?=\s+[a-z])|[A-Za-z]+", clause)
+    rest = clause[number.end() :] if number else ""
+    is_verb_next = _STRONG_COPULA.match(rest.strip()) or unit_of(rest.split()[0] if rest else "")
+    return number[0] if number and rest.startswith(" ") and not is_verb_next else None
+
+
 def only_number(sentence: str) -> str | None:
     """Return the value with the only number of a sentence: "I see 3 people" has one."""
     body = undressed(sentence[:MAX_SENTENCE]).rstrip(".。!")
     places = list(_FIRST_DIGIT.finditer(body))
+    if places and (command := _COMMAND.search(body)) and command.start() < places[0].start():
+        # The numbers of a fraction are one value.
+        value = head_value(body[command.start() :])
+        is_only = value is not None and command.start() + len(value) > places[-1].start()
+        return value if is_only else None
     if not places or (len(places) > 1 and places[0].start() > 0):
         return None
     word = places[0]["word"]
     return word or head_value(body[places[0].start() :])
 
 
-def _main_clause(body: str) -> str:
+def whole_value(sentence: str) -> str | None:
+    """Return a sentence that is nothing but a value."""
+    body = undressed(sentence).rstrip(".。!")
+    return body if head_value(body) == body else None
+
+
+def main_clause(body: str) -> str:
     """Return the sentence without a clause that gives reasons, before or after."""
     if _DEPENDENT.match(body):
-        _, comma, rest = body.partition(", ")
+        before, comma, rest = body.partition(", ")
+        if before.count("(") > before.count(")"):
+            return body
         while comma and _STRONG_COPULA.search(rest) is None and ", " in rest:
             _, comma, rest = rest.partition(", ")
         body = rest if comma else body

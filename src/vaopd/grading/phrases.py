@@ -49,8 +49,10 @@ REFUSAL = re.compile(
     r"(?:not enough|insufficient|(?:isn't|not) sufficient|"
     r"without (?:more|further|additional)|more) information|"
     r"no (?:image|figure|picture) (?:is |was |has been )?(?:provided|attached|visible)|"
+    r"(?:have not|haven't|didn't|did not) (?:yet )?(?:upload|provid|attach|shar|includ|sen[dt])\w*|"
     r"none of the (?:given |listed |provided |above )?(?:options|choices|answers)?|not sure|"
     r"no idea|uncertain|could not (?:determine|find|see)|"
+    r"(?:is|are) not (?:visible|legible|readable|available)|"
     r"need (?:more|to see)|as an ai)\b|无法|不能确定|看不清|不知道|抱歉",
     re.IGNORECASE,
 )

@@ -16,7 +16,7 @@ _VERDICT = re.compile(
     r"true)\b\s*|answer\b)(?:answer|option|choice|one|match|description)?|"
     r"(?:best |most accurately |correctly |exactly )?(?:matches|fits|describes|represents|"
     r"shows)(?: (?:this|the|our|best|exactly|perfectly|it)\b|(?=\s*[.!\n]|$))|(?:选项|"
-    r"项)?(?:是)?(?:正确|对)的?(?:答案|选项)?)",
+    r"项)?(?:是)?(?:正确|对)的?(?:答案|选项)?|(?:选项|项)?符合(?:题意|要求|条件))",
 )
 _POINTED = re.compile(
     r"(?<![A-Za-z])(?:(?:which|that|this|it|result|value|image|picture|figure|answer|"
@@ -45,7 +45,17 @@ _ONLY = re.compile(
     r"\b[Oo]nly\s(?:option\s|choice\s|answer\s)?\(?(?P<letter>[A-Z])\)?\s"
     r"(?:satisf|work|fit|match|make|meet|remain|agree|is\b|can\b|contain|show|describe)"
 )
-_CALLED_RIGHT = re.compile(r"\b(?:correct|right|best|answer)|正确|对")
+_MARKED = re.compile(
+    r"^\W{0,10}(?:[Oo]ption\s|[Cc]hoice\s)?\(?(?P<letter>[A-Z])[).:][^\n]{0,80}?\s?[:\u2014-]\s*"
+    r"(?:this is |it is |is )?(?:correct|right|true)\b",
+    re.MULTILINE | re.IGNORECASE,
+)
+"""A line of a list of options that calls its own right."""
+
+_CHINESE = re.compile(
+    r"(?:对应|符合|就是|即)(?:的)?(?:是)?(?:选项|答案)\s?(?P<letter>[A-Z])(?![A-Za-z])"
+)
+_CALLED_RIGHT = re.compile(r"\b(?:correct|right|best|answer)|正确|对|符合")
 _ENDS = re.compile(r"\s*(?:$|[.,:;!)]|to me\b)")
 _OR_ANOTHER = re.compile(r"\s*(?:or|and|/)\s*(?:option\s)?\(?[A-Z]\b")
 
@@ -97,4 +107,6 @@ _STATEMENTS: tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str]], bool]],
     (_POINTED, _is_pointed_at),
     (_SO, _always),
     (_ONLY, _always),
+    (_MARKED, _always),
+    (_CHINESE, _always),
 )

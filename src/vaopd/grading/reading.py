@@ -7,7 +7,7 @@ from typing import Literal
 
 from vaopd.grading.commitments import Commitment, commitments
 from vaopd.grading.markup import boxes_of, plain
-from vaopd.grading.narrowing import after_verb, head_value, narrowed, only_number
+from vaopd.grading.narrowing import after_verb, head_value, main_clause, narrowed, only_number
 from vaopd.grading.phrases import (
     PLEASANTRY,
     REFUSAL,
@@ -42,6 +42,16 @@ _REASONS = re.compile(
     re.IGNORECASE,
 )
 
+_EXPLAINS = re.compile(
+    r"^\W*(?:here(?:'s| is) (?:why|how|the reason)|(?:explanation|reason(?:ing)?|justification|"
+    r"solution)\b|because\b|since\b|this is because|to see (?:why|this)|解析|解释|理由|因为)",
+    re.IGNORECASE,
+)
+_ROUNDS = re.compile(
+    r"\W*(?:round(?:ed|ing)|numerically|approximately|as a decimal|in decimal|"
+    r"(?:this|which|that) is (?:about|approximately|roughly))\b",
+    re.IGNORECASE,
+)
 _DENIED = re.compile(
     r"(?:\bnot|n't|\bcannot|\bnever)\s+(?:be\s+|equal\s+(?:to\s+)?)?$", re.IGNORECASE
 )
@@ -110,6 +120,17 @@ def read_answer(
     return _uncommitted(text[start:], is_rest=start > 0)
 
 
+def rules_agree(response: str) -> bool:
+    """Return whether the first and the last commitment are sure to be the same reading.
+
+    So it is where there is at most one, and nothing in the response takes it back. A cheap test
+    that spares most responses the second reading.
+    """
+    text = plain(split_reasoning(response).answer)
+    found = commitments(text, is_choice=True)
+    return len(found) < 2 and all(taken_back_at(text, one.end) is None for one in found)
+
+
 def usable(found: Sequence[Commitment], *, is_truncated: bool) -> list[Commitment]:
     """Return the commitments of a truncated response that were not cut themselves."""
     return [one for one in found if one.is_closed or not is_truncated]
@@ -169,9 +190,12 @@ def _uncommitted(text: str, *, is_rest: bool) -> Reading:
         if answer := _concluded(
             sentence, is_only=len(lines) == 1 and len(said) <= 2 and not is_rest
         ):
-            return Reading(answer, "last sentence", "guessed", sentence[:300])
+            both = _with_exact(answer, sentence, lines)
+            return Reading(both, "last sentence", "guessed", sentence[:300])
     if len(lines) == 1 and not is_rest and (answer := _concluded(said[0], is_only=True)):
         return Reading(answer, "first sentence", "guessed", said[0][:300])
+    if len(lines) > 1 and not is_rest and _EXPLAINS.match(lines[1]) and (answer := bare(lines[0])):
+        return Reading(answer, "bare first line", "bare", lines[0][:300])
     return no_answer("no commitment")
 
 
@@ -204,6 +228,14 @@ def _is_heading(line: str) -> bool:
     return line.lstrip().startswith("#") or line.rstrip().endswith(":")
 
 
+def _with_exact(answer: str, sentence: str, lines: list[str]) -> str:
+    """Return an answer that is only the rounded form of the sentence before, in both forms."""
+    said = sentences("\n".join(lines[-2:]))
+    earlier = said[said.index(sentence) - 1] if sentence in said[1:] else ""
+    exact = _concluded(earlier, is_only=False) if _ROUNDS.match(sentence) and earlier else None
+    return f"{exact} ≈ {answer}" if exact else answer
+
+
 def _concluded(sentence: str, *, is_only: bool) -> str | None:
     """Return the value that a sentence ends with, where it concludes or is the whole reply."""
     body = undressed(_CONCLUDES.sub("", sentence)).rstrip(".!。")
@@ -213,4 +245,4 @@ def _concluded(sentence: str, *, is_only: bool) -> str | None:
     if answer and _DENIED.search(body[: max(body.find(answer), 0)]):
         return None
     is_short = is_only and len(body.split()) <= MAX_SENTENCE_WORDS
-    return answer or (body if is_short else None)
+    return answer or (main_clause(body) if is_short else None)

@@ -15,6 +15,9 @@ _CLOSING = (
     rf"</{_NAMES}>|\[/THINK(?:ING)?\]|◁/think▷|<\|?end_of_thought\|?>|<\|/think(?:ing)?\|>"
     r"|<\|channel\|>\s{0,4}final\s{0,4}<\|message\|>|\bassistantfinal"
 )
+_MARKS = frozenset("<[◁")
+"""Every tag begins with one of these, but for ``assistantfinal``."""
+
 _TAG = re.compile(f"(?P<opening>{_OPENING})|(?P<closing>{_CLOSING})", re.IGNORECASE)
 
 
@@ -35,6 +38,8 @@ def split_reasoning(response: str) -> Parts:
 
     A closing tag without an opening ends reasoning that the chat template opened in the prompt.
     """
+    if not _MARKS.intersection(response) and "assistantfinal" not in response.lower():
+        return Parts("", response, False)
     reasoning: list[str] = []
     answer: list[str] = []
     depth = position = 0

@@ -63,6 +63,12 @@ _COMPOUND = re.compile(
     r"\s*(?:and\s+|,\s*)?(\d{1,9}(?:\.\d{1,9})?)\s*([A-Za-z°]{1,12}|'|\")(?=[\s,\d]|$)\.?"
 )
 _ASSIGNED = re.compile(r"(?P<symbol>[^=≈<>≤≥]{1,60}?)\s*(?:=|≈|:(?=\s))\s*(?P<value>[^=]{1,300})")
+_COUNTED = re.compile(
+    r"(-?\d[\d.,]*)\s?[个只条张位本支名颗辆块把朵头座种次人棵根片件倍]([\u4e00-\u9fff]{0,6})"
+)
+"""A number, a Chinese measure word, and what is counted."""
+
+_NAMED_POINT = re.compile(r"([A-Z]'{0,2})\s?(\(.{1,80}\))")
 _RATIO = re.compile(
     r"([^:]{1,40}?)\s*(?::|∶|\\colon|\\ratio|\bto\b)\s*([^:]{1,40}?)(?:\s*(?::|∶)\s*([^:]{1,40}))?"
 )
@@ -161,6 +167,9 @@ def _quantity(text: str) -> Quantity | None:
             return Quantity(number, unit)
         inner = _quantity(money[1] + text[money.end() :])
         return Quantity(inner.number, unit) if inner and unit and inner.label else None
+    if counted := _COUNTED.fullmatch(text):
+        number = number_of(counted[1])
+        return Quantity(number, label=counted[2]) if number is not None else None
     return _with_unit(text) or _compound(text)
 
 
@@ -237,6 +246,9 @@ def _signs(text: str) -> Listing | None:
 
 
 def _bracketed(text: str) -> Value | None:
+    if named := _NAMED_POINT.fullmatch(text):
+        point = _bracketed(named[2])
+        return Assigned(named[1], point) if isinstance(point, Listing) else None
     opening, closing = _brackets(text)
     if not opening:
         return None

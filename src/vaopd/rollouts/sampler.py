@@ -40,6 +40,9 @@ class SamplingSettings:
     stream: str
     """Names the purpose and step, so that no two steps share noise."""
 
+    top_k: int = 0
+    """Number of likeliest tokens that are drawn from; 0 is all."""
+
     weights_version: int = 0
     """Number of updates of the weights to sample from, for samplers that keep a copy of them."""
 

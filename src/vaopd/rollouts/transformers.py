@@ -246,6 +246,9 @@ class TransformersSampler:
         with torch.autocast(hidden.device.type, enabled=False):
             logits = hidden.float() @ self.model.head.float().T
         logits.masked_fill_(self.suppressed, -torch.inf)
+        if 0 < settings.top_k < logits.shape[-1]:
+            smallest = logits.topk(settings.top_k, dim=-1).values[:, -1:]
+            logits.masked_fill_(logits < smallest, -torch.inf)
         return draw_tokens(logits, uniforms, settings.temperature, settings.top_p)
 
     def _collect(

@@ -45,6 +45,9 @@ def item(row: Row) -> Item | None:
             "figure": f"{group}/{ids[1]}",
             # Across figures of a set, the same question number asks the same.
             "question_group": f"{group}//{ids[2]}",
+            # VLMEvalKit leaves the category out, so that VD/ocr and VS/ocr are one group.
+            "official_figure": f"{subcategory}/{ids[0]}/{ids[1]}",
+            "official_group": f"{subcategory}/{ids[0]}//{ids[2]}",
             "question": cells.required(row, "question"),
             "details": cells.text(row, "gt_answer_details"),
         },
@@ -74,23 +77,36 @@ def yes_or_no(text: str) -> str | None:
 def measure(run: Sequence[Graded]) -> Iterable[Measurement]:
     """Yield aAcc over questions, fAcc over figures and qAcc over groups of one question.
 
-    A figure or a group counts when all of its questions are right. The three are resampled
+    A figure or a group counts when all of its questions are right; ``official`` are the rule and
+    the groups of VLMEvalKit. The three are resampled
     together by set, because figures and questions of a set share their content.
     """
-    figures: dict[str, list[Graded]] = defaultdict(list)
-    groups: dict[str, list[Graded]] = defaultdict(list)
     for graded in run:
         reference, value = graded.item.reference, float(graded.verdict.is_correct)
         yield Measurement("aAcc", graded.item.cluster, value)
         for name, is_right in graded.verdict.variants.items():
             yield Measurement(f"aAcc {name}", graded.item.cluster, float(is_right))
         yield Measurement(f"aAcc/{reference['category']}", graded.item.cluster, value)
-        figures[reference["figure"]].append(graded)
-        groups[reference["question_group"]].append(graded)
-    for part, collected in (("fAcc", figures), ("qAcc", groups)):
-        for members in collected.values():
+    for part, key in (("fAcc", "figure"), ("qAcc", "question_group")):
+        for members in _grouped(run, key):
             all_right = all(member.verdict.is_correct for member in members)
             yield Measurement(part, members[0].item.cluster, float(all_right))
+    for part, key in (("fAcc", "official_figure"), ("qAcc", "official_group")):
+        for members in _grouped(run, key):
+            if OFFICIAL not in members[0].verdict.variants:
+                continue
+            all_right = all(member.verdict.variants[OFFICIAL] for member in members)
+            yield Measurement(f"{part} {OFFICIAL}", members[0].item.cluster, float(all_right))
+
+
+def _grouped(run: Sequence[Graded], key: str) -> Iterable[list[Graded]]:
+    """Return the questions by a key of their references; saved items may lack newer keys."""
+    groups: dict[str, list[Graded]] = defaultdict(list)
+    for graded in run:
+        reference = graded.item.reference
+        older = {"official_figure": "figure", "official_group": "question_group"}.get(key, key)
+        groups[reference.get(key) or reference[older].partition("/")[2]].append(graded)
+    return groups.values()
 
 
 BENCHMARK = Benchmark(

@@ -8,14 +8,21 @@ from vaopd.evaluation.benchmark import (
     by_reference_category,
     verdict_of,
 )
+from vaopd.evaluation.benchmarks.own import own_item
+from vaopd.evaluation.options import grade_letter
 from vaopd.grading.grades import grade as grade_free
 from vaopd.grading.reading import Rule
 from vaopd.problems.problem import Problem
 
 
 def item(row: Row) -> Item | None:
-    """Return the item of a row that holds a ``Problem``; without an answer there is none."""
-    problem: Problem = row["problem"]
+    """Return the item of a row that holds a ``Problem``, or of a user's row.
+
+    A ``Problem`` without an answer has none.
+    """
+    problem = row.get("problem")
+    if not isinstance(problem, Problem):
+        return own_item(row)
     if problem.answer is None:
         return None
     return Item(
@@ -31,9 +38,19 @@ def item(row: Row) -> Item | None:
 
 
 def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) -> Verdict:
-    """Compare the free answer by value: the rule of validation during training."""
-    answer = item.reference["answer"]
-    return verdict_of(grade_free(response, answer, rule=rule, is_truncated=is_truncated))
+    """Compare the free answer by value, the rule of validation during training, or the option."""
+    reference = item.reference
+    if reference.get("options"):
+        return grade_letter(response, item, rule, is_truncated=is_truncated)
+    return verdict_of(
+        grade_free(
+            response,
+            reference.get("answers") or reference["answer"],
+            rule=rule,
+            is_truncated=is_truncated,
+            tolerance=reference.get("tolerance", 0.0),
+        )
+    )
 
 
 def problem_benchmark(
@@ -60,3 +77,37 @@ def problem_benchmark(
         grade=grade,
         measure=by_reference_category,
     )
+
+
+_GEOMETRY3K = {"licence": "MIT", "citation": "Lu et al. 2021, arXiv:2105.04165"}
+PROBLEM_SETS = (
+    problem_benchmark(
+        "geometry3k", "Geometry3K test", source="hiyouga/geometry3k@test", size=601, **_GEOMETRY3K
+    ),
+    problem_benchmark(
+        "geometry3k_validation",
+        "Geometry3K validation",
+        source="hiyouga/geometry3k@validation",
+        size=300,
+        **_GEOMETRY3K,
+    ),
+    # 500 problems that a run must leave out of its training data: the set has no test split. A
+    # model that was trained on all of ViRL39K has seen them, and its score here says nothing.
+    problem_benchmark(
+        "virl39k",
+        "ViRL39K held out",
+        source="TIGER-Lab/ViRL39K?sample=500&seed=42",
+        size=500,
+        licence="MIT by a third party's table",
+        citation="Wang et al. 2025, arXiv:2504.08837",
+    ),
+    # Of the test stream, which training never draws from.
+    problem_benchmark(
+        "drawn",
+        "drawn problems",
+        source="drawn:test?count=240",
+        size=240,
+        licence="Apache-2.0, drawn by this package",
+    ),
+)
+"""Sets in the layout of training problems that have a name."""

@@ -24,6 +24,8 @@ class Reply:
 
     prompt_tokens: int | None
     response_tokens: int | None
+    reasoning: str | None = None
+    """What a server with a reasoning parser gave beside the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +174,9 @@ def _reply(choice: dict[str, Any], message: dict[str, Any], usage: dict[str, Any
     if not text and (message.get("refusal") or choice.get("finish_reason") == "content_filter"):
         # Kept as text: a refusal is an answer that parses to nothing.
         text, reason = message.get("refusal") or "", "refused"
-    return Reply(text, reason, usage.get("prompt_tokens"), usage.get("completion_tokens"))
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return Reply(text, reason, *tokens, reasoning)
 
 
 def _said(response: httpx2.Response) -> str:

@@ -1,6 +1,7 @@
 """Answers with a transformers model in this process; the samples of an item share one prefill."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from vaopd.config import DataConfig, ViewConfig
 from vaopd.devices import pick_device, pick_dtype
@@ -8,7 +9,7 @@ from vaopd.errors import ProblemError
 from vaopd.evaluation.benchmark import Item
 from vaopd.evaluation.engines.engine import Request
 from vaopd.evaluation.predictions import Prediction
-from vaopd.evaluation.protocol import Protocol
+from vaopd.evaluation.protocol import Protocol, asked
 from vaopd.models.loading import PromptEncoder, load_model
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
@@ -16,6 +17,19 @@ from vaopd.rollouts.transformers import TransformersSampler
 
 MAX_PROMPT_TOKENS = 32_768
 """Seven images of the largest budget and their text."""
+
+
+def _set_template(family: Any, protocol: Protocol) -> None:
+    """Give a family's chat template the system message and the values of the protocol."""
+    owner = family.processor if hasattr(family, "processor") else family.tokenizer
+    apply = owner.apply_chat_template
+    text = [{"type": "text", "text": protocol.system_prompt}]
+    system = [{"role": "system", "content": text}] if protocol.system_prompt else []
+
+    def with_protocol(messages: Sequence[Any], **options: Any) -> Any:
+        return apply([*system, *messages], **options, **protocol.chat_template_kwargs)
+
+    owner.apply_chat_template = with_protocol
 
 
 class TransformersEngine:
@@ -37,6 +51,7 @@ class TransformersEngine:
             max_prompt_tokens=MAX_PROMPT_TOKENS,
         )
         self.encoder = PromptEncoder(self.model, data, ViewConfig())
+        _set_template(self.model.family, protocol)
         self.sampler = TransformersSampler(self.model, batch_tokens=batch_tokens)
 
     def answer(
@@ -56,6 +71,7 @@ class TransformersEngine:
             num_rollouts=protocol.samples,
             temperature=protocol.temperature,
             top_p=protocol.top_p,
+            top_k=protocol.top_k,
             max_new_tokens=protocol.max_new_tokens,
             seed=protocol.seed,
             stream=f"evaluate {benchmark}",
@@ -65,7 +81,7 @@ class TransformersEngine:
         def prompts() -> Iterator[EncodedPrompt]:
             for request in requests:
                 try:
-                    prompt = self.encoder.original(request.item.problem(benchmark))
+                    prompt = self.encoder.original(asked(request.item.problem(benchmark), protocol))
                 except ProblemError as error:
                     on_bad_item(request.item, error)
                     continue

@@ -13,7 +13,7 @@ from vaopd.evaluation.benchmark import Item
 from vaopd.evaluation.engines.chat import ChatClient, Server
 from vaopd.evaluation.engines.engine import Request
 from vaopd.evaluation.predictions import Prediction
-from vaopd.evaluation.protocol import Protocol
+from vaopd.evaluation.protocol import Protocol, asked
 from vaopd.pictures import data_url
 from vaopd.problems.problem import IMAGE_PLACEHOLDER, Problem
 from vaopd.views import fit_pixel_budget
@@ -84,7 +84,7 @@ class OpenAIEngine:
     def _answer_item(
         self, benchmark: str, request: Request, save: Callable[[Item, Prediction], None]
     ) -> None:
-        content = self._content(request.item.problem(benchmark))
+        content = self._content(asked(request.item.problem(benchmark), self.protocol))
         for sample in request.samples:
             reply = self.client.complete(self._payload(content, request.item.id, sample))
             save(
@@ -93,6 +93,7 @@ class OpenAIEngine:
                     id=request.item.id,
                     sample=sample,
                     response=reply.text,
+                    reasoning=reply.reasoning,
                     finish_reason=reply.finish_reason,
                     prompt_tokens=reply.prompt_tokens,
                     response_tokens=reply.response_tokens,
@@ -102,15 +103,23 @@ class OpenAIEngine:
     def _payload(self, content: list[dict[str, Any]], id: str, sample: int) -> dict[str, Any]:
         protocol = self.protocol
         digest = hashlib.sha256(f"{protocol.seed}\x00{id}\x00{sample}".encode()).digest()
+        system = [{"role": "system", "content": protocol.system_prompt}]
+        own: dict[str, Any] = {"top_k": protocol.top_k} if protocol.top_k else {}
+        if protocol.chat_template_kwargs:
+            own["chat_template_kwargs"] = dict(protocol.chat_template_kwargs)
         return {
             "model": protocol.model,
-            "messages": [{"role": "user", "content": content}],
+            "messages": [
+                *(system if protocol.system_prompt else []),
+                {"role": "user", "content": content},
+            ],
             "temperature": protocol.temperature,
             "top_p": protocol.top_p,
             "max_tokens": protocol.max_new_tokens,
             # Servers that honour a seed give different samples and the same ones again.
             "seed": int.from_bytes(digest[:4], "little") >> 1,
             **self.sampling,
+            **own,
         }
 
     def _content(self, problem: Problem) -> list[dict[str, Any]]:
