@@ -333,7 +333,7 @@ def test_an_answer_that_makes_no_sense_is_asked_for_elsewhere(
     local = LocalTeacher(model, batch_tokens=16384)
     check_same_bits(remote.score(*views, RESPONSES), local.score(*views, RESPONSES))
     alone = connect(broken.url)
-    with pytest.raises(EngineError, match=r"no teacher answers: .*no safetensors file"):
+    with pytest.raises(EngineError, match=r"no teacher answers: .*not a safetensors file"):
         alone.score(*views, RESPONSES)
 
 
