@@ -277,7 +277,7 @@ def test_what_does_not_fit_is_told_with_the_settings_to_change(run: Callable, re
     [
         (["student.model=no/such-model"], 1, "configuration of model 'no/such-model' cannot be"),
         (["student.model=tiny:new-huge"], 1, "no tiny architecture is called 'huge'"),
-        (["student.lora.target_modules=[lm_head]", "student.lora.rank=2"], 2, "no linear layer"),
+        (["student.lora.target_modules=[lm_head]", "student.lora.rank=2"], 2, "not a linear layer"),
         (["training.epoch=2"], 2, "did you mean training.epochs?"),
     ],
 )
