@@ -63,5 +63,5 @@ def test_a_server_that_does_not_start_and_arguments_that_cannot_be_read(
     )
     assert (code, "cannot be read: No closing quotation" in err) == (2, True)
     code, _, err = run(*command, "--output", tmp_path / "b", "--vllm-python", "/nowhere")
-    assert (code, "no Python interpreter" in err) == (2, True)
+    assert (code, "not a Python interpreter" in err) == (2, True)
     assert not (tmp_path / "b").exists()

@@ -65,6 +65,6 @@ def test_a_killed_server_ends_the_run_and_a_resumed_one_finishes(vllm_config, tm
 
 def test_a_missing_environment_is_found_before_there_is_a_folder(make_config, tmp_path: Path):
     config = make_config("sampling.engine=vllm", "sampling.vllm.python=/nowhere")
-    with pytest.raises(ConfigError, match="no Python interpreter"):
+    with pytest.raises(ConfigError, match="not a Python interpreter"):
         train(config, tmp_path / "run", console=quiet())
     assert not (tmp_path / "run").exists()
