@@ -152,6 +152,14 @@ def test_several_processes_share_the_problems_of_a_step():
     assert four.parts["student weights"] == one.parts["student weights"]
 
 
+def test_a_contrast_keeps_the_hidden_states_of_both_views():
+    plain, contrast = (
+        estimate(real_config(f"method.target={target}"), CUDA).parts["teacher hidden states"]
+        for target in ("teacher", "contrast")
+    )
+    assert contrast == {phase: 2 * size for phase, size in plain.items()}
+
+
 def test_remedies_name_settings_for_the_phases_that_do_not_fit():
     config = real_config("training.problems_per_step=4", *ONE_LAYER)
     result = expected()

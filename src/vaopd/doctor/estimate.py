@@ -284,7 +284,8 @@ class _Plan:
             result.add("activations", self._forward(teacher, load, own=False), "score")
         # Those of the next step arrive while this one is learned.
         steps = 1 + self.config.training.rollout_lag
-        kept = steps * self.batch.response_tokens * teacher.width * dtype.itemsize
+        views = 2 if self.config.method.needs.degraded_hidden else 1
+        kept = views * steps * self.batch.response_tokens * teacher.width * dtype.itemsize
         if not self.config.teacher.park_hidden:
             result.add("teacher hidden states", kept, "score", "train")
 
@@ -320,11 +321,14 @@ class _Plan:
     def _loss_bytes(self, tokens: int) -> int:
         """Return what the walk over the head holds: chunks, and gradients of hidden and head."""
         vocabulary = self.student.vocabulary
-        chunk = min(tokens, fitting_tokens(vocabulary, self.device, torch.float32))
-        logits = 4 * vocabulary * (2 * chunk + math.ceil(chunk / SCRATCH_SHARE))
+        views = 2 if self.config.method.needs.degraded_hidden else 1
+        buffers = 1 + views
+        fitting = fitting_tokens(vocabulary, self.device, torch.float32, num_buffers=buffers)
+        chunk = min(tokens, fitting)
+        logits = 4 * vocabulary * (buffers * chunk + math.ceil(chunk / SCRATCH_SHARE))
         hidden = 4 * tokens * self.student.width
         if self.teacher is not None:  # the micro-batch's own copy
-            hidden += 4 * tokens * self.teacher.width
+            hidden += views * 4 * tokens * self.teacher.width
         head = 4 * self.student.head if _head_learns(self.config) else 0
         return logits + hidden + head
 
