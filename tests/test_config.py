@@ -348,6 +348,11 @@ def test_the_saved_recipe_of_an_earlier_version_loses_only_keys_that_its_method_
         "drop_fraction": 0.1,
     }.items()  # fmt: skip
     assert "epsilon" not in kept
+    # What was written for all methods is there for the method that an override chooses.
+    chosen = load_config(saved, ["method.name=va_opd"]).method.model_dump()
+    assert (chosen["name"], chosen["rollout_temperature"]) == ("va_opd", 1.0)
+    with pytest.raises(ConfigError, match=r"method\.epsilon is not read by method\.name=opd"):
+        load_config(saved, ["method.epsilon=1"])
     # A recipe that someone wrote is not mended in silence.
     del method["label_smoothing"]
     saved.write_text(yaml.safe_dump(recipe), encoding="utf-8")

@@ -27,11 +27,6 @@ class Rule:
     holds: Callable[[RunConfig], bool]
 
 
-def _loads_teacher(config: RunConfig) -> bool:
-    measures = config.validation.pixelated and config.validation.load_teacher
-    return config.method.needs.teacher or measures
-
-
 def _validates(config: RunConfig) -> bool:
     return config.data.validation is not None
 
@@ -73,7 +68,7 @@ RULES = (
         "student.lora.rank is not set",
         lambda config: not config.student.has_adapters,
     ),
-    Rule(("teacher",), METHOD, lambda config: not _loads_teacher(config)),
+    Rule(("teacher",), METHOD, lambda config: not config.loads_teacher),
     Rule(
         ("teacher.transfer_dtype", "teacher.timeout_seconds"),
         "teacher.addresses is not set",

@@ -35,7 +35,7 @@ def client(url: str, **options: Any) -> ChatClient:
 def test_a_failure_that_may_pass_is_tried_again(failure: dict[str, Any]):
     with chat_server(lambda n, _: failure if n < 2 else "Answer: B") as server:
         # Only an answer that is meant to be late may come late, however busy the machine is.
-        chat = client(server.url, timeout_seconds=2 if "slow" in failure else 60)
+        chat = client(server.url, timeout_seconds=2.0 if "slow" in failure else 60.0)
         assert chat.complete(PAYLOAD).text == "Answer: B"
         chat.close()
     assert len(server.requests) == 3

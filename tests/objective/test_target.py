@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vaopd.objective.divergence import Divergence, weighted_divergence, weighted_reverse_kl
+from vaopd.objective.entropy import token_entropy
 from vaopd.objective.target import Target
 
 KINDS = [Divergence(), Divergence(name="forward"), Divergence(name="jsd", beta=0.3)]
@@ -184,3 +185,12 @@ def test_a_higher_share_of_the_target_moves_the_jsd_from_forward_to_reverse():
     assert near_0 == pytest.approx(0.130812, abs=1e-4)
     assert near_1 == pytest.approx(0.143841, abs=1e-4)
     assert math.isclose(divergence_of(p, p, Divergence(name="jsd")), 0, abs_tol=1e-12)
+
+
+def test_the_entropy_is_that_of_the_softmax_and_never_below_zero():
+    head = torch.eye(4)
+    # Two ids exist: 1/2 and 1/2 give ln 2; 3/4 and 1/4 give .562335; one alone gives 0.
+    hidden = torch.tensor([[0.0, 0, 9, 9], [math.log(3), 0, 9, 9], [200.0, 0, 9, 9]])
+    entropy = token_entropy(hidden, head, vocab_size=2)
+    torch.testing.assert_close(entropy, torch.tensor([math.log(2), 0.562335, 0.0]))
+    assert (entropy >= 0).all()

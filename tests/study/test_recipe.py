@@ -135,3 +135,18 @@ def test_options_that_do_not_fit_the_kind_of_recipe_are_refused(recipe: Path):
 def test_planning_and_reporting_leave_torch_unloaded():
     script = "import vaopd.study.run, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_a_key_of_a_method_that_no_arm_reads_is_refused(recipe: Path):
+    with pytest.raises(
+        ConfigError, match=r"method\.label_smoothing=0\.1 is not read by the method"
+    ):
+        load_plan(recipe, ["method.label_smoothing=0.1"])
+
+
+def test_the_seed_of_the_study_wins_over_one_that_an_arm_names(recipe: Path):
+    text = recipe.read_text(encoding="utf-8")
+    assert "[method.name=opd]" in text
+    write_text(recipe, text.replace("[method.name=opd]", "[method.name=opd, training.seed=7]"))
+    runs = load_plan(recipe).tables[0].arms["opd"].runs
+    assert [run.config.training.seed for run in runs.values()] == list(runs)

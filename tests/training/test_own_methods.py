@@ -10,11 +10,20 @@ import torch
 from plain_forward import double, plain_logprobs
 from rich.console import Console
 
-from vaopd.config import OwnMethodOptions, RunConfig, load_config, parse_config
+from vaopd.config import (
+    MethodOptions,
+    Needs,
+    OwnMethodOptions,
+    RunConfig,
+    load_config,
+    parse_config,
+)
+from vaopd.config.methods import high_fraction
 from vaopd.errors import ConfigError
-from vaopd.methods import make_method
-from vaopd.methods.base import StepRollouts, Weights
+from vaopd.methods import make_method, section_of
+from vaopd.methods.base import Method, StepRollouts, Weights
 from vaopd.problems.problem import Problem
+from vaopd.study.recipe import load_plan
 from vaopd.teacher.teacher import TeacherScores
 from vaopd.training.run import train
 
@@ -150,3 +159,58 @@ def test_what_is_wrong_with_an_own_method_is_one_sentence(
     recipe = {"student": {"model": "s"}, "data": {"train": "t"}, "method": method}
     with pytest.raises(ConfigError, match=re.escape(sentence)):
         parse_config(recipe)
+
+
+def test_options_that_extend_those_of_a_built_in_method_keep_its_keys(examples: Path):
+    (examples / "calm.py").write_text(
+        "from vaopd.methods.va_opd import TokenOnly\n\n\nclass Calm(TokenOnly):\n"
+        "    class Options(TokenOnly.Options):\n        high_fraction: float = 0.3\n",
+        encoding="utf-8",
+    )
+    chosen = section("calm.py:Calm", high_mass=0.7)
+    method = make_method(chosen)
+    assert (method.options.high_mass, high_fraction(chosen)) == (0.7, 0.3)
+    assert chosen.needs.views == 2
+
+
+def test_a_run_records_all_options_of_an_own_method_with_their_defaults(examples: Path):
+    assert section("top_tokens.py:TopTokens").model_dump() == {
+        "name": "top_tokens.py:TopTokens",
+        "kept": 0.4,
+    }
+
+
+def test_the_object_that_python_gives_is_the_one_that_weighs(examples: Path):
+    class Kept(Method[MethodOptions]):
+        def weigh(self, batch: StepRollouts, scores: TeacherScores | None) -> Weights:
+            raise NotImplementedError
+
+    given = Kept(MethodOptions())
+    assert make_method(section_of(given)) is given
+
+
+def test_needs_that_contradict_themselves_are_one_sentence(examples: Path):
+    with pytest.raises(ValueError, match="say views=2"):
+        Needs(degraded_hidden=True)
+    (examples / "torn.py").write_text(
+        "from vaopd import Method, MethodOptions, Needs\n\n\nclass Torn(Method):\n"
+        "    class Options(MethodOptions):\n        @property\n        def needs(self):\n"
+        "            return Needs(view_divergence=True)\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(ConfigError, match="say views=2"):
+        section("torn.py:Torn")
+
+
+def test_a_study_of_own_methods_has_runs_of_plain_names_that_change_with_the_code(examples: Path):
+    recipe = examples / "base.yaml"
+    recipe.write_text(
+        "student: {model: s}\ndata: {train: t, validation: v}\nmethod: {name: opd}\n", "utf-8"
+    )
+    arm = f"{examples / 'top_tokens.py'}:TopTokens"
+    run = load_plan(recipe, arms=[arm], seeds=[3]).tables[0].arms[arm].runs[3]
+    assert re.fullmatch(r"top_tokens-TopTokens-seed3-[0-9a-f]{8}", run.name)
+    code = examples / "top_tokens.py"
+    code.write_text(code.read_text("utf-8") + "# changed\n", "utf-8")
+    changed = load_plan(recipe, arms=[arm], seeds=[3]).tables[0].arms[arm].runs[3]
+    assert changed.name != run.name

@@ -340,8 +340,8 @@ def test_resuming_takes_other_values_of_keys_that_teach_nothing(finished: Finish
     for name in ("final", "checkpoints"):
         shutil.rmtree(copied / name)
     values = finished.config.model_dump()
-    assert {"batch_tokens", "timeout_seconds"} < type(finished.config.teacher).free_on_resume()
-    assert "learning_rate" not in type(finished.config.training).free_on_resume()
+    assert {"batch_tokens", "timeout_seconds"} < finished.config.teacher.free_on_resume()
+    assert "learning_rate" not in finished.config.training.free_on_resume()
     values["teacher"]["batch_tokens"] = values["training"]["micro_batch_tokens"] = 1
     other = RunConfig.model_validate(values)
     train(other, copied, resume=True, console=quiet())

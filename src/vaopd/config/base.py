@@ -25,7 +25,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    @classmethod
-    def free_on_resume(cls) -> set[str]:
+    def free_on_resume(self) -> set[str]:
         """Return the names of the keys that a resumed run may change."""
-        return {name for name, field in cls.model_fields.items() if FREE in field.metadata}
+        fields = type(self).model_fields
+        return {name for name, field in fields.items() if FREE in field.metadata}

@@ -33,7 +33,7 @@ class DistillationOptions(MethodOptions):
     divergence (Agarwal et al. 2024)."""
 
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of the target in the mixture of ``divergence`` jsd, as TRL has it."""
+    """Share of the target in the mixture of ``divergence`` jsd, as in TRL."""
 
     @property
     def contrasts(self) -> bool:
@@ -47,7 +47,7 @@ class DistillationOptions(MethodOptions):
 
 
 class AdvantageOptions(DistillationOptions):
-    """What a token's advantage is, and which tokens have much of it."""
+    """What a token's advantage is, and which share of tokens is the high group."""
 
     advantage: Literal["sampled", "view_divergence", "absolute", "signed"] = "sampled"
     """What a token's advantage is: the clipped log-ratio of the sampled token (paper, Eq. 2), the
@@ -55,8 +55,8 @@ class AdvantageOptions(DistillationOptions):
     log-ratio unclipped."""
 
     high_fraction: Fraction = PAPER_HIGH_FRACTION
-    """Share of a response's tokens in the high-advantage group (p_v). A method that weighs all
-    tokens alike records the group and does not use it."""
+    """Share of a response's tokens in the high-advantage group (p_v). ``rollout_only`` records
+    the group and does not use it; ``opd`` uses it for what validation measures."""
 
     @property
     def needs(self) -> Needs:
@@ -94,7 +94,8 @@ class TokenOptions(DropOptions):
     """Share of the loss that the high group carries (lambda)."""
 
     minimum_advantage: NonNegative = 0.0
-    """Nats of advantage in a response below which its weights fade to plain OPD; 0 = paper."""
+    """Below this sum of advantage in a response, nats, its token weights become uniform in
+    proportion to what is missing; 0 = paper."""
 
 
 class VaOpdOptions(RolloutOptions, TokenOptions):
@@ -184,9 +185,9 @@ BUILT_IN: dict[str, type[MethodOptions]] = {
 def _kind(value: Any) -> str | None:
     """Return which section a value is for: a built-in's name, ``own``, or none."""
     name = value.get("name", "va_opd") if isinstance(value, dict) else getattr(value, "name", None)
-    if name in BUILT_IN:
-        return name
-    return "own" if isinstance(name, str) and ".py:" in name else None
+    if not isinstance(name, str):
+        return None
+    return name if name in BUILT_IN else "own" if ".py:" in name else None
 
 
 AnyMethodOptions = Annotated[
@@ -207,7 +208,12 @@ def high_fraction(method: MethodOptions) -> float:
 
     Validation and scoring measure that group under every method.
     """
-    return getattr(method, "high_fraction", PAPER_HIGH_FRACTION)
+    return getattr(options_of(method), "high_fraction", PAPER_HIGH_FRACTION)
+
+
+def options_of(method: MethodOptions) -> MethodOptions:
+    """Return the options that a method is made with: a section, or those of the user's class."""
+    return method.options if isinstance(method, OwnMethodOptions) else method
 
 
 def methods_with(key: str) -> list[str]:

@@ -6,9 +6,17 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, create_model, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 
 from vaopd.config.base import Section
 from vaopd.config.explaining import explain
@@ -16,7 +24,7 @@ from vaopd.config.explaining import explain
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a method asks of the trainer before it can weigh a step."""
+    """What a method asks of the trainer: who responds, what is scored, what its loss reads."""
 
     responses: Literal["student", "teacher", "references"] = "student"
     """Who writes the responses: the student (on-policy), the teacher, or the data set."""
@@ -32,6 +40,13 @@ class Needs:
 
     student_entropy: bool = False
     """Whether the entropy of the student's own distribution is measured at every token."""
+
+    def __post_init__(self) -> None:
+        if self.views < 2 and (self.view_divergence or self.degraded_hidden):
+            raise ValueError(
+                f"a method's needs have views={self.views}, but view_divergence and "
+                "degraded_hidden are about both views; say views=2"
+            )
 
     @property
     def sampling(self) -> bool:
@@ -63,10 +78,11 @@ class OwnMethodOptions(MethodOptions):
 
     _method_class: Any = PrivateAttr(None)
     _options: MethodOptions = PrivateAttr(default_factory=MethodOptions)
+    _method: Any = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _load(self) -> "OwnMethodOptions":
-        if self._method_class is not None:  # a section that `of` made
+        if self._method_class is not None:  # made by `of`, already loaded
             return self
         file, _, attribute = self.name.rpartition(":")
         found = getattr(_module(Path(file)), attribute, None)
@@ -78,13 +94,43 @@ class OwnMethodOptions(MethodOptions):
             )
         self._method_class = found
         recipe = create_model("Recipe", method=(options_class, ...))
+        # Options that extend those of a built-in method have its name.
+        name = options_class.model_fields.get("name")
+        built_in = {} if name is None else {"name": get_args(name.annotation)[0]}
         try:
-            checked = recipe.model_validate({"method": self.model_extra or {}})
+            checked = recipe.model_validate({"method": {**(self.model_extra or {}), **built_in}})
         except ValidationError as error:
             texts = [explain(item, recipe) for item in error.errors()]
             raise ValueError("; ".join(texts)) from None
         self._options = checked.method  # pyright: ignore[reportAttributeAccessIssue]
+        assert self._options.needs.views >= 0, "needs that contradict themselves raise here"
         return self
+
+    @model_serializer
+    def _dump(self, info: Any) -> dict[str, Any]:
+        """Return all options, so that a run records the defaults that it was made with."""
+        options = self._options.model_dump(mode=info.mode, exclude={"name"})
+        return {"name": self.name, **options}
+
+    def free_on_resume(self) -> set[str]:
+        """Return the names of the keys that a resumed run may change."""
+        return self._options.free_on_resume()
+
+    @property
+    def label(self) -> str:
+        """File and class without folders, for names of runs."""
+        file, _, attribute = self.name.rpartition(":")
+        return f"{Path(file).stem}-{attribute}"
+
+    @property
+    def code(self) -> str:
+        """Hash of the file, which decides what is learned as much as the options."""
+        return hashlib.sha256(Path(self.name.rpartition(":")[0]).read_bytes()).hexdigest()
+
+    @property
+    def method(self) -> Any:
+        """The object that the Python API was given; none where the file has to make one."""
+        return self._method
 
     @property
     def method_class(self) -> Any:
@@ -102,23 +148,22 @@ class OwnMethodOptions(MethodOptions):
         return self._options.needs
 
     @classmethod
-    def of(cls, method_class: type, options: MethodOptions, file: str) -> "OwnMethodOptions":
+    def of(cls, method: Any, file: str) -> "OwnMethodOptions":
         """Return the section of a method that the Python API was given, without reading its file.
 
         Args:
-            method_class: Class of the method.
-            options: What it was made with.
-            file: File that holds the class, for the record and for a resumed run.
+            method: The method; its ``options`` are what it was made with.
+            file: File that holds its class, for the record and for a resumed run.
         """
-        section = cls.model_construct(
-            name=f"{file}:{method_class.__name__}", **options.model_dump()
-        )
-        section._method_class, section._options = method_class, options
+        method_class, options = type(method), method.options
+        given = options.model_dump(exclude={"name"})
+        section = cls.model_construct(name=f"{file}:{method_class.__name__}", **given)
+        section._method_class, section._options, section._method = method_class, options, method
         return section
 
 
 def _module(file: Path) -> ModuleType:
-    """Return the module of a file, which is run once in a process."""
+    """Return the module of a file, which is imported at most once in a process."""
     if not file.is_file():
         raise ValueError(
             f"method.name names the file {file}, which does not exist in {Path.cwd()}; give its "

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from vaopd.config.explaining import explain
-from vaopd.config.migration import drop_unread_method_keys
+from vaopd.config.migration import drop_unread_method_keys, names_all_method_keys
 from vaopd.config.run import RunConfig
 from vaopd.errors import ConfigError
 from vaopd.recipes.shipped import find_recipe
@@ -26,7 +26,10 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         ConfigError: The file is missing or no YAML mapping, an override is malformed, or values
             break the schema; all broken values are listed together.
     """
-    return parse_config(parse_overrides(overrides, read_recipe(find_recipe(path))))
+    recipe = read_recipe(find_recipe(path))
+    is_earlier = names_all_method_keys(recipe)
+    values = parse_overrides(overrides, recipe)
+    return parse_config(drop_unread_method_keys(values, overrides) if is_earlier else values)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise ConfigError(f"recipe {path} is not valid YAML: {_one_line(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"recipe {path} must be a mapping of sections, such as 'student:'")
-    return drop_unread_method_keys(values)
+    return values
 
 
 def parse_overrides(

@@ -22,12 +22,12 @@ HEAD = """\
 
 A recipe is a YAML file of sections. On the command line, `section.key=value` changes one value and
 `section={key: value}` replaces a whole section. Unknown keys, wrong types and values out of range
-are reported together before any model is loaded. A key that is set and that the other choices of
-the recipe never read is named at the start of the run.
+are reported together before any model is loaded. A key whose value is not the default
+and that the other choices of the recipe never read is named at the start of the run.
 
 A run is resumed with the recipe that made it. Keys marked ↻ may have another value then: they
-change memory, speed or records, and not what is learned. `training.epochs` and `training.max_steps`
-may be raised on resume.
+change memory, speed, records or when a run gives up, and not what is learned. `training.epochs`
+and `training.max_steps` may be raised on resume.
 
 This page is generated from the docstrings of `src/vaopd/config` by `make reference`.
 """

@@ -114,6 +114,12 @@ class RunConfig(Section):
             )
         return self
 
+    @property
+    def loads_teacher(self) -> bool:
+        """Whether the method or the validation needs a teacher, here or elsewhere."""
+        measures = self.validation.pixelated and self.validation.load_teacher
+        return self.method.needs.teacher or measures
+
     def to_yaml(self) -> str:
         """Return the resolved configuration as a recipe that gives the same run."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -99,7 +99,7 @@ class TeacherConfig(Section):
 
     model: str = "Qwen/Qwen3-VL-8B-Instruct"
     """Hub name, local folder or ``tiny:NAME``; not loaded by ``method.name=sft`` unless
-    ``validation.load_teacher``."""
+    ``validation.load_teacher`` and ``validation.pixelated``."""
 
     dtype: Precision = "auto"
     """Precision of the weights. auto = bfloat16 on a GPU, else float32."""
@@ -150,7 +150,8 @@ class DataConfig(Section):
     """Longest prompt with its image tokens; a longer one is a bad row, never cut."""
 
     check_images: FreeOnResume[bool] = True
-    """Decode every stored image before the first step, not when its turn comes."""
+    """Decode every stored training image before the first step, as those of validation always
+    are."""
 
     on_bad_row: OnBadRow = "error"
     """What becomes of stored rows that cannot be used: unreadable, a damaged image, a prompt over
@@ -172,7 +173,7 @@ class ViewConfig(Section):
     """Kind of degradation."""
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Strength; for pixelate the share of each side that is kept."""
+    """What survives of the image; for pixelate the share of each side. Smaller degrades more."""
 
     stage: Literal["budget", "native"] = "budget"
     """Degrade after the pixel budget (the official release) or at the image's own size."""
@@ -240,7 +241,7 @@ class VllmConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How the student's rollouts are drawn."""
+    """How rollouts are drawn: the student's, or the teacher's for ``off_policy_kd``."""
 
     num_rollouts: PositiveInt = 4
     """Siblings for each problem (K)."""
@@ -255,7 +256,7 @@ class SamplingConfig(Section):
     """Longest response."""
 
     engine: Literal["transformers", "vllm"] = "transformers"
-    """``transformers`` samples in process and promises equal bits; ``vllm`` asks a server."""
+    """``transformers`` samples in process and promises equal bits; ``vllm`` uses vLLM."""
 
     vllm: FreeOnResume[VllmConfig] = VllmConfig()
     """Only for ``engine=vllm``."""
@@ -277,10 +278,12 @@ class ValidationConfig(Section):
     """Nucleus mass of the answers."""
 
     pixelated: bool = False
-    """Also answer with the degraded image, and measure the student's own visual advantage."""
+    """Also answer with the degraded image and, where a teacher is loaded, measure visual
+    advantage."""
 
     load_teacher: bool = False
-    """Load the teacher to measure visual advantage where the method needs none (``sft``)."""
+    """With ``pixelated``, load the teacher to measure visual advantage where the method needs
+    none."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """Seed of the sampling noise, apart from ``training.seed``: all runs answer alike."""

@@ -54,8 +54,9 @@ class TrainingConfig(Section):
     1 = the first one does."""
 
     micro_batch_tokens: FreeOnResume[PositiveInt | Literal["auto"]] = 16384
-    """Padded tokens in one forward and backward; the update does not depend on it. auto begins
-    high on a GPU (16384 elsewhere) and halves whenever a step runs out of memory."""
+    """Padded tokens in one forward and backward; without dropout the update does not depend
+    on it. auto begins high on a GPU (16384 elsewhere) and halves where training runs out of
+    memory."""
 
     share_prefix: bool = True
     """Pack siblings after one copy of prompt and image; false = one row for each rollout."""

@@ -129,7 +129,7 @@ def estimate(
     own = config.student
     student = measure(read_config(own.model), own)
     teacher = None
-    if config.method.needs.teacher or config.validation.load_teacher:
+    if config.loads_teacher:
         teacher = measure(read_config(config.teacher.model))
     batch = _batch(config, student, lengths, processes)
     result = Estimate()
@@ -288,6 +288,8 @@ class _Plan:
         kept = views * steps * self.batch.response_tokens * teacher.width * dtype.itemsize
         if not self.config.teacher.park_hidden:
             result.add("teacher hidden states", kept, "score", "train")
+            if self.config.method.needs.view_divergence and views == 1:
+                result.add("hidden states of the degraded view", kept // steps, "score")
 
     def train(self, result: Estimate) -> None:
         """Add the largest micro-batch: activations, the loss, and what the head needs."""

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vaopd.config import load_config
+from vaopd.config import DataConfig, read_recipe
 from vaopd.errors import ConfigError
 from vaopd.problems.problem import Problem
 from vaopd.records import read_json, write_json
@@ -121,7 +121,9 @@ def min_pixels_of(model: str) -> int:
         return TINY_MIN_PIXELS
     for folder in Path(model).resolve().parents[:2] if Path(model).is_dir() else ():
         if _is_run(folder):
-            return load_config(folder / "config.yaml").data.min_pixels
+            # Not checked as a whole: the file of a user's own method may be elsewhere.
+            data = read_recipe(folder / "config.yaml").get("data", {})
+            return DataConfig.model_validate(data).min_pixels
     return Protocol.min_pixels
 
 

@@ -1,4 +1,4 @@
-"""Methods: what is scored, how a step is weighed, what is minimised. One page for each."""
+"""Methods: what is scored, how a step is weighed, what is minimised. One page for each family."""
 
 import inspect
 from typing import Any
@@ -35,7 +35,7 @@ def make_method(section: MethodOptions) -> Method[Any]:
             f"method.name is {section.name!r}, whose class is not derived from vaopd.Method; see "
             "docs/methods.md"
         )
-    return chosen(section.options)
+    return section.method or chosen(section.options)
 
 
 def section_of(method: Method[Any]) -> MethodOptions:
@@ -47,4 +47,4 @@ def section_of(method: Method[Any]) -> MethodOptions:
         file = inspect.getfile(cls)
     except (OSError, TypeError):  # the class of a notebook or an interactive session has no file
         file = f"{cls.__module__}.py"
-    return OwnMethodOptions.of(cls, method.options, file)
+    return OwnMethodOptions.of(method, file)

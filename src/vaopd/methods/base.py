@@ -1,4 +1,4 @@
-"""The seam of a method: what it needs, how it weighs a step, what it minimises.
+"""The interface of a method: what it needs, how it weighs a step, what it minimises.
 
 Sampling, scoring, forwards and the update are the same for all methods. B rollouts of a step,
 T longest response, N response tokens of a micro-batch, H hidden width, V rows of a head.
@@ -51,7 +51,7 @@ class StepRollouts:
     or the padding of the rollouts."""
 
     student_entropy: Sequence[Float[Tensor, " _"]] | None = None
-    """Entropy of the student's own distribution that predicts each token, nats at temperature 1,
+    """Entropy of the student's own distribution at each token, nats at temperature 1,
     one entry for each rollout; where ``needs.student_entropy``."""
 
     @cached_property
@@ -88,7 +88,7 @@ class StepRollouts:
         Args:
             values: One for each token.
             fraction: Share of each response's tokens, in [0, 1]; rounded up to whole tokens.
-            purpose: Two choices of different purpose decide their ties apart.
+            purpose: Choices of different purpose break their ties independently.
         """
         group = torch.zeros_like(self.mask)
         for row, (length, key) in enumerate(
@@ -177,5 +177,5 @@ class Method(ABC, Generic[OptionsT]):
 
 
 def seed_of(key: str) -> int:
-    """Return a seed that a text decides."""
+    """Return a seed computed from a text."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "little")

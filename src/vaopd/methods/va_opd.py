@@ -115,7 +115,7 @@ def weigh_evenly(
     advantage: Float[Tensor, "B T"],
     rollout: Float[Tensor, " B"],
 ) -> Weights:
-    """Return weights that share each rollout's weight evenly; the high group is recorded only."""
+    """Return weights that share each rollout's weight evenly; the high group is not used."""
     high = batch.top(advantage, options.high_fraction)
     token = drop_tokens(options, batch, advantage, batch.spread(rollout))
     return Weights(token=token, rollout=rollout, mask=batch.mask, advantage=advantage, high=high)

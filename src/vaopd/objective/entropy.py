@@ -27,4 +27,5 @@ def token_entropy(
     uniform = hidden.new_zeros(len(hidden), 1), head.new_zeros(len(head), 1)
     weights = torch.zeros(len(hidden), device=hidden.device)
     _, divergence = weighted_reverse_kl(hidden, head, *uniform, weights, vocab_size=vocab_size)
-    return math.log(vocab_size) - divergence
+    # Rounding may leave -1e-6.
+    return (math.log(vocab_size) - divergence).clamp(min=0)

@@ -10,7 +10,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from vaopd.config import RunConfig, Section, explain, parse_config, parse_overrides, read_recipe
+from vaopd.config import (
+    OwnMethodOptions,
+    RunConfig,
+    Section,
+    explain,
+    parse_config,
+    parse_overrides,
+    read_recipe,
+)
 from vaopd.config.methods import BUILT_IN, methods_with
 from vaopd.errors import ConfigError
 from vaopd.recipes.shipped import find_recipe
@@ -93,9 +101,12 @@ class PlannedRun:
         make finished runs look like others.
         """
         values = self.config.model_dump(mode="json", exclude_defaults=True)
-        text = json.dumps(values, sort_keys=True)
+        text, method = json.dumps(values, sort_keys=True), self.config.method
+        if isinstance(method, OwnMethodOptions):
+            text += method.code
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        return f"{self.config.method.name}-seed{self.config.training.seed}-{digest}"
+        label = method.label if isinstance(method, OwnMethodOptions) else method.name
+        return f"{label}-seed{self.config.training.seed}-{digest}"
 
 
 @dataclass(frozen=True)
@@ -190,7 +201,18 @@ def load_plan(
                 f"{_listed(used_seeds)}; give one of them to --seeds"
             )
         planned.append(_table(name, settings, base, [*shared, *overrides], own))
+    _check_read([*shared, *overrides], planned)
     return Plan(planned, used_seeds, path.read_text(encoding="utf-8"))
+
+
+def _check_read(overrides: Sequence[str], tables: Sequence[StudyTable]) -> None:
+    """Refuse a method's key that no arm reads; an arm takes those that its method reads."""
+    runs = [run for table in tables for arm in table.arms.values() for run in arm.runs.values()]
+    read = {key for run in runs for key in run.config.method.model_dump()}
+    for override in overrides:
+        section, _, key = override.partition("=")[0].partition(".")
+        if section == "method" and key and key not in read:
+            raise ConfigError(f"{override} is not read by the method of any arm; leave it out")
 
 
 def _listed(seeds: Sequence[int] | None) -> str:
@@ -264,11 +286,14 @@ def _table(
 
 
 def _run(base: Path, common: list[str], own: list[str], seed: int) -> PlannedRun:
-    values = parse_overrides([*common, f"training.seed={seed}"], read_recipe(base))
-    name = parse_overrides(own, {"method": {**values.get("method", {})}})["method"].get("name")
-    values["method"] = _read_by(values.get("method", {}), name or "va_opd")
+    values = parse_overrides(common, read_recipe(base))
+    shared = values.get("method") or {}
+    if isinstance(shared, dict):
+        chosen = parse_overrides(own, {"method": {**shared}})["method"]
+        name = chosen.get("name") if isinstance(chosen, dict) else None
+        values["method"] = _read_by(shared, name or "va_opd")
     try:
-        config = parse_config(parse_overrides(own, values))
+        config = parse_config(parse_overrides([*own, f"training.seed={seed}"], values))
     except ConfigError as error:
         given = " ".join([*common, *own]) or "no overrides"
         raise ConfigError(f"with {given}: {error}") from None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vaopd.config import RunConfig
-from vaopd.config.methods import AdvantageOptions, RolloutOptions
+from vaopd.config.methods import AdvantageOptions, RolloutOptions, options_of
 from vaopd.evaluation.validation import ValidationResult
 from vaopd.records import append_row, read_rows
 
@@ -30,7 +30,7 @@ def step_warnings(row: dict[str, Any], config: RunConfig) -> dict[str, str]:
     found = _response_warnings(
         row["response/truncated_share"], row.get("response/unparsed_share"), config
     )
-    advantage, method = row.get("va/mean"), config.method
+    advantage, method = row.get("va/mean"), options_of(config.method)
     # A signed advantage may cancel out.
     is_signed = isinstance(method, AdvantageOptions) and method.advantage == "signed"
     if advantage is not None and not is_signed:

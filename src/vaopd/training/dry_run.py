@@ -83,7 +83,7 @@ def _first_problems(
 def _not_checked(config: RunConfig) -> list[str]:
     teacher, vllm = config.teacher, config.sampling.vllm
     names = [config.student.model]
-    if config.method.needs.teacher or config.validation.load_teacher:
+    if config.loads_teacher:
         names += [] if teacher.addresses else [teacher.model]
     servers = [*teacher.addresses, *(vllm.addresses if config.sampling.engine == "vllm" else ())]
     return [

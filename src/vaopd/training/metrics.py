@@ -27,7 +27,7 @@ def step_metrics(
     *,
     step: int,
     learning_rate: float,
-    is_supervised: bool,
+    is_own_text: bool,
 ) -> dict[str, Any]:
     """Return one row of ``metrics.jsonl``; docs/metrics.md explains the names and units.
 
@@ -39,7 +39,7 @@ def step_metrics(
     row: dict[str, Any] = {
         "step": step,
         "loss": result.loss,
-        "nll/mean" if is_supervised else "kl/mean": divergence.mean().item(),
+        f"{result.measure}/mean": divergence.mean().item(),
         **advantage_summary(result.weights),
         "weights/effective_share": effective_share(result.weights),
         "response/length": fmean(lengths),
@@ -53,8 +53,8 @@ def step_metrics(
         **{f"beside/{phase}": round(s, 4) for phase, s in result.seconds_beside.items()},
         "tokens_per_second": sum(lengths) / sum(seconds.values()),
     }
-    # Accuracy is the student's own; supervised text is somebody else's.
-    if not is_supervised and any(problem.answer is not None for problem in problems):
+    # The accuracy of responses that the student did not write is not its own.
+    if is_own_text and any(problem.answer is not None for problem in problems):
         grades = [g for g in _grades(result, problems, student) if g is not None]
         row["accuracy"] = fmean(g.is_correct for g in grades)
         row["response/unparsed_share"] = fmean(g.extracted is None for g in grades)
@@ -120,7 +120,6 @@ def rollout_rows(
     pictures: Pictures,
     *,
     step: int,
-    is_supervised: bool = False,
 ) -> list[dict[str, Any]]:
     """Return the rows of ``rollouts/step_NNNNNN.jsonl``: each response, token by token."""
     by_id = {problem.id: problem for problem in problems}
@@ -149,7 +148,7 @@ def rollout_rows(
             "rollout_weight": weights.rollout[index].item(),
             "token_ids": list(rollout.response_ids),
             "tokens": [student.tokenizer.decode([i]) for i in rollout.response_ids],
-            "nll" if is_supervised else "kl": _rounded(result.token_divergence[index]),
+            result.measure: _rounded(result.token_divergence[index]),
             "token_weight": _rounded(weights.token[index, :length]),
         }
         if result.scores is not None:

@@ -1,8 +1,7 @@
 """What a step learns from: rollouts, their shares and the teacher's scores.
 
-With ``training.rollout_lag=1`` the next step is prepared beside the learning of this one, by those
-who are elsewhere: a vLLM server, a teacher's server. Its rollouts then come from the weights before
-this step's update.
+With ``training.rollout_lag=1`` a vLLM server or a teacher's server prepares the next step while
+this one is learned. Its rollouts then come from the weights before this step's update.
 """
 
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from vaopd.training.stopwatch import Stopwatch
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Sampled:
-    """Rollouts of a step, and the prompts of this process's turn."""
+    """Rollouts of a step, and the prompts of the problems that this process samples."""
 
     groups: list[list[Rollout]]
     """Siblings of every problem of the step, sampled by whichever process."""
@@ -101,14 +100,14 @@ class Pipeline:
     def take(self, problems: Sequence[Problem], step: int, watch: Stopwatch) -> ScoredBatch:
         """Return what a step learns from; what was not done ahead is done now.
 
-        Each process samples for its turn of the problems. Then whole sibling groups go to whoever
-        has least, now that their lengths are known, for scoring and training.
+        Each process samples for its slice of the problems. Then whole sibling groups go to the
+        process with the fewest tokens for scoring and training, because their lengths are known.
         """
         sampled, prepared, beside = self.sampled, self.prepared, self.beside_watch
         self.sampled = self.prepared = self.beside_watch = None
         if prepared is not None:
             ready = prepared.result()
-            # The thread goes on with another step, so what follows is not told on its channel.
+            # The thread uses its channel for another step: exchange the rest on the main one.
             ready = replace(ready, shares=replace(ready.shares, world=self.world))
             watch.lap("wait")
         elif sampled is not None:
@@ -126,7 +125,7 @@ class Pipeline:
         What needs this process's device, or the weights that are about to change, is done now. An
         error of the rest is raised when the step is taken.
         """
-        # Of no device: the thread must not wait for what the step before computes.
+        # A CPU stopwatch, so that the thread does not wait for the step before on the GPU.
         self.beside_watch = beside = Stopwatch(torch.device("cpu"))
         if self.samples_beside:
             # vLLM takes the weights before they change.
@@ -150,7 +149,7 @@ class Pipeline:
         return [[asdict(rollout) for rollout in group] for group in self.sampled.result().groups]
 
     def restore(self, problems: Sequence[Problem], rollouts: list[list[dict[str, Any]]]) -> None:
-        """Go on with what ``rollouts_ahead`` gave: the student that said it is gone."""
+        """Restore rollouts that were sampled ahead; the weights that sampled them are gone."""
         groups = [
             [Rollout(**{**row, "response_ids": tuple(row["response_ids"])}) for row in group]
             for group in rollouts
@@ -172,7 +171,7 @@ class Pipeline:
         watch.lap("data")
         own = world.my_slice(problems)
         if self.method.needs.sampling:
-            # Beside training they were taken before, so nothing is told on this thread.
+            # With a lag they were taken in `begin`; this does nothing then.
             self.sampler.take_weights(self._weights_version(step, lag))
         together = world.agree if self.samples_beside else world.agree_unless_sharded
         groups = world.in_order(together(lambda: self._rollouts(own, views[0], step, lag)))

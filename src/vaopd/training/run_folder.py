@@ -89,8 +89,8 @@ def _check_removable(output: Path) -> None:
 def _difference(saved: RunConfig, config: RunConfig) -> str:
     """Return which values would change what is learned, or nothing."""
     changes = []
-    for section, values in config.model_dump().items():
-        old = getattr(saved, section).model_dump()
+    for section, values in config.model_dump(mode="json").items():
+        old = getattr(saved, section).model_dump(mode="json")
         # ``extension`` checks the length.
         free = getattr(config, section).free_on_resume() | (
             LENGTH_KEYS if section == "training" else set()

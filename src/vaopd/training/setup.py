@@ -55,8 +55,7 @@ def build_step(
 
 def make_teacher(config: RunConfig, world: World, student: VisionLanguageModel) -> Teacher | None:
     """Return the teacher where the method or the validation needs one, here or elsewhere."""
-    measures = config.validation.pixelated and config.validation.load_teacher
-    if not config.method.needs.teacher and not measures:
+    if not config.loads_teacher:
         return None
     if config.teacher.addresses:
         return connect_teacher(config, student, world.device)

@@ -1,13 +1,14 @@
 """One update: sample, score, weigh, then accumulate gradients.
 
-All weights are final before the first forward with gradient, so micro-batches, padding and the
-split of siblings give the same update. B rollouts of a step, T longest response.
+All weights are final before the first forward with gradient, so the update does not depend on
+micro-batches, padding or how siblings are split. B rollouts of a step, T longest response.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -32,6 +33,8 @@ from vaopd.training.pipeline import Pipeline, ScoredBatch
 from vaopd.training.skipping import Skips
 from vaopd.training.stopwatch import Stopwatch
 
+T = TypeVar("T")
+
 AUTO_TOKENS = 65_536
 """First budget of ``training.micro_batch_tokens=auto`` on a GPU: four times the default."""
 
@@ -42,12 +45,14 @@ class StepResult:
 
     loss: float
     token_divergence: list[Float[Tensor, " _"]]
-    """KL of each response token in nats, by rollout; where the method is supervised, the
-    negative log-likelihood."""
+    """What the method minimises at each response token, nats, by rollout."""
+
+    measure: Literal["kl", "nll"]
+    """What ``token_divergence`` is: a divergence to the target, or a negative log-likelihood."""
 
     gradient_norm: float
     micro_batch_tokens: int
-    """Of the forwards that fitted into memory."""
+    """Token budget of the forwards that fitted into memory."""
 
     weights: Weights
     rollouts: list[Rollout]
@@ -62,7 +67,7 @@ class StepResult:
     """By phase; together they are the step's."""
 
     seconds_beside: dict[str, float] = field(default_factory=dict)
-    """By phase, of what was done for this step while the one before was learned."""
+    """By phase, of work that was done for this step during the one before."""
 
 
 class Step:
@@ -85,7 +90,7 @@ class Step:
         Args:
             problems: Of this step.
             step: Its number, from 1.
-            coming: Problems of the next step, on which work begins beside that on these.
+            coming: Problems of the next step; their preparation starts while this step runs.
         """
         watch, world, pipeline = Stopwatch(self.student.device), self.world, self.pipeline
         if coming:
@@ -99,7 +104,7 @@ class Step:
             # Before the student changes.
             pipeline.begin(coming, step + 1, watch)
         loss, divergence = world.agree_unless_sharded(
-            lambda: self._accumulate_in_memory(step, batch, weights)
+            lambda: self._in_memory(batch, lambda: self._seeded_accumulate(step, batch, weights))
         )
         loss = world.sum(loss)
         gradient_norm = self.apply_gradient(loss)
@@ -108,6 +113,7 @@ class Step:
         return StepResult(
             loss=loss,
             token_divergence=divergence,
+            measure=self.method.measure,
             gradient_norm=gradient_norm,
             micro_batch_tokens=self.micro_batch_tokens,
             weights=weights,
@@ -123,41 +129,51 @@ class Step:
         """Return the step's rollouts, with the student's entropy where the method needs it."""
         if not self.method.needs.student_entropy:
             return batch.rollouts
-        micro = micro_batches(
-            self.student,
-            batch.prompts,
-            batch.responses,
-            budget_tokens=self.micro_batch_tokens,
-            share_prefix=self.config.training.share_prefix,
-        )
         lengths = [len(response) for group in batch.responses for response in group]
-        own = self.world.agree_unless_sharded(
-            lambda: response_entropy(self.student, micro, lengths)
-        )
+
+        def measured() -> list[Tensor]:
+            return response_entropy(self.student, self._micro_batches(batch), lengths)
+
+        own = self.world.agree_unless_sharded(lambda: self._in_memory(batch, measured))
         return replace(batch.rollouts, student_entropy=batch.shares.everybodys(own))
 
-    def _accumulate_in_memory(
+    def _seeded_accumulate(
         self, step: int, batch: ScoredBatch, weights: Weights
     ) -> tuple[float, list[Tensor]]:
-        """Return what ``accumulate`` does, with forwards small enough for the memory there is.
+        if self.config.student.lora.dropout > 0:
+            # A resumed run, and a second try, draw what an uninterrupted one does.
+            torch.manual_seed(seed_of(f"dropout\x00{self.config.training.seed}\x00{step}"))
+        return self.accumulate(batch, weights)
 
-        A step that ran out of memory is begun again: its gradients so far are dropped, and its
-        rollouts, scores and weights are final, so the update is the same.
+    def _in_memory(self, batch: ScoredBatch, work: Callable[[], T]) -> T:
+        """Return the result of ``work``; where memory runs out, halve the budget and try again.
+
+        Gradients so far are dropped. Rollouts, scores and weights are final, so the update is the
+        same.
         """
         while True:
-            if self.config.student.lora.dropout > 0:
-                # A resumed run, and a second try, draw what an uninterrupted one does.
-                torch.manual_seed(seed_of(f"dropout\x00{self.config.training.seed}\x00{step}"))
             try:
-                return self.accumulate(batch, weights)
+                return work()
             except torch.OutOfMemoryError:
                 if not self._can_shrink(batch.prompts, batch.responses):
                     raise
-            # Behind the handler, whose traceback holds the tensors of the failed forward.
+            # Outside of the handler, whose traceback keeps the failed forward's tensors alive.
             self.micro_batch_tokens //= 2
             self.optimizer.zero_grad(set_to_none=True)
             if self.student.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _micro_batches(self, batch: ScoredBatch) -> Iterator[MicroBatch]:
+        """Yield the student's forwards over this process's share."""
+        training = self.config.training
+        return micro_batches(
+            self.student,
+            batch.prompts,
+            batch.responses,
+            budget_tokens=self.micro_batch_tokens,
+            share_prefix=training.share_prefix,
+            split_siblings=training.micro_batch_tokens == "auto",
+        )
 
     def _can_shrink(self, prompts: list[EncodedPrompt], responses: list[list[Tensor]]) -> bool:
         """Return whether a smaller budget would still make smaller forwards."""
@@ -172,24 +188,16 @@ class Step:
     def accumulate(self, batch: ScoredBatch, weights: Weights) -> tuple[float, list[Tensor]]:
         """Add up the gradient of this share of the loss; return it and each token's divergence.
 
-        Rollouts of the share have numbers of their own here; ``shares.rollouts`` has those of
-        the step.
+        Rollouts are numbered within this share; ``shares.rollouts`` has their numbers in the
+        step.
         """
-        training, shares, responses = self.config.training, batch.shares, batch.responses
+        shares, responses = batch.shares, batch.responses
         lengths = [len(response) for group in responses for response in group]
         divergence = [torch.zeros(0)] * len(lengths)
         total = 0.0
         self.student.model.train()
-        batches = micro_batches(
-            self.student,
-            batch.prompts,
-            responses,
-            budget_tokens=self.micro_batch_tokens,
-            share_prefix=training.share_prefix,
-            split_siblings=training.micro_batch_tokens == "auto",
-        )
         with self.student.whole_head(), self._teacher_head(batch.scores):
-            for micro in batches:
+            for micro in self._micro_batches(batch):
                 numbers = [shares.rollouts[i] for i in micro.rollouts]
                 parts = [
                     weights.token[n, : lengths[i]]
@@ -213,7 +221,7 @@ class Step:
         return nullcontext()
 
     def _teacher_head(self, scores: TeacherScores | None) -> AbstractContextManager:
-        """Return the context in which the teacher's head can be used, where it is."""
+        """Return the context that gives the whole head of the teacher, if there is one."""
         if scores is None or self.teacher is None:
             return nullcontext()
         return self.teacher.whole_head()
@@ -243,7 +251,7 @@ class Step:
     ) -> TeacherStates:
         """Return the teacher's hidden states of some rollouts on the student's device."""
         device = self.student.device
-        # A filler forward has no rollout, and the teacher's width.
+        # A filler forward has no rollouts: an empty tensor of the teacher's width.
         nothing = torch.zeros(0, head.shape[1], device=device, dtype=head.dtype)
 
         def joined(states: list[Tensor]) -> Tensor:
@@ -276,7 +284,7 @@ def first_budget(training: TrainingConfig, device: torch.device) -> int:
     """Return the padded tokens of one forward that a run begins with."""
     if training.micro_batch_tokens != "auto":
         return training.micro_batch_tokens
-    # Main memory does not say no in time: the system stops the process.
+    # On a CPU the system kills the process instead of raising an error.
     return AUTO_TOKENS if device.type == "cuda" else 16384
 
 

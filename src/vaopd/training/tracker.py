@@ -41,7 +41,7 @@ class Tracker:
             self.student,
             step=step,
             learning_rate=learning_rate,
-            is_supervised=method.needs.views == 0,
+            is_own_text=method.needs.responses == "student",
         )
         append_row(self.output / "metrics.jsonl", row)
         if skipped := result.skipped_in_a_row:
@@ -57,7 +57,6 @@ class Tracker:
                 self.student,
                 problem_pictures(problems, self.encoder, folder, saw_both=method.needs.views == 2),
                 step=step,
-                is_supervised=method.needs.views == 0,
             )
             write_rows(folder / f"step_{step:06d}.jsonl", rows)
         return row
