@@ -1,4 +1,4 @@
-"""Activations in CPU memory between the forward and the backward pass."""
+"""Keeps activations in CPU memory between the forward and the backward pass."""
 
 from typing import Any
 
@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 
 MIN_BYTES = 2**16
-"""Smaller tensors stay: a transfer costs more than the room they take."""
+"""Smaller tensors stay on the device, because a transfer costs more than their memory."""
 
 
 class ActivationOffload(torch.autograd.graph.saved_tensors_hooks):
-    """Context of a forward whose saved activations wait in CPU memory, pinned where that helps.
+    """Moves the saved activations of a forward to CPU memory until the backward pass.
 
-    torch's own ``save_on_cpu`` moves the weights as well, which autograd saves like activations
-    and which stay on the device in any case.
+    The memory is pinned if that makes transfers faster. torch's own ``save_on_cpu`` also copies the
+    weights, because autograd saves them like activations; that is useless, since they stay on the
+    device in any case.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -22,7 +23,7 @@ class ActivationOffload(torch.autograd.graph.saved_tensors_hooks):
         super().__init__(self.pack, self.unpack)
 
     def pack(self, tensor: Tensor) -> Any:
-        """Return what waits for the backward pass: a copy in CPU memory, or the tensor itself."""
+        """Return what is stored until the backward pass: a copy in CPU memory or the tensor."""
         size = tensor.numel() * tensor.element_size()
         if size < MIN_BYTES or tensor.untyped_storage().data_ptr() in self.weights:
             return tensor

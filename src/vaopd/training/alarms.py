@@ -1,4 +1,4 @@
-"""Warnings about runs that go on and learn little, each with its likely cause and said once."""
+"""Warns about runs that continue but learn little; each warning is given once, with its cause."""
 
 import math
 from collections import Counter
@@ -18,11 +18,11 @@ ENOUGH_RESPONSES = 16
 all alike come by chance in 3 % of cases (0.8 ** 16)."""
 
 NO_ADVANTAGE_NATS = 1e-3
-"""Mean advantage that counts as none. The paper reports 0.07 to 0.16 nats and the demo has 0.11 to
-0.26; 0.001 is a response whose tokens are 0.1 % likelier with the detail than without."""
+"""Mean advantage that counts as zero. The paper reports 0.07 to 0.16 nats, the demo has 0.11 to
+0.26; at 0.001, tokens are only 0.1 % more probable with the image detail than without it."""
 
 WEIGHT_TOLERANCE = 1e-3
-"""``method.epsilon`` moves the weights by less where two siblings differ by 0.001 nats or more."""
+"""If two siblings differ by 0.001 nats or more, ``method.epsilon`` moves the weights by less."""
 
 
 def step_warnings(row: dict[str, Any], config: RunConfig) -> dict[str, str]:
@@ -31,7 +31,7 @@ def step_warnings(row: dict[str, Any], config: RunConfig) -> dict[str, str]:
         row["response/truncated_share"], row.get("response/unparsed_share"), config
     )
     advantage, method = row.get("va/mean"), options_of(config.method)
-    # A signed advantage may cancel out.
+    # Signed advantages can add up to zero.
     is_signed = isinstance(method, AdvantageOptions) and method.advantage == "signed"
     if advantage is not None and not is_signed:
         found |= _advantage_warnings(advantage)
@@ -41,7 +41,7 @@ def step_warnings(row: dict[str, Any], config: RunConfig) -> dict[str, str]:
 
 
 def _sibling_warnings(largest_weight: float, method: RolloutOptions) -> dict[str, str]:
-    """Return whether the weights of two siblings say more than which of them looked more."""
+    """Return a warning if the weights of two siblings show only which has the larger advantage."""
     order_only = 1 / (1 + math.exp(-2 / method.rollout_temperature))
     if method.deviation_floor > 0 or abs(largest_weight - order_only) >= WEIGHT_TOLERANCE:
         return {}
@@ -55,9 +55,9 @@ def _sibling_warnings(largest_weight: float, method: RolloutOptions) -> dict[str
 
 
 def validation_warnings(result: ValidationResult, config: RunConfig) -> dict[str, str]:
-    """Return what is wrong with all responses of a validation, by name."""
+    """Return the warnings that apply to all responses of a validation, by name."""
     found = _response_warnings(result.truncated, result.unparsed, config)
-    # Of the high group alone, so the mean of all tokens is lower still.
+    # This is the mean of the high group only; the mean of all tokens is even lower.
     if result.teacher_va is not None:
         found |= _advantage_warnings(result.teacher_va)
     return found
@@ -67,7 +67,7 @@ def _response_warnings(
     truncated: float, unparsed: float | None, config: RunConfig
 ) -> dict[str, str]:
     if truncated == 1:
-        # Which is why none has an answer, too.
+        # This also explains why no response has an answer.
         return {
             "truncated": "all responses were cut off at sampling.max_new_tokens="
             f"{config.sampling.max_new_tokens}: raise it; if they end at no length, the model does "
@@ -93,27 +93,27 @@ def _advantage_warnings(nats: float) -> dict[str, str]:
 
 
 class Alarms:
-    """Warnings of a run: shown once each, and kept in ``warnings.jsonl``."""
+    """Shows each warning of a run once and records it in ``warnings.jsonl``."""
 
     def __init__(self, config: RunConfig, output: Path, say: Callable[[str], None]) -> None:
         self.config = config
         self.path = output / WARNINGS_FILE
         self.say = say
         self.responses: dict[str, Counter[str]] = {"training": Counter(), "validation": Counter()}
-        """By warning: responses in a row that gave reason for it."""
+        """Maps a warning to the number of consecutive responses that gave a reason for it."""
 
     def watch_step(self, row: dict[str, Any], num_responses: int) -> None:
-        """Warn where a step and those before it give reason to; in the main process."""
+        """Warn if a step and the steps before it give a reason; only in the main process."""
         self._watch("training", row["step"], step_warnings(row, self.config), num_responses)
 
     def watch_validation(self, step: int, result: ValidationResult, num_responses: int) -> None:
-        """Warn where a validation and those before it give reason to; in the main process."""
+        """Warn if a validation and those before it give a reason; only in the main process."""
         found = validation_warnings(result, self.config)
         self._watch("validation", step, found, num_responses)
 
     def raised(self) -> list[dict[str, Any]]:
         """Return the warnings so far: step, name, text."""
-        # From disk, where a resumed run has dropped those of the steps that it takes again.
+        # Read from disk: a resumed run has deleted the warnings of steps that it repeats.
         return read_rows(self.path) if self.path.is_file() else []
 
     def _watch(self, source: str, step: int, found: dict[str, str], num_responses: int) -> None:

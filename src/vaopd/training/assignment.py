@@ -1,4 +1,4 @@
-"""Who learns what: problems of a step over the processes, and rollouts by number."""
+"""Distributes the problems and rollouts of a step over the processes."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -13,18 +13,18 @@ from vaopd.teacher.teacher import TeacherScores
 
 @dataclass(frozen=True, eq=False)
 class Shares:
-    """Which problems and rollouts of a step each process scores and learns."""
+    """The problems and rollouts of a step that each process scores and trains on."""
 
     world: World
     by_rank: list[list[int]]
-    """Problems of each process."""
+    """Indices of the problems of each process."""
 
     num_rollouts: list[int]
-    """Siblings of each problem; rollouts of a step are numbered through, problem by problem."""
+    """Number of siblings of each problem; rollouts of a step are numbered problem by problem."""
 
     @classmethod
     def of(cls, groups: list[list[Rollout]], prompt_tokens: list[int], world: World) -> "Shares":
-        """Balance the tokens of prompt and responses over the processes."""
+        """Return shares with about the same number of prompt and response tokens per process."""
         loads = [
             tokens + sum(len(rollout.response_ids) for rollout in group)
             for tokens, group in zip(prompt_tokens, groups, strict=True)
@@ -33,22 +33,22 @@ class Shares:
 
     @property
     def num_problems(self) -> int:
-        """Problems of the whole step."""
+        """Number of problems of the whole step."""
         return len(self.num_rollouts)
 
     @property
     def problems(self) -> list[int]:
-        """Problems of this process."""
+        """Indices of the problems of this process."""
         return self.by_rank[self.world.rank]
 
     @property
     def are_turns(self) -> bool:
-        """Whether every process has the problems of its turn; all give the same answer."""
+        """Whether problems are assigned in turn, one process after the other; same in all."""
         return self.by_rank == self.world.turns(self.num_problems)
 
     @property
     def rollouts(self) -> list[int]:
-        """Rollouts of this process."""
+        """Indices of the rollouts of this process."""
         return self._rollouts(self.world.rank)
 
     def _rollouts(self, rank: int) -> list[int]:
@@ -58,7 +58,7 @@ class Shares:
         ]
 
     def everybodys(self, values: list[Tensor]) -> list[Tensor]:
-        """Return the value of each rollout of the step, given those of this process."""
+        """Gather the value of each rollout of the step from the values of all processes."""
         if self.world.size == 1:
             return values
         parts = self.world.gather([value.cpu() for value in values])
@@ -70,7 +70,7 @@ class Shares:
         return [found[number] for number in range(len(found))]
 
     def all_scores(self, own: TeacherScores) -> TeacherScores:
-        """Return the log-probs of all processes; hidden states stay where they are."""
+        """Gather the log-probs of all processes; hidden states are not exchanged."""
         if self.world.size == 1:
             return own
         degraded, divergence = own.degraded_logprobs, own.view_divergence
@@ -84,7 +84,7 @@ class Shares:
         )
 
     def _own_places(self, states: list[Tensor]) -> list[Tensor]:
-        """Return a list over all rollouts of the step, empty but for those of this process."""
+        """Return a list over all rollouts of the step; only those of this process have states."""
         places = [torch.zeros(0, 0)] * sum(self.num_rollouts)
         for number, rows in zip(self.rollouts, states, strict=True):
             places[number] = rows

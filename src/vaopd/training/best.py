@@ -1,7 +1,7 @@
-"""The checkpoint that validated best, as a model folder of its own: ``checkpoints/best``.
+"""Keeps the checkpoint with the best validation in a separate model folder, ``checkpoints/best``.
 
-Only held-out problems of the recipe decide. The student as it was given is no candidate: it has a
-folder already.
+Only the held-out problems of the recipe decide. The student before training is not a candidate,
+because it already has a folder.
 """
 
 import os
@@ -19,7 +19,7 @@ METRIC = "accuracy"
 
 @dataclass(frozen=True)
 class Best:
-    """Which validation was best, as ``checkpoints/best.json`` says it."""
+    """The best validation, as recorded in ``checkpoints/best.json``."""
 
     metric: str
     step: int
@@ -27,7 +27,7 @@ class Best:
 
 
 def better(best: Best | None, step: int, result: ValidationResult | None) -> Best | None:
-    """Return the best validation so far; the earliest of equals."""
+    """Return the best validation so far; among equal ones, the earliest."""
     if result is None or (best is not None and result.accuracy <= best.value):
         return best
     return Best(METRIC, step, result.accuracy)
@@ -39,10 +39,11 @@ def best_path(run: Path) -> Path:
 
 
 def mark_best(run: Path, best: Best) -> None:
-    """Make ``checkpoints/best`` the model of a checkpoint that is on disk.
+    """Replace ``checkpoints/best`` by the model of a checkpoint that is on disk.
 
-    Weights are hard links where the file system has them: no second copy while the checkpoint is
-    kept, whole files once it is removed, and whole files again wherever the folder is copied to.
+    Weights are hard links if the file system supports them: they need no extra space while the
+    checkpoint exists, and they stay complete when the checkpoint is removed or the folder is
+    copied.
     """
     with new_folder(best_path(run)) as partial:
         shutil.copytree(
@@ -56,11 +57,12 @@ def mark_best(run: Path, best: Best) -> None:
 
 
 def restore_best(run: Path, saved: dict[str, Any] | None) -> Best | None:
-    """Bring ``checkpoints/best`` to what the checkpoint that is resumed from knew.
+    """Set ``checkpoints/best`` to the best validation that the resumed checkpoint recorded.
 
-    A kill may come between a save and its mark. Where the newest checkpoint was removed by hand,
-    ``best`` may belong to steps that are now forgotten; if the weights of the one before it are
-    gone, no validation is best until the next.
+    They can differ in two cases. The run was killed after a save and before ``best`` was updated.
+    Or the newest checkpoint was removed by hand, and ``best`` belongs to steps that will be
+    repeated. If the weights of the recorded best no longer exist, no validation is best until the
+    next one.
     """
     best = Best(**saved) if saved else None
     if best is not None and _is_marked(run, best):
@@ -83,11 +85,11 @@ def _record(run: Path) -> Path:
 
 
 def _link_weights(source: str, target: str) -> None:
-    """Link the large files, which are only ever replaced whole; copy what a user may edit."""
+    """Link the large files, which are never edited in place; copy files that a user may edit."""
     if source.endswith(".safetensors"):
         try:
             os.link(source, target)
             return
         except OSError:
-            pass  # no hard links here: a copy costs space only
+            pass  # the file system has no hard links: a copy only needs more space
     shutil.copy2(source, target)

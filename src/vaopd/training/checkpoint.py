@@ -1,7 +1,7 @@
-"""Checkpoints: a Hugging Face model folder plus ``trainer_state/``, nothing pickled.
+"""Saves and loads checkpoints: a Hugging Face model folder plus ``trainer_state/``, no pickles.
 
-The model folder holds float32 weights, so resuming from it loses nothing. Where adapters are
-trained it is a folder of adapters, a small part of the model's size.
+The model folder holds float32 weights, so resuming from it loses no precision. If adapters are
+trained, it holds only the adapters, which are much smaller than the model.
 """
 
 import copy
@@ -35,7 +35,7 @@ from vaopd.records import new_folder, read_json, write_json
 STATE = "trainer_state"
 MOMENTS_FILE = "optimizer.safetensors"
 SHARDS_FILE = "optimizer.json"
-"""Names the files of sharded moments, so that a lost one is noticed."""
+"""Lists the files of sharded moments, so that a missing file is detected."""
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -49,14 +49,14 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """Return the newest complete checkpoint of a run, or none."""
+    """Return the newest complete checkpoint of a run, or ``None``."""
     return max(checkpoints(run), default=None)
 
 
 def remove_old_checkpoints(run: Path, keep: int | None, keep_every: int | None = None) -> None:
-    """Delete all but the newest ``keep`` checkpoints; none of them if that is ``None``.
+    """Delete all but the newest ``keep`` checkpoints; delete nothing if ``keep`` is ``None``.
 
-    Those of steps divisible by ``keep_every`` stay as well.
+    Checkpoints of steps divisible by ``keep_every`` are kept as well.
     """
     for folder in checkpoints(run)[:-keep] if keep else []:
         step = int(folder.name.removeprefix("step_"))
@@ -66,14 +66,15 @@ def remove_old_checkpoints(run: Path, keep: int | None, keep_every: int | None =
 
 @contextmanager
 def writing(what: str, run: Path) -> Iterator[None]:
-    """Turn a failure of writing into one sentence, which says what the run folder still has.
+    """Turn a write error into one sentence that names the newest complete checkpoint.
 
     Raises:
-        RunFolderError: The disk is full or refuses; nothing half-written has a checkpoint's name.
+        RunFolderError: The disk is full or not writable; an incomplete checkpoint never has a
+            checkpoint's name.
     """
     try:
         yield
-    # safetensors has an exception of its own for a failed write.
+    # safetensors raises its own exception for a failed write.
     except (OSError, SafetensorError) as error:
         if isinstance(error, RunFolderError):
             raise
@@ -94,13 +95,13 @@ def save_checkpoint(
     state: dict[str, Any],
     world: World | None = None,
 ) -> None:
-    """Write model, optimizer moments and state; the folder appears only when complete.
+    """Write model, optimizer moments and state; the folder appears only when it is complete.
 
-    Weights are whole, so every checkpoint is a model folder. The moments, twice as large, are
-    written by all processes at the same time where they are sharded.
+    Weights are saved unsharded, so every checkpoint is a model folder. The moments are twice as
+    large; if they are sharded, all processes write their shards at the same time.
 
     Raises:
-        RunFolderError: There is no space, or no permission.
+        RunFolderError: The disk is full or not writable.
     """
     world = world or World()
     weights, moments = student.trained_weights(), _moments(student, optimizer)
@@ -124,13 +125,13 @@ def save_checkpoint(
 
 
 def _save_shards(moments: dict[str, Tensor], folder: Path, world: World) -> None:
-    """Write the moments as safetensors shards, one a process, in DCP's layout."""
+    """Write the moments as safetensors shards, one per process, in DCP's layout."""
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     failure = None
     try:
         state_dict_saver.save(moments, storage_writer=writer)
     except CheckpointException as error:
-        # Raised in every process, whoever failed; no subclass of Exception.
+        # DCP raises it in every process if one process failed; it is not a subclass of Exception.
         failure = OSError("; ".join(str(reason) for reason, _ in error.failures.values()))
 
     def check() -> None:
@@ -146,9 +147,9 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     world: World | None = None,
 ) -> dict[str, Any]:
-    """Put weights and moments back and return the saved state.
+    """Restore weights and moments and return the saved state.
 
-    It does not matter how many processes wrote the checkpoint, and whether they sharded.
+    Works for checkpoints of any number of processes, sharded or not.
 
     Raises:
         RunFolderError: The checkpoint is damaged or belongs to another model.
@@ -162,14 +163,14 @@ def load_checkpoint(
     for key, value in moments.items():
         name, _, kind = key.rpartition("::")
         optimizer.state[parameters[name]][kind] = value
-    # The main process's for all: the step it names decides what is done next.
+    # All processes use the main process's state: its step decides what is done next.
     return world.on_main(lambda: state)
 
 
 def _read(
     folder: Path, student: VisionLanguageModel
 ) -> tuple[dict[str, Tensor], dict[str, Tensor | int], dict[str, Any]]:
-    """Return whole weights, moments laid out like the parameters, and the state."""
+    """Return unsharded weights, moments laid out like the parameters, and the state."""
     try:
         weights = _saved_weights(folder, student)
         moments = _saved_moments(folder / STATE, student)
@@ -185,7 +186,7 @@ def _read(
 
 
 def _saved_moments(folder: Path, student: VisionLanguageModel) -> dict[str, Tensor | int]:
-    """Return the moments as this process needs them, whether one file holds them or shards do."""
+    """Return the moments that this process needs, from one file or from shards."""
     device = student.device
     parameters = dict(student.model.named_parameters())
     if not (folder / SHARDS_FILE).is_file():
@@ -202,26 +203,27 @@ def _saved_moments(folder: Path, student: VisionLanguageModel) -> dict[str, Tens
         for key in reader.read_metadata().state_dict_metadata
     }
     with warnings.catch_warnings():
-        # Each process reads what it needs and waits for nobody: torch warns of exactly that.
+        # Each process reads its part without collectives; torch warns about this.
         warnings.simplefilter("ignore")
         state_dict_loader.load(moments, storage_reader=reader, no_dist=True)
     return moments
 
 
 def _name(key: str) -> str:
-    """Return the parameter that a key of the moments belongs to."""
+    """Return the name of the parameter that a key of the moments belongs to."""
     return key.rpartition("::")[0]
 
 
 def _saved_weights(folder: Path, student: VisionLanguageModel) -> dict[str, torch.Tensor]:
-    """Return the weights under the names of the model in memory; with adapters, what is trained.
+    """Return the saved weights under the parameter names of the model in memory.
 
-    Loading a copy through transformers undoes whatever key mapping its saving did.
+    With adapters, only the trained weights are returned. Loading a copy through transformers
+    reverses the key mapping that transformers applied when it saved.
     """
     if student.has_adapters:
         return _saved_adapters(folder, student)
-    # Our own configuration: without its config.json, transformers would build a model of the
-    # class's default size, tens of gigabytes.
+    # Pass the student's configuration: if config.json is missing, transformers would build a model
+    # of the class's default size, tens of gigabytes.
     source, misfit = read_weights(
         type(student.model),
         folder,
@@ -261,7 +263,8 @@ def _moments(
     for name, parameter in student.model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensor = torch.as_tensor(value).contiguous()
-            # All 8-bit moments share one table of values; a file does not share.
+            # All 8-bit moments share one table of values, but a safetensors file cannot share
+            # memory between tensors.
             place = local(tensor).data_ptr()
             moments[f"{name}::{key}"] = tensor.clone() if place in places else tensor
             places.add(place)
@@ -269,7 +272,7 @@ def _moments(
 
 
 def _restored(value: Tensor, parameter: Tensor) -> Tensor | int:
-    """Return an entry of the optimizer's state; 8-bit AdamW counts its steps in an int."""
+    """Return an entry of the optimizer's state; 8-bit AdamW stores its step count as an int."""
     if value.ndim:
         return spread(value, parameter)
     return int(value) if value.dtype == torch.int64 else value.to(parameter.device)

@@ -1,4 +1,4 @@
-"""The problems of a run: read and checked before it begins, the same in all processes."""
+"""Reads and checks the problems of a run before it begins, the same in all processes."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +20,7 @@ from vaopd.problems.sources import read_source
 from vaopd.records import read_json
 
 Bad = dict[str, list[BadRow]]
-"""Bad rows by the key of their part: ``train`` and ``validation``."""
+"""Maps the key of a part, ``train`` or ``validation``, to its bad rows."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class Part:
 
     @property
     def is_stored(self) -> bool:
-        """Whether the problems were written by somebody and may be bad; others are drawn."""
+        """Whether the problems are read from files and may be bad; others are generated."""
         return not isinstance(self.problems, DrawnProblems)
 
     def without(self, bad: Sequence[BadRow], on_bad_row: OnBadRow) -> "Part":
-        """Return the part that is left without these rows.
+        """Return the part without these rows.
 
         Raises:
-            ProblemError: They are to be an error, or nothing is left.
+            ProblemError: ``on_bad_row`` makes bad rows an error, or no row is left.
         """
         if not bad:
             return self
@@ -64,17 +64,17 @@ class RunData:
     """All problems of a run."""
 
     parts: tuple[Part, ...]
-    """The training problems, and held-out ones where there are any."""
+    """The training problems and, if there are any, the held-out problems."""
 
     on_bad_row: OnBadRow
     allow_overlap: bool = False
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """What a run folder keeps of the problems.
+        """The record of the problems that the run folder keeps.
 
         Raises:
-            ConfigError: Some training problems are held out as well, and that is not allowed.
+            ConfigError: Some training problems are also held out, and that is not allowed.
         """
         found = manifest(self.train, self.held_out, allow_overlap=self.allow_overlap)
         skipped = {part.key: [asdict(row) for row in part.skipped] for part in self.parts}
@@ -87,12 +87,12 @@ class RunData:
 
     @property
     def held_out(self) -> Sequence[Problem] | None:
-        """The held-out problems, or none."""
+        """The held-out problems, or ``None``."""
         return self.parts[1].problems if len(self.parts) > 1 else None
 
     @property
     def stored(self) -> list[Part]:
-        """The parts that are not drawn."""
+        """The parts that are read from files and not generated."""
         return [part for part in self.parts if part.is_stored]
 
     def digests(self) -> list[str]:
@@ -100,10 +100,10 @@ class RunData:
         return [digest(part.problems) for part in self.parts]
 
     def without(self, bad: Bad) -> "RunData":
-        """Return what is left without these rows.
+        """Return the data without these rows.
 
         Raises:
-            ProblemError: They are to be an error, or nothing is left of a part.
+            ProblemError: The recipe makes bad rows an error, or a part has no row left.
         """
         parts = (part.without(bad.get(part.key, ()), self.on_bad_row) for part in self.parts)
         return replace(self, parts=tuple(parts))
@@ -113,7 +113,7 @@ class RunData:
         return {part.key: len(part.skipped) for part in self.parts}
 
     def skipped_lines(self) -> list[str]:
-        """Return what a log says about rows that were left out."""
+        """Return the log lines about rows that were left out."""
         return [
             f"data.{part.key}: {len(part.skipped)} of {len(part.problems) + len(part.skipped)} "
             f"rows are left out (data.on_bad_row=skip):\n{listed(part.skipped)}"
@@ -125,19 +125,20 @@ class RunData:
 def read_data(
     config: RunConfig, world: World, console: Console, resumed: Path | None = None
 ) -> RunData:
-    """Return the problems of a run without those that are bad, as far as no model is needed.
+    """Return the problems of a run without the bad ones that can be found without a model.
 
-    A collective. Every process reads the rows, the main process looks at the problems.
+    This is a collective. Every process reads the rows; the main process checks the problems.
 
     Args:
-        config: Of the run.
-        world: Its processes.
-        console: Where the progress of the main process goes.
-        resumed: Folder of a run that goes on without the problems that it left out at its start.
+        config: Recipe of the run.
+        world: Processes of the run.
+        console: Where the main process shows progress.
+        resumed: Folder of the run that is resumed; the problems that it left out at its start are
+            left out again.
 
     Raises:
         ProblemError: A source cannot be read, or rows are bad.
-        TrainingError: Processes read other rows.
+        TrainingError: Some processes read different rows.
     """
     data = world.agree(lambda: _read(config))
     world.same("problems", "\n".join([*data.skipped_lines(), *data.digests()]))
@@ -160,10 +161,10 @@ def _read(config: RunConfig) -> RunData:
 
 
 def _checked(data: RunData, config: RunConfig, console: Console) -> Bad:
-    """Return the bad rows that no model is needed to find.
+    """Return the bad rows that can be found without a model.
 
     Raises:
-        ProblemError: There are some and they are not to be skipped, or nothing is left.
+        ProblemError: There are bad rows and the recipe does not skip them, or no row is left.
     """
     bad = {part.key: _distinct(_found(part, config, console)) for part in data.stored}
     data.without(bad)
@@ -174,11 +175,11 @@ def _found(part: Part, config: RunConfig, console: Console) -> list[BadRow]:
     found: list[BadRow] = []
     if part.key == "validation":
         missing = without_answer(part.problems)
-        # Where all have none, the validation itself says what that means.
+        # If no problem has an answer, the validation itself reports it.
         found += missing if len(missing) < len(part.problems) else []
     elif not config.method.needs.sampling:
         found += without_reference(part.problems)
-    # Held-out images are few, and read for the manifest anyway.
+    # Held-out images are few, and the manifest reads them in any case.
     if config.data.check_images or part.key == "validation":
         title = f"checking images of data.{part.key}"
         found += with_bar(

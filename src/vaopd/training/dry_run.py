@@ -1,4 +1,4 @@
-"""What ``vaopd train --dry-run`` looks at beside the recipe: the data, where it is local."""
+"""Checks local data for ``vaopd train --dry-run``, in addition to the recipe."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -13,14 +13,14 @@ from vaopd.problems.sources import Location, load_problems, locate, placed_probl
 from vaopd.training.schedule import total_steps
 
 FIRST_ROWS = 16
-"""Rows of a stored source that are read."""
+"""Number of rows of a stored source that are read."""
 
 
 def dry_run(config: RunConfig) -> list[str]:
-    """Return what was found and what was not looked at, a line each; loads no model.
+    """Return one line per check, and lines for what was not checked; loads no model.
 
     Raises:
-        ConfigError: A source has options that do not read, or fewer problems than are asked for.
+        ConfigError: A source has invalid options, or fewer problems than the recipe needs.
         ProblemError: A source does not exist, cannot be read or begins with bad rows.
     """
     found: list[str] = []
@@ -37,7 +37,7 @@ def dry_run(config: RunConfig) -> list[str]:
 
 
 def _source(key: str, source: str, config: RunConfig) -> tuple[int | None, str]:
-    """Return the number of problems of a source, if it can be known, and a line about it."""
+    """Return the number of problems of a source, if it is known, and a line about the source."""
     if source.startswith("drawn:"):
         problems = load_problems(source)
         problems[0]
@@ -62,7 +62,7 @@ def _source(key: str, source: str, config: RunConfig) -> tuple[int | None, str]:
 def _first_problems(
     location: Location, name: str, rows: Sequence[int], key: str, config: RunConfig
 ) -> tuple[Sequence[Problem], int]:
-    """Return the problems of the first rows that are taken, and how many of these rows are bad."""
+    """Return the problems of the first rows that are used, and the number of bad rows in them."""
     placed = placed_problems(islice(location.rows(), rows[-1] + 1), location.name, location.split)
     wanted = set(rows)
     found = [one for index, (_, one) in enumerate(placed) if index in wanted]

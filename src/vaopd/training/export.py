@@ -1,4 +1,4 @@
-"""``vaopd export``: one plain Hugging Face folder from a run, a checkpoint or adapters."""
+"""Exports a run, a checkpoint or adapters as one plain Hugging Face folder (``vaopd export``)."""
 
 from pathlib import Path
 
@@ -13,16 +13,17 @@ from vaopd.training.checkpoint import newest_checkpoint
 
 
 def export(source: Path, output: Path, dtype: str = "float32") -> Path:
-    """Write a model folder that plain transformers loads, and return what it was made of.
+    """Write a model folder that plain transformers loads, and return the folder of its source.
 
     Args:
-        source: Run folder (its ``final/``, or its newest checkpoint), checkpoint, or adapters.
+        source: Run folder (``final/`` is used, or else the newest checkpoint), checkpoint or
+            adapters.
         output: Folder to write; must not exist.
         dtype: Precision of the weights.
 
     Raises:
-        ConfigError: The output exists, or there is no such source.
-        ModelError: The source holds no model, or its base model cannot be loaded.
+        ConfigError: The output exists, or the source does not exist.
+        ModelError: The source does not hold a model, or its base model cannot be loaded.
     """
     if output.exists():
         raise ConfigError(f"output {output} exists; choose another folder or remove it")

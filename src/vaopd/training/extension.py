@@ -1,4 +1,4 @@
-"""Runs that are resumed to more steps than they were made for."""
+"""Checks runs that are resumed with more steps than they were started with."""
 
 from vaopd.config import TrainingConfig
 from vaopd.errors import ConfigError
@@ -11,16 +11,16 @@ LENGTH_KEYS = {"epochs", "max_steps"}
 def extension(
     saved: TrainingConfig, training: TrainingConfig, num_problems: int, done: int
 ) -> str | None:
-    """Return what more steps do to the learning rate, as a sentence; None if the length stays.
+    """Return a sentence about the change of the learning rate; ``None`` if the length stays.
 
-    The schedule is a function of the number of steps, so an extended run is not the run that the
-    longer recipe would have given: its rate leaves the old curve for a place on the new one.
+    The schedule depends on the number of steps. So an extended run differs from a run that had the
+    longer recipe from its start: its learning rate jumps from the old curve to the new one.
 
     Args:
-        saved: As the run was made, or extended last.
-        training: As it is resumed.
-        num_problems: In ``data.train``.
-        done: Steps that the run goes on from.
+        saved: Options with which the run was started or last extended.
+        training: Options with which the run is resumed.
+        num_problems: Number of problems in ``data.train``.
+        done: Number of steps that the run has already taken.
 
     Raises:
         ConfigError: The run would become shorter.

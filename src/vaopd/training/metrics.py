@@ -1,4 +1,4 @@
-"""What a step is remembered by: one row of numbers, and rows of rollouts for the report."""
+"""Builds the metrics row of a step and its rollout rows for the report."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,8 @@ def step_metrics(
 ) -> dict[str, Any]:
     """Return one row of ``metrics.jsonl``; docs/metrics.md explains the names and units.
 
-    Numbers that are not finite, which a skipped step has, are no JSON and are left out.
+    Numbers that are not finite are left out, because JSON cannot hold them; skipped steps have
+    such numbers.
     """
     divergence = torch.cat(result.token_divergence)
     lengths = [len(rollout.response_ids) for rollout in result.rollouts]
@@ -53,7 +54,7 @@ def step_metrics(
         **{f"beside/{phase}": round(s, 4) for phase, s in result.seconds_beside.items()},
         "tokens_per_second": sum(lengths) / sum(seconds.values()),
     }
-    # The accuracy of responses that the student did not write is not its own.
+    # The student's accuracy is measured only on responses that the student wrote.
     if is_own_text and any(problem.answer is not None for problem in problems):
         grades = [g for g in _grades(result, problems, student) if g is not None]
         row["accuracy"] = fmean(g.is_correct for g in grades)
@@ -64,14 +65,14 @@ def step_metrics(
 
 
 def advantage_summary(weights: Weights) -> dict[str, float]:
-    """Return mean advantage, and how much of it and of its absence the high group holds."""
+    """Return the mean advantage and the shares of advantage and of tokens in the high group."""
     if weights.advantage is None or weights.high is None:
         return {}
-    # Of the gains alone: a signed advantage may add up to anything.
+    # Use only positive advantages: the sum of signed advantages can be zero or negative.
     gains = weights.advantage.clamp(min=0)
     mass = gains.sum().clamp(min=1e-12)
     in_high = gains[weights.high]
-    num_high = max(1, len(in_high))  # no token is in the group at method.high_fraction=0
+    num_high = max(1, len(in_high))  # the group is empty at method.high_fraction=0
     return {
         "va/mean": rollout_advantage(weights.advantage, weights.mask).mean().item(),
         "va/high_share": (in_high.sum() / mass).item(),
@@ -82,25 +83,28 @@ def advantage_summary(weights: Weights) -> dict[str, float]:
 
 
 def effective_share(weights: Weights) -> float:
-    """Return how many equally weighted tokens would tell as much, as a share of all tokens.
+    """Return the effective sample size of the token weights, as a share of all tokens.
 
-    Kish's effective sample size (sum w)^2 / sum w^2 over the number of tokens: 1 where all weigh
-    the same. The variance of a step's gradient grows as this falls.
+    This is Kish's effective sample size (sum w)^2 / sum w^2, divided by the number of tokens. It is
+    1 if all weights are equal. The variance of a step's gradient grows as it falls.
     """
     token = weights.token[weights.mask].double()
     return (token.sum() ** 2 / (token**2).sum() / len(token)).item()
 
 
 Pictures = dict[str, dict[str, list[str]]]
-"""Problem id to the columns ``images`` and ``degraded_images``: paths beside the row's file."""
+"""Maps a problem id to the columns ``images`` and ``degraded_images``.
+
+The columns hold paths relative to the folder of the row's file.
+"""
 
 
 def problem_pictures(
     problems: Sequence[Problem], encoder: PromptEncoder, folder: Path, *, saw_both: bool
 ) -> Pictures:
-    """Save what the models saw of every problem, once, and return where it lies.
+    """Save the images of every problem, as the models saw them, once, and return their paths.
 
-    A baseline that never scored the degraded view has no ``degraded_images``.
+    A baseline that does not score the degraded view has no ``degraded_images``.
     """
 
     def saved(images: list[Image.Image]) -> list[str]:

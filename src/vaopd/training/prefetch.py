@@ -1,4 +1,4 @@
-"""Prompts of the next step, encoded while the device works on this one."""
+"""Encodes the prompts of the next step while the device works on the current step."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,14 +7,14 @@ from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.problem import Problem
 
 Encoded = tuple[list[EncodedPrompt], list[EncodedPrompt] | None]
-"""Original prompts of a step, and the degraded ones where the method needs them."""
+"""The original prompts of a step, and the degraded prompts if the method needs them."""
 
 
 class PromptsAhead:
-    """Decodes, degrades and tokenizes in a thread, and hands the result to the step it is for.
+    """Decodes, degrades and tokenizes prompts in a thread before the step that needs them.
 
-    Pillow and numpy work without the interpreter's lock for most of that time. An error waits for
-    its step too: what is wrong with a problem is said when its turn comes.
+    Pillow and numpy release the interpreter's lock for most of that time. An error is raised when
+    the step takes its prompts, not earlier.
     """
 
     def __init__(self, encode: Callable[[Sequence[Problem]], Encoded]) -> None:
@@ -23,11 +23,11 @@ class PromptsAhead:
         self.waiting: dict[tuple[str, ...], Future[Encoded]] = {}
 
     def begin(self, problems: Sequence[Problem]) -> None:
-        """Start to encode the problems of a coming step."""
+        """Start to encode the problems of a later step."""
         self.waiting[_names(problems)] = self.executor.submit(self.encode, problems)
 
     def take(self, problems: Sequence[Problem]) -> Encoded:
-        """Return the prompts of these problems, encoded now unless that was begun."""
+        """Return the prompts of these problems; encode them now if `begin` did not start it."""
         begun = self.waiting.pop(_names(problems), None)
         return self.encode(problems) if begun is None else begun.result()
 

@@ -1,4 +1,4 @@
-"""What a run reached, and how that is said."""
+"""The result of a run, and its text and JSON forms."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from vaopd.training.best import Best
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where a finished run is and what it reached."""
+    """The folder and the results of a finished run."""
 
     output: Path
     steps: int
@@ -18,17 +18,17 @@ class RunResult:
     after: ValidationResult | None
     seconds: float
     best: Best | None = None
-    """The validation that ``checkpoints/best`` holds the model of."""
+    """The validation whose model ``checkpoints/best`` holds."""
     skipped_steps: int = 0
-    """Those whose loss or gradient was not finite."""
+    """Steps that were skipped because their loss or gradient was not finite."""
     is_stopped: bool = False
-    """Whether it was asked to stop before its last step; ``steps`` are those it took."""
+    """Whether a request stopped the run before its last step; ``steps`` counts the steps taken."""
     skipped_rows: dict[str, int] = field(default_factory=dict)
-    """Rows of ``train`` and ``validation`` that were left out because they are bad."""
+    """Number of bad rows of ``train`` and of ``validation`` that were left out."""
 
 
 def describe(result: ValidationResult) -> str:
-    """Return the line that a validation is shown by."""
+    """Return a line of text that describes a validation."""
     text = f"accuracy {result.accuracy:.1%}"
     if result.accuracy_pixelated is not None:
         text += f", pixelated {result.accuracy_pixelated:.1%}"
@@ -38,7 +38,7 @@ def describe(result: ValidationResult) -> str:
 
 
 def summary(result: RunResult, warnings: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what ``summary.json`` says: the result and the warnings of the run."""
+    """Return the content of ``summary.json``: the result and the warnings of the run."""
 
     def numbers(validation: ValidationResult | None) -> dict[str, Any] | None:
         return None if validation is None else asdict(validation)

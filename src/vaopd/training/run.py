@@ -1,4 +1,4 @@
-"""A run from recipe to summary: models, data, steps, validations, checkpoints."""
+"""Trains a student from recipe to summary: models, data, steps, validations, checkpoints."""
 
 import json
 import time
@@ -58,23 +58,25 @@ def train(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> RunResult:
-    """Train a student by the recipe and return what it reached.
+    """Train a student by the recipe and return the result.
 
-    Started by torchrun or its like, every process calls this and gets the same result.
+    Under torchrun or a similar launcher, every process calls this and gets the same result.
 
     Args:
         config: The resolved recipe.
-        output: Run folder; made here.
-        method: A method of your own in place of ``config.method``; ``config.yaml`` records the file
-            and the name of its class, by which the run can be resumed.
-        resume: Go on from the newest checkpoint of an existing run folder.
-        overwrite: Replace an old run folder, once the new run is ready to begin.
-        console: Where progress goes; standard error unless told otherwise.
+        output: Run folder; created here.
+        method: Your own method, used instead of ``config.method``; ``config.yaml`` records the file
+            and the name of its class, so that the run can be resumed.
+        resume: Continue from the newest checkpoint of an existing run folder.
+        overwrite: Replace an old run folder as soon as the new run is ready to begin.
+        console: Where progress is shown; the default is standard error.
 
     Raises:
-        ConfigError: ``resume`` comes with ``overwrite``, or finds the run of another recipe.
-        RunFolderError: The folder exists without ``resume`` or ``overwrite``, or is no run.
-        VaopdError: Anything a user can mend, in one sentence.
+        ConfigError: ``resume`` and ``overwrite`` are both set, or the folder holds the run of
+            another recipe.
+        RunFolderError: The folder exists and neither ``resume`` nor ``overwrite`` is set, or the
+            folder is not a run.
+        VaopdError: Any other problem that the user can correct, in one sentence.
     """
     output = Path(output)
     if method is not None:
@@ -125,14 +127,14 @@ def build_run(
     world: World,
     resources: ExitStack,
 ) -> "Run":
-    """Return the run of a recipe; ``resources`` closes what it holds.
+    """Return the run of a recipe; ``resources`` closes the run's teacher and sampler.
 
     Raises:
-        ConfigError: There are too few problems, or some are held out as well.
+        ConfigError: There are too few problems, or some training problems are also held out.
         ModelError: A model cannot be loaded.
     """
     started, display = time.perf_counter(), Display(console)
-    # What is wrong with the problems is said before a model is loaded.
+    # Report errors in the problems before a model is loaded.
     _ = data.manifest, total_steps(config.training, len(data.train))
     step = build_step(config, world, resources, log=output / "vllm.log", say=display.say)
     run = Run(config, output, data, step, Tracker(config, output, step, display.say), display)
@@ -141,9 +143,9 @@ def build_run(
 
 
 class Run:
-    """The live state of a run: its parts, its problems and the folder that they write to.
+    """Holds the state of a run: its parts, its problems and its output folder.
 
-    Every process of a run has one. The main process alone writes and shows.
+    Every process of a run has one. Only the main process writes files and shows progress.
     """
 
     def __init__(
@@ -172,16 +174,16 @@ class Run:
         self.best: Best | None = None
 
     def _take(self, data: RunData) -> None:
-        """Learn from these problems, and validate by these."""
+        """Set the problems for training and for validation."""
         self.data, self.problems, self.manifest = data, data.train, data.manifest
         self.steps = total_steps(self.config.training, len(self.problems))
 
     def prepare(self, is_new: bool) -> None:
-        """Check the prompts of a new run, and get ready to validate, before there is a folder.
+        """Check the prompts of a new run and prepare validation, before the folder is created.
 
         Raises:
             ProblemError: A prompt is too long or cannot be encoded.
-            ConfigError: Nothing of the held-out problems can be validated by.
+            ConfigError: The held-out problems have nothing that a validation can measure.
         """
         if is_new:
             family, console = self.student.family, self.display.console
@@ -202,7 +204,7 @@ class Run:
         return Validator(self.config, held_out, self.teacher, self.world, time.on_token)
 
     def execute(self, resume: bool) -> RunResult:
-        """Make or reopen the folder, take every step that is left and write the summary."""
+        """Create or reopen the folder, take all remaining steps and write the summary."""
         done = self._reopen() if resume else 0
         self.world.on_main(lambda: self._describe_run(done))
         has_launcher = self.config.training.parallel != "none"
@@ -238,7 +240,10 @@ class Run:
         )
 
     def _take_steps(self, done: int, stop: StopRequest) -> int:
-        """Take the steps after ``done`` until the last or a request to stop; return its number."""
+        """Take the steps after ``done`` until the last or a request to stop.
+
+        Returns the number of the last step taken.
+        """
         training = self.config.training
         bar = self.display.start("training", self.steps, done)
         coming = problems_of_step(self.problems, done + 1, training) if done < self.steps else []
@@ -259,10 +264,10 @@ class Run:
             if is_last or is_due(training.validate_every, number):
                 self.after = self._validate(number)
                 self.best = better(self.best, number, self.after)
-            # A new best is saved whenever it comes, so that the checkpoint that a run resumes from
-            # is never older than the best it knows of.
+            # Save at every new best, so that the newest checkpoint is never older than the best
+            # validation that it records.
             is_best = self.best is not None and self.best.step == number
-            # Asked once: a run that stops because of the answer has saved because of it.
+            # Ask once, so that the same answer decides about saving and about stopping.
             is_stopping = self.world.any(stop.is_made)
             if is_last or is_best or is_stopping or is_due(training.save_every, number):
                 self._save(number)
@@ -274,12 +279,12 @@ class Run:
         if validator is None or validation_time is None:
             return None
         bar = self.display.start("validating", validation_time.responses)
-        # The others answer as many at the same time.
+        # The other processes sample the same number of responses at the same time.
         validation = validator.examine(
             self.student, lambda rows: self.display.advance(bar, rows * self.world.size)
         )
         self.display.finish(bar)
-        # The main process's numbers for all: whether they are the best decides what is saved.
+        # All processes use the main process's numbers: they decide whether a checkpoint is saved.
         result = self.world.on_main(
             lambda: self.tracker.validation(step, validator.problems, validation)
         )
@@ -302,7 +307,7 @@ class Run:
         self.world.on_main(lambda: self._sort_checkpoints(step))
 
     def _sort_checkpoints(self, step: int) -> None:
-        """Mark the best and remove those that are not to be kept."""
+        """Mark the best checkpoint and remove the checkpoints that are not kept."""
         if self.best is not None and self.best.step == step:
             mark_best(self.output, self.best)
         training = self.config.training
@@ -320,17 +325,18 @@ class Run:
             with writing("the final model", run), new_folder(run / "final") as folder:
                 self.student.save(folder, dtype, weights)
                 if adapters is not None:
-                    # In a folder of its own: beside a config.json it would be added once more.
+                    # Use a separate folder: if the adapter were next to config.json, transformers
+                    # would apply it a second time.
                     self.student.save_trained(folder / "adapter", adapters)
 
         self.world.on_main(write)
 
     def _seconds(self) -> float:
-        """Return how long the run took so far, in all of its processes."""
+        """Return the seconds that the run took so far, including those before it was resumed."""
         return self.seconds_before + time.perf_counter() - self.started
 
     def _reopen(self) -> int:
-        """Load the newest checkpoint and forget what came after it; return its step."""
+        """Load the newest checkpoint, delete all records of later steps and return its step."""
         self.world.on_main(lambda: check_unchanged(self.output, self.manifest))
         newest = self.world.on_main(lambda: newest_checkpoint(self.output))
         step, best = 0, None
@@ -339,7 +345,7 @@ class Run:
             step = state["step"]
             self.seconds_before = state["seconds"]
             if self.config.training.micro_batch_tokens == "auto":
-                # What was found to fit: bits depend on the split into forwards.
+                # Keep the size that fit into memory: exact results depend on the micro-batches.
                 self.step.micro_batch_tokens = state["micro_batch_tokens"]
             self.step.skips = Skips(**state.get("skips", {}))
             self.before = ValidationResult(**state["before"]) if state["before"] else None
@@ -353,7 +359,7 @@ class Run:
         if said := extension(saved.training, self.config.training, len(self.problems), step):
             self.display.say(said)
         self.best = self.world.on_main(lambda: restore_best(self.output, best))
-        # Without a checkpoint the first validation is repeated, so its rows go as well.
+        # Without a checkpoint the first validation is repeated, so its rows are deleted as well.
         kept = step if newest else -1
         self.world.on_main(lambda: forget_after(self.output, kept))
         return step

@@ -1,4 +1,4 @@
-"""The run folder as a whole: may it be made, gone on with or removed, and where it came from."""
+"""Checks whether a run folder may be created, resumed or removed; records its environment."""
 
 import platform
 import shutil
@@ -19,10 +19,11 @@ from vaopd.training.extension import LENGTH_KEYS
 
 
 def check_free(output: Path, overwrite: bool) -> None:
-    """Check that a new run may have this folder.
+    """Check that a new run may use this folder.
 
     Raises:
-        RunFolderError: It exists, or holds something else than a run that could be replaced.
+        RunFolderError: The folder exists and ``overwrite`` is not set, or it is not a run folder
+            and so may not be replaced.
     """
     if overwrite:
         _check_removable(output)
@@ -34,11 +35,11 @@ def check_free(output: Path, overwrite: bool) -> None:
 
 
 def check_same_recipe(config: RunConfig, output: Path) -> None:
-    """Check that a run can go on with a recipe.
+    """Check that a run can be resumed with a recipe.
 
     Raises:
-        RunFolderError: The folder is no run.
-        ConfigError: The run was made by a recipe that learns something else.
+        RunFolderError: The folder is not a run folder.
+        ConfigError: The run was started with a recipe that trains differently.
     """
     recipe = output / "config.yaml"
     if not recipe.is_file():
@@ -51,10 +52,10 @@ def check_same_recipe(config: RunConfig, output: Path) -> None:
 
 
 def remove_run(output: Path) -> None:
-    """Delete a run folder to make it anew.
+    """Delete a run folder so that a new run can use its path.
 
     Raises:
-        RunFolderError: The folder does not look like a run, so it may hold something precious.
+        RunFolderError: The folder does not look like a run folder, so it may hold other data.
     """
     _check_removable(output)
     if output.exists():
@@ -62,9 +63,9 @@ def remove_run(output: Path) -> None:
 
 
 def forget_after(output: Path, step: int) -> None:
-    """Drop the records of later steps, which a resumed run will write again.
+    """Delete the records of steps after ``step``, which a resumed run will write again.
 
-    The summary goes in any case: it tells studies and reports that a run is finished.
+    The summary is always deleted: studies and reports use it as the sign of a finished run.
     """
     (output / "summary.json").unlink(missing_ok=True)
     for name in ("metrics.jsonl", "validation.jsonl", WARNINGS_FILE):
@@ -78,7 +79,7 @@ def forget_after(output: Path, step: int) -> None:
 def _check_removable(output: Path) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
-    # Other tools write a config.yaml too; only a run has both files.
+    # Other tools also write a config.yaml; only a run folder has both files.
     if not all((output / name).is_file() for name in ("config.yaml", "environment.json")):
         raise RunFolderError(
             f"{output} is no run folder (no config.yaml with environment.json), so --overwrite "
@@ -87,11 +88,11 @@ def _check_removable(output: Path) -> None:
 
 
 def _difference(saved: RunConfig, config: RunConfig) -> str:
-    """Return which values would change what is learned, or nothing."""
+    """Return a text with the options that differ and would change training, or an empty text."""
     changes = []
     for section, values in config.model_dump(mode="json").items():
         old = getattr(saved, section).model_dump(mode="json")
-        # ``extension`` checks the length.
+        # `extension` checks the number of steps.
         free = getattr(config, section).free_on_resume() | (
             LENGTH_KEYS if section == "training" else set()
         )
@@ -104,7 +105,7 @@ def _difference(saved: RunConfig, config: RunConfig) -> str:
 
 
 def environment(world: World) -> dict[str, Any]:
-    """Return what ``environment.json`` says: command, versions, device, processes."""
+    """Return the content of ``environment.json``: command, versions, device, processes."""
     device = world.device
     packages = ("vaopd", "torch", "transformers", "tokenizers", "numpy", "pillow")
     return {
@@ -120,7 +121,7 @@ def environment(world: World) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Return the commit of the source tree, if the package runs from one."""
+    """Return the commit of the source tree, or ``None`` if the package is not run from one."""
     try:
         done = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],

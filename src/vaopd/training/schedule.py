@@ -1,4 +1,4 @@
-"""Which problems a step takes, and at which learning rate."""
+"""Computes the number of steps of a run, and the problems and learning rate of each step."""
 
 import math
 import random
@@ -28,9 +28,10 @@ def total_steps(training: TrainingConfig, num_problems: int) -> int:
 def problems_of_step(
     problems: Sequence[Problem], step: int, training: TrainingConfig
 ) -> list[Problem]:
-    """Return the batch of a step (the first is 1), shuffled anew in every epoch.
+    """Return the problems of a step (the first step is 1); every epoch is shuffled again.
 
-    A function of (seed, step) alone, so a resumed run sees what the uninterrupted one would.
+    The result depends only on (seed, step), so a resumed run gets the same problems as an
+    uninterrupted one.
     """
     size = training.problems_per_step
     epoch, batch = divmod(step - 1, len(problems) // size)
@@ -40,19 +41,19 @@ def problems_of_step(
 
 
 def learning_rate(training: TrainingConfig, step: int, steps: int) -> float:
-    """Return the rate of a step (the first is 1): linear warm-up, then half a cosine.
+    """Return the learning rate of a step (the first is 1): linear warm-up, then half a cosine.
 
-    The paper's 655 steps with 5 % warm-up rise for 32 steps.
+    With the paper's 655 steps and 5 % warm-up, the rate rises for 32 steps.
     """
     warmup = int(training.warmup_fraction * steps)
     peak, floor = training.learning_rate, training.final_learning_rate_fraction
     if step <= warmup:
         return peak * step / warmup
-    # Step warmup + 1 is the first at the peak, so the last one still learns.
+    # Step warmup + 1 has the peak rate, so the rate of the last step is above zero.
     progress = (step - 1 - warmup) / max(1, steps - warmup)
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def is_due(every: int | None, step: int) -> bool:
-    """Return whether something that is done every so many steps is done after this one."""
+    """Return whether an action that is done every ``every`` steps is done after this step."""
     return every is not None and step % every == 0

@@ -1,4 +1,4 @@
-"""The parts of a run, built as its recipe says."""
+"""Builds the parts of a run from its recipe."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -28,13 +28,13 @@ def build_step(
     log: Path,
     say: Callable[[str], None],
 ) -> Step:
-    """Return the update of a recipe, with its student, teacher, sampler, method and optimizer.
+    """Return the training step of a recipe: student, teacher, sampler, method and optimizer.
 
     Args:
         config: The resolved recipe.
-        world: Processes that share the update.
-        resources: Closes teacher and sampler at its end.
-        log: File of what a vLLM server prints.
+        world: Processes that share the step.
+        resources: Closes teacher and sampler when it is closed.
+        log: File for the output of a vLLM server.
         say: Shows a line of progress.
     """
     student = load_student(config, world)
@@ -54,7 +54,7 @@ def build_step(
 
 
 def make_teacher(config: RunConfig, world: World, student: VisionLanguageModel) -> Teacher | None:
-    """Return the teacher where the method or the validation needs one, here or elsewhere."""
+    """Return the teacher, local or remote, or none if neither method nor validation needs one."""
     if not config.loads_teacher:
         return None
     if config.teacher.addresses:
@@ -68,7 +68,7 @@ def make_teacher(config: RunConfig, world: World, student: VisionLanguageModel) 
 def rollout_model(
     config: RunConfig, student: VisionLanguageModel, teacher: Teacher | None
 ) -> VisionLanguageModel:
-    """Return the model whose responses are trained on."""
+    """Return the model that writes the responses for training."""
     if config.method.needs.responses == "teacher":
         assert isinstance(teacher, LocalTeacher)
         return teacher.model

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: left out and counted, up to a limit."""
+"""Counts skipped steps, whose loss or gradient is not finite, up to a limit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from vaopd.problems.problem import Problem
 
 @dataclass
 class Skips:
-    """How many steps a run has left out; checkpoints keep it."""
+    """Number of steps that a run has skipped; stored in checkpoints."""
 
     in_a_row: int = 0
-    """Up to the last step; 0 where that was applied."""
+    """Consecutive skipped steps up to the last step; 0 if the last step was applied."""
 
     total: int = 0
 
@@ -25,7 +25,7 @@ class Skips:
 def describe_skip(
     step: int, in_a_row: int, loss: float, gradient_norm: float, problems: Sequence[Problem]
 ) -> str:
-    """Return what is said of a skipped step."""
+    """Return a sentence about a skipped step."""
     names = ", ".join(problem.id for problem in problems)
     return (
         f"step {step} skipped ({in_a_row} in a row): loss is {loss} and gradient norm "
@@ -34,10 +34,10 @@ def describe_skip(
 
 
 def check_may_go_on(in_a_row: int, limit: int, description: str) -> None:
-    """Check that a run is not at its last step that may be skipped.
+    """Check that a run has not reached the limit of consecutive skipped steps.
 
     Raises:
-        TrainingError: It has skipped ``training.max_skipped_steps`` in a row.
+        TrainingError: The run has skipped ``training.max_skipped_steps`` steps in a row.
     """
     if in_a_row >= limit:
         raise TrainingError(

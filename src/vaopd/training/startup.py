@@ -1,4 +1,4 @@
-"""What a run says before it begins: what images become, how long prompts and validations are."""
+"""Reports before a run begins: sizes of images, lengths of prompts, time of a validation."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,21 +17,21 @@ from vaopd.training.data import Bad, RunData
 from vaopd.training.schedule import problems_of_step
 
 MUCH = 4
-"""Times the area above which scaling up is warned of."""
+"""Factor of the image area above which a warning about scaling up is given."""
 
 FIRST_TOKENS = 8
-"""Tokens of the first responses after which the time of a validation is estimated."""
+"""Number of tokens of the first responses after which the validation time is estimated."""
 
 
 def check_prompts(
     data: RunData, family: Family, config: RunConfig, console: Console
 ) -> tuple[list[str], Bad]:
-    """Return what a log says about images and prompts, and the rows that cannot be used.
+    """Return the log lines about images and prompts, and the rows that cannot be used.
 
-    All stored prompts are measured; of problems that are drawn, those of the first step.
+    All stored prompts are measured. If the problems are generated, those of the first step are.
 
     Raises:
-        ProblemError: There are bad rows and they are not to be skipped, or nothing is left.
+        ProblemError: There are bad rows and the recipe does not skip them, or no row is left.
     """
     measured: list[Measured] = []
     bad: Bad = {}
@@ -48,7 +48,7 @@ def check_prompts(
 
 
 def encode_first(data: RunData, training: TrainingConfig, encoder: PromptEncoder) -> None:
-    """Encode what a run begins with, and all held-out problems that are drawn.
+    """Encode the generated problems of the first step and all generated held-out problems.
 
     Raises:
         ProblemError: An image cannot be read, or a prompt is too long.
@@ -59,7 +59,7 @@ def encode_first(data: RunData, training: TrainingConfig, encoder: PromptEncoder
 
 
 def describe_prompts(measured: Sequence[Measured], data: DataConfig) -> list[str]:
-    """Return what a log says about images and prompts, with a warning where it is due."""
+    """Return the log lines about images and prompts, with warnings if there is a reason."""
     middle = sorted(measured, key=lambda one: _area(one.stored[0]))[len(measured) // 2]
     (stored, fitted), visual = (middle.stored[0], middle.fitted[0]), middle.prompt.visual_tokens
     images = [pair for one in measured for pair in zip(one.stored, one.fitted, strict=True)]
@@ -105,9 +105,9 @@ def _size(size: Size) -> str:
 
 
 class ValidationTime:
-    """Estimates the time in which a validation samples, from its first tokens on.
+    """Estimates the sampling time of a validation from the speed of its first tokens.
 
-    What is measured on the responses afterwards (``validation.pixelated``) takes time beside it.
+    Measurements on the finished responses (``validation.pixelated``) take additional time.
     """
 
     def __init__(
@@ -133,11 +133,11 @@ class ValidationTime:
 
     @property
     def responses(self) -> int:
-        """Responses of all processes."""
+        """Number of responses of all processes."""
         return self.num_problems * self.num_samples * self.views
 
     def describe(self) -> str:
-        """Return how many responses a validation samples."""
+        """Return a sentence with the number of responses that a validation samples."""
         views = " x 2 views" if self.views == 2 else ""
         return (
             f"a validation samples {self.num_problems} problems x {self.num_samples}{views} = "
@@ -145,11 +145,11 @@ class ValidationTime:
         )
 
     def on_token(self, rows: int, tokens: int) -> None:
-        """Tell the longest time, once, when some tokens of the first responses are decoded.
+        """Show the longest expected time once, after some tokens of the first responses.
 
         Args:
-            rows: Responses that are decoded together.
-            tokens: Of each so far; 0 before the forward over their prompts.
+            rows: Number of responses that are decoded together.
+            tokens: Tokens of each response so far; 0 before the forward over their prompts.
         """
         if self.is_told:
             return

@@ -1,4 +1,4 @@
-"""Ending a run early without losing what it has learned."""
+"""Stops a run early after a complete step, so that no training is lost."""
 
 import signal
 import threading
@@ -10,10 +10,11 @@ Say = Callable[[str], None]
 
 
 class StopRequest:
-    """Notes SIGTERM and the first Ctrl-C, so that a run can end behind a whole step.
+    """Records SIGTERM and the first Ctrl-C, so that a run can stop after a complete step.
 
-    A second Ctrl-C interrupts at once, unless a launcher may have sent it on behind the first.
-    Outside the main thread Python takes no signals, and the caller has to end the run.
+    A second Ctrl-C interrupts at once, except under a launcher, which may forward the first one and
+    so send it twice. Python handles signals only in the main thread; in any other thread the caller
+    has to stop the run.
     """
 
     def __init__(self, say: Say, *, has_launcher: bool = False) -> None:

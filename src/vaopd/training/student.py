@@ -1,4 +1,4 @@
-"""The model that learns, which of its weights do, and the optimizer that changes them."""
+"""Loads the student, selects its trained weights and builds their optimizer."""
 
 from importlib.util import find_spec
 
@@ -14,10 +14,11 @@ from vaopd.models.model import VisionLanguageModel
 
 
 def load_student(config: RunConfig, world: World) -> VisionLanguageModel:
-    """Return the recipe's student with adapters, frozen weights and checkpointing as it says.
+    """Return the student with the adapters, frozen weights and checkpointing of the recipe.
 
     Raises:
-        ConfigError: Something it asks for is not installed, or not possible on the device.
+        ConfigError: The recipe needs a package that is not installed, or a feature that the device
+            does not support.
         ModelError: The model cannot be loaded.
     """
     own, device = config.student, world.device
@@ -30,7 +31,7 @@ def load_student(config: RunConfig, world: World) -> VisionLanguageModel:
     student = load_model(
         own.model,
         device=world.load_device,
-        # Master weights; what adapters freeze is only read.
+        # Trained weights need float32; weights that adapters freeze are only read.
         dtype=compute_dtype if own.has_adapters else torch.float32,
         compute_dtype=compute_dtype,
         seed=config.training.seed,
@@ -44,10 +45,10 @@ def load_student(config: RunConfig, world: World) -> VisionLanguageModel:
 
 
 def make_optimizer(config: RunConfig, student: VisionLanguageModel) -> torch.optim.Optimizer:
-    """Return AdamW over the weights that learn.
+    """Return AdamW over the trained weights.
 
     Raises:
-        ConfigError: The 8-bit optimizer is asked for and bitsandbytes is not installed.
+        ConfigError: The recipe selects the 8-bit optimizer and bitsandbytes is not installed.
     """
     training = config.training
     trained = [p for p in student.model.parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""What a run writes down of its steps and validations, and what it warns of."""
+"""Records the steps and validations of a run and raises its warnings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -18,7 +18,7 @@ from vaopd.training.step import Step, StepResult
 
 
 class Tracker:
-    """Writes rows, responses and pictures into the run folder; in the main process."""
+    """Writes rows, responses and images into the run folder; used in the main process only."""
 
     def __init__(
         self, config: RunConfig, output: Path, step: Step, say: Callable[[str], None]
@@ -33,7 +33,7 @@ class Tracker:
     def step(
         self, result: StepResult, problems: list[Problem], step: int, learning_rate: float
     ) -> dict[str, Any]:
-        """Write what a step was and return its row of numbers."""
+        """Write the records of a step and return its row of numbers."""
         training, method = self.config.training, self.config.method
         row = step_metrics(
             result,
@@ -64,8 +64,8 @@ class Tracker:
     def validation(
         self, step: int, problems: Sequence[Problem], validation: Validation
     ) -> ValidationResult:
-        """Write what a validation found and return its numbers."""
-        # Before the row of numbers: whoever sees that row finds its responses.
+        """Write the records of a validation and return its numbers."""
+        # Write the responses before the row of numbers, so that they exist for every row.
         folder = self.output / "validation"
         pictures = problem_pictures(
             problems,
