@@ -1,4 +1,4 @@
-"""The process of ``vaopd`` and ``python -m vaopd``."""
+"""Starts the command line for ``vaopd`` and ``python -m vaopd``."""
 
 import sys
 import warnings
@@ -7,7 +7,7 @@ from vaopd import cli
 
 
 def main() -> None:
-    """Run the command line, without warnings of other packages, which are for developers.
+    """Run the command line without the warnings of other packages, which are for developers.
 
     ``python -W default -m vaopd``, or PYTHONWARNINGS, shows them.
     """

@@ -1,4 +1,4 @@
-"""The command line: parses and checks first, imports torch only when there is work to do."""
+"""Defines the command line; it checks its input before it imports torch."""
 
 import logging
 import os
@@ -29,7 +29,7 @@ app = typer.Typer(
 @app.callback()
 def _root(version: VersionOption = False) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    # It warns at import of a kernel for CPUs that nobody asked for.
+    # On import, bitsandbytes warns about a CPU kernel that vaopd does not use.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
@@ -58,7 +58,7 @@ def train(
 
     config = told_once(lambda: load_config(recipe, overrides or []))
     if dry_run:
-        # The recipe alone goes to standard output.
+        # Only the recipe is printed to standard output.
         _show_dry_run(config)
         _show_unread(config)
         return
@@ -109,7 +109,7 @@ def score(
 
 
 def _score_config(teacher: str, rollouts: Path, overrides: list[str]) -> "RunConfig":
-    """Return the recipe of a scoring; what its own options decide is not for ``--set``."""
+    """Return the recipe of a scoring; ``--set`` may not change what other options decide."""
     from vaopd.config import parse_config, parse_overrides
     from vaopd.errors import ConfigError
 
@@ -171,7 +171,7 @@ def inspect(
         except KeyboardInterrupt:
             if not follow:
                 raise
-            # How one stops following: the page of the last step is there and whole.
+            # Ctrl-C is the way to stop following: the page of the last step exists and is complete.
             left = f"the page stays: {target}" if target.exists() else "no page was written yet"
             typer.echo(f"stopped following; {left}")
             return
@@ -260,7 +260,7 @@ app.command()(recipes)
 
 
 def _show_dry_run(config: "RunConfig") -> None:
-    """Print the recipe, and on standard error what of the data was checked."""
+    """Print the recipe to standard output and the checks of the data to standard error."""
     from vaopd.training.dry_run import dry_run
 
     for line in dry_run(config):
@@ -269,7 +269,7 @@ def _show_dry_run(config: "RunConfig") -> None:
 
 
 def _quiet_weights() -> None:
-    """Turn off the bars of reading and writing weights, which break our own."""
+    """Turn off other packages' progress bars for weights, which disturb our progress bars."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -329,7 +329,7 @@ def _print_result(result) -> None:
 
 
 def main() -> None:
-    """Run the command line; a failure is one sentence and an exit code."""
+    """Run the command line; print a failure as one sentence and exit with a code."""
     debug = "--debug" in sys.argv
     try:
         app()

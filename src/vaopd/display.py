@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line now and then elsewhere."""
+"""Shows progress of long work: a bar on a terminal, otherwise a line from time to time."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -17,14 +17,14 @@ from rich.text import Text
 T = TypeVar("T")
 
 ELAPSED_WIDTH = 60
-"""Columns that a terminal needs to show the elapsed time besides the remaining one."""
+"""Columns that a terminal needs to show both the elapsed and the remaining time."""
 
 
 class _Bars(Progress):
-    """Bars over the whole width, with their notes on lines of their own.
+    """Shows bars over the whole width, with their notes on separate lines.
 
-    Beside a note, rich would cut bar, step and remaining time to a few letters on a terminal of 80
-    columns.
+    With a note on the same line, rich would shorten bar, step and remaining time to a few letters
+    on a terminal of 80 columns.
     """
 
     def get_renderables(self) -> Iterable[RenderableType]:
@@ -35,11 +35,11 @@ class _Bars(Progress):
 
 
 LINE_SECONDS = 10.0
-"""Without a terminal, long work of other kinds prints a line at most this often."""
+"""Without a terminal, long work other than steps prints at most one line per this interval."""
 
 
 class Display:
-    """Shows steps as they end and the phases between them."""
+    """Shows finished steps and the phases between them."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -72,12 +72,12 @@ class Display:
         return self.progress.add_task(description, total=total, completed=completed, note="")
 
     def advance(self, task: Any, count: int, left: str | None = None) -> None:
-        """Count so much more of a bar; without a terminal, print a line now and then.
+        """Advance a bar; without a terminal, print a line from time to time.
 
         Args:
-            task: From ``start``.
-            count: Of what is done since the last call.
-            left: What to say of the time that is left; by the speed so far unless given.
+            task: Handle from ``start``.
+            count: Amount of work since the last call.
+            left: Text about the remaining time; by default it is computed from the speed so far.
         """
         self.progress.update(task, advance=count, note=left or "")
         bar = next(one for one in self.progress.tasks if one.id == task)
@@ -92,7 +92,7 @@ class Display:
         self.say(f"{bar.description}: {bar.completed:.0f}/{total:.0f}{left and ', '}{left}")
 
     def finish(self, task: Any) -> None:
-        """Take a bar away."""
+        """Remove a bar."""
         self.progress.remove_task(task)
 
     def step(self, task: Any, row: dict[str, Any], steps: int) -> None:
@@ -107,14 +107,14 @@ class Display:
 def with_bar(
     console: Console, title: str, total: int, work: Callable[[Callable[[int], None]], T]
 ) -> T:
-    """Return what long work gives that tells how much it has done; shows its progress."""
+    """Return the result of long work that reports its progress, and show that progress."""
     with Display(console) as display:
         bar = display.start(title, total)
         return work(lambda done: display.advance(bar, done))
 
 
 def duration(seconds: float) -> str:
-    """Return a time as one reads it: ``8 s``, ``12 min``, ``3.5 h``."""
+    """Return a duration as short text: ``8 s``, ``12 min``, ``3.5 h``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

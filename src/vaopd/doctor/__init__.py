@@ -1,1 +1,1 @@
-"""What a machine can run, and what memory a recipe needs: versions, extras, estimates."""
+"""Reports what a machine can run and how much memory a recipe needs."""

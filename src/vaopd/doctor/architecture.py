@@ -1,4 +1,4 @@
-"""Sizes of a model from its configuration; no weights are loaded."""
+"""Computes the sizes of a model from its configuration; no weights are loaded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,22 +14,23 @@ from vaopd.models import tiny
 from vaopd.models.adapters import choose_trainable, is_adapter_folder, read_base
 
 BITS = {"8bit": 8.0, "4bit": 4.5}
-"""Bits of a quantized weight with its scales: NF4 has 8 bits for 64 weights and a second level."""
+"""Bits of a quantized weight, scales included. NF4 has an 8-bit scale for 64 weights, and these
+scales have scales of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Numbers of weights, and the shapes that decide caches and logits."""
+    """Numbers of weights, and the shapes that determine the sizes of caches and logits."""
 
     config: Any
     total: int
     trained: int
     trained_linear: int
-    """Trained weights that are used in matrix products; autocast copies them."""
+    """Number of trained weights that are used in matrix products; autocast copies them."""
 
     quantizable: int
     largest_layer: int
-    """Weights of one layer of the language model."""
+    """Number of weights of one layer of the language model."""
 
     vocabulary: int
     width: int
@@ -45,7 +46,7 @@ class Sizes:
 
     @property
     def head(self) -> int:
-        """Weights of the head."""
+        """Number of weights of the head."""
         return self.vocabulary * self.width
 
 
@@ -74,10 +75,12 @@ def read_config(name: str) -> Any:
 
 
 def measure(config: Any, student: StudentConfig | None = None) -> Sizes:
-    """Return the sizes of a model; ``student`` decides which weights learn, without it none do.
+    """Return the sizes of a model; ``student`` decides which weights are trained.
+
+    Without ``student``, no weights are trained.
 
     Raises:
-        ModelError: The configuration is not that of an image-text-to-text model.
+        ModelError: The configuration does not belong to an image-text-to-text model.
     """
     try:
         with torch.device("meta"):

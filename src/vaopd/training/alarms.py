@@ -14,8 +14,8 @@ from vaopd.records import append_row, read_rows
 WARNINGS_FILE = "warnings.jsonl"
 
 ENOUGH_RESPONSES = 16
-"""Responses in a row that a warning rests on: where one response in five is otherwise, 16 that are
-all alike come by chance in 3 % of cases (0.8 ** 16)."""
+"""Number of consecutive responses that a warning needs. If one response in five is different, 16
+equal ones in a row occur by chance in 3 % of cases (0.8 ** 16)."""
 
 NO_ADVANTAGE_NATS = 1e-3
 """Mean advantage that counts as zero. The paper reports 0.07 to 0.16 nats, the demo has 0.11 to
@@ -26,7 +26,7 @@ WEIGHT_TOLERANCE = 1e-3
 
 
 def step_warnings(row: dict[str, Any], config: RunConfig) -> dict[str, str]:
-    """Return what is wrong with all responses of a row of ``metrics.jsonl``, by name."""
+    """Return the warnings that apply to all responses of a ``metrics.jsonl`` row, by name."""
     found = _response_warnings(
         row["response/truncated_share"], row.get("response/unparsed_share"), config
     )

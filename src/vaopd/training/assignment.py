@@ -43,7 +43,7 @@ class Shares:
 
     @property
     def are_turns(self) -> bool:
-        """Whether problems are assigned in turn, one process after the other; same in all."""
+        """Whether the problems are assigned in turn; the answer is the same in all processes."""
         return self.by_rank == self.world.turns(self.num_problems)
 
     @property

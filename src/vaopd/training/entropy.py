@@ -1,4 +1,4 @@
-"""The entropy of the student's own distribution at its tokens, which some methods weigh by."""
+"""Computes the entropy of the student's distribution at its tokens, a weight in some methods."""
 
 from collections.abc import Iterable
 
@@ -15,14 +15,15 @@ from vaopd.objective.entropy import token_entropy
 def response_entropy(
     student: VisionLanguageModel, batches: Iterable[MicroBatch], lengths: list[int]
 ) -> list[Float[Tensor, " _"]]:
-    """Return the entropy that predicts each response token, nats at temperature 1, by rollout.
+    """Return, by rollout, the entropy of the distribution that predicts each response token.
 
-    It costs one forward of the student without gradient, with dropout off as in sampling.
+    The unit is nats, at temperature 1. It costs one forward of the student without gradient and
+    without dropout, as in sampling.
 
     Args:
-        student: As it sampled.
+        student: The student with the weights that sampled.
         batches: Forwards that cover every response once.
-        lengths: Tokens of each response.
+        lengths: Number of tokens of each response.
     """
     entropy = [torch.zeros(0)] * len(lengths)
     student.model.eval()

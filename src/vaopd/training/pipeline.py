@@ -1,7 +1,8 @@
-"""What a step learns from: rollouts, their shares and the teacher's scores.
+"""Prepares the data of a step: rollouts, their shares and the teacher's scores.
 
-With ``training.rollout_lag=1`` a vLLM server or a teacher's server prepares the next step while
-this one is learned. Its rollouts then come from the weights before this step's update.
+With ``training.rollout_lag=1``, a vLLM server or a teacher's server prepares the next step while
+the student is trained on the current one. The rollouts of the next step then come from the weights
+before the current update.
 """
 
 from collections.abc import Sequence
@@ -29,22 +30,22 @@ from vaopd.training.stopwatch import Stopwatch
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Sampled:
-    """Rollouts of a step, and the prompts of the problems that this process samples."""
+    """The rollouts of a step, and the prompts of the problems that this process samples."""
 
     groups: list[list[Rollout]]
-    """Siblings of every problem of the step, sampled by whichever process."""
+    """Siblings of every problem of the step, from all processes."""
 
     views: Encoded
     prompt_tokens: list[int]
-    """Of every problem of the step."""
+    """Number of prompt tokens of every problem of the step."""
 
     lag: int
-    """Updates between the weights that sampled and those that learn."""
+    """Number of updates between the weights that sampled and those that are trained."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ScoredBatch:
-    """What a step learns from: rollouts of all processes, and the share of this one."""
+    """The training data of a step: rollouts of all processes, and the share of this process."""
 
     groups: list[list[Rollout]]
     shares: Shares
@@ -55,18 +56,18 @@ class ScoredBatch:
     """Token ids of this process's share, by problem and sibling."""
 
     rollouts: StepRollouts
-    """Responses of all processes, as the method weighs them."""
+    """Responses of all processes, in the form that the method weighs."""
 
     scores: TeacherScores | None
-    """Of all rollouts; none where the method needs no view of the teacher."""
+    """Scores of all rollouts; ``None`` if the method needs no scores of the teacher."""
 
     lag: int
     seconds_beside: dict[str, float] = field(default_factory=dict)
-    """By phase, of what was done while the step before was learned."""
+    """Seconds by phase of the work that was done during the previous step."""
 
 
 class Pipeline:
-    """Prepares steps, one after the other or one ahead."""
+    """Prepares each step at its start, or one step ahead."""
 
     def __init__(
         self,
@@ -94,20 +95,20 @@ class Pipeline:
         self.beside_watch: Stopwatch | None = None
 
     def encode_ahead(self, problems: Sequence[Problem]) -> None:
-        """Begin to encode the prompts of a coming step beside other work."""
+        """Start to encode the prompts of a later step in a thread."""
         self.prompts.begin(self.world.my_slice(problems))
 
     def take(self, problems: Sequence[Problem], step: int, watch: Stopwatch) -> ScoredBatch:
-        """Return what a step learns from; what was not done ahead is done now.
+        """Return the training data of a step; do the work now that was not done ahead.
 
-        Each process samples for its slice of the problems. Then whole sibling groups go to the
-        process with the fewest tokens for scoring and training, because their lengths are known.
+        Each process samples its slice of the problems. Then the lengths are known, and each sibling
+        group is scored and trained on in the process that has the fewest tokens so far.
         """
         sampled, prepared, beside = self.sampled, self.prepared, self.beside_watch
         self.sampled = self.prepared = self.beside_watch = None
         if prepared is not None:
             ready = prepared.result()
-            # The thread uses its channel for another step: exchange the rest on the main one.
+            # The thread uses its channel for another step: exchange the rest on the main channel.
             ready = replace(ready, shares=replace(ready.shares, world=self.world))
             watch.lap("wait")
         elif sampled is not None:
@@ -120,15 +121,15 @@ class Pipeline:
         return replace(ready, seconds_beside=beside.seconds) if beside else ready
 
     def begin(self, problems: Sequence[Problem], step: int, watch: Stopwatch) -> None:
-        """Prepare a step from the student as it is now, as far as that works beside training.
+        """Start to prepare a step with the current student, in a thread where that is possible.
 
-        What needs this process's device, or the weights that are about to change, is done now. An
-        error of the rest is raised when the step is taken.
+        Work that needs this process's device, or weights that will change, is done now. An error of
+        the work in the thread is raised when the step is taken.
         """
-        # A CPU stopwatch, so that the thread does not wait for the step before on the GPU.
+        # Use a CPU stopwatch, so that the thread does not wait for the previous step on the GPU.
         self.beside_watch = beside = Stopwatch(torch.device("cpu"))
         if self.samples_beside:
-            # vLLM takes the weights before they change.
+            # vLLM copies the weights before they change.
             self.sampler.take_weights(self._weights_version(step, 1))
             watch.lap("sample")
             self.sampled = self.executor.submit(
@@ -143,13 +144,13 @@ class Pipeline:
             )
 
     def rollouts_ahead(self) -> list[list[dict[str, Any]]] | None:
-        """Return the rollouts of the next step, where they are sampled ahead, for a checkpoint."""
+        """Return the rollouts of the next step for a checkpoint, if they are sampled ahead."""
         if self.sampled is None:
             return None
         return [[asdict(rollout) for rollout in group] for group in self.sampled.result().groups]
 
     def restore(self, problems: Sequence[Problem], rollouts: list[list[dict[str, Any]]]) -> None:
-        """Restore rollouts that were sampled ahead; the weights that sampled them are gone."""
+        """Restore rollouts sampled ahead; the weights that sampled them no longer exist."""
         groups = [
             [Rollout(**{**row, "response_ids": tuple(row["response_ids"])}) for row in group]
             for group in rollouts
@@ -171,7 +172,7 @@ class Pipeline:
         watch.lap("data")
         own = world.my_slice(problems)
         if self.method.needs.sampling:
-            # With a lag they were taken in `begin`; this does nothing then.
+            # With a lag, `begin` has already handed over the weights, and this does nothing.
             self.sampler.take_weights(self._weights_version(step, lag))
         together = world.agree if self.samples_beside else world.agree_unless_sharded
         groups = world.in_order(together(lambda: self._rollouts(own, views[0], step, lag)))
@@ -240,7 +241,7 @@ class Pipeline:
         return self.sampler.sample(prompts, settings)
 
     def _weights_version(self, step: int, lag: int) -> int:
-        """Return the number of updates behind the weights that a step is sampled from."""
+        """Return the number of updates of the weights that sample a step."""
         # The teacher that off_policy_kd samples from never changes.
         return 0 if self.method.needs.responses == "teacher" else step - 1 - lag
 

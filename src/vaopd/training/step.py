@@ -1,7 +1,7 @@
-"""One update: sample, score, weigh, then accumulate gradients.
+"""Performs one update: sample, score, weigh, then accumulate gradients.
 
-All weights are final before the first forward with gradient, so the update does not depend on
-micro-batches, padding or how siblings are split. B rollouts of a step, T longest response.
+All loss weights are final before the first forward with gradient, so the update does not depend on
+micro-batches, padding or the split of siblings. B rollouts of a step, T longest response.
 """
 
 import math
@@ -41,37 +41,37 @@ AUTO_TOKENS = 65_536
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StepResult:
-    """What one update did."""
+    """The results of one update."""
 
     loss: float
     token_divergence: list[Float[Tensor, " _"]]
-    """What the method minimises at each response token, nats, by rollout."""
+    """The quantity that the method minimises at each response token, in nats, by rollout."""
 
     measure: Literal["kl", "nll"]
-    """What ``token_divergence`` is: a divergence to the target, or a negative log-likelihood."""
+    """Kind of ``token_divergence``: a divergence to the target, or a negative log-likelihood."""
 
     gradient_norm: float
     micro_batch_tokens: int
-    """Token budget of the forwards that fitted into memory."""
+    """Token budget of a forward that fit into memory."""
 
     weights: Weights
     rollouts: list[Rollout]
     scores: TeacherScores | None
     skipped_in_a_row: int = 0
-    """Steps up to this one that were not applied, because a loss or a gradient was not finite."""
+    """Skipped steps up to this one, whose loss or gradient was not finite."""
 
     lag: int = 0
-    """Updates between the weights that sampled and those that learned."""
+    """Number of updates between the weights that sampled and those that were trained."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    """By phase; together they are the step's."""
+    """Seconds by phase; their sum is the time of the step."""
 
     seconds_beside: dict[str, float] = field(default_factory=dict)
-    """By phase, of work that was done for this step during the one before."""
+    """Seconds by phase of the work for this step that was done during the previous step."""
 
 
 class Step:
-    """One update of the student, by any of the methods."""
+    """Updates the student by any of the methods."""
 
     def __init__(self, pipeline: Pipeline, optimizer: torch.optim.Optimizer) -> None:
         self.pipeline, self.optimizer = pipeline, optimizer
@@ -83,25 +83,25 @@ class Step:
     def run(
         self, problems: Sequence[Problem], step: int, coming: Sequence[Problem] = ()
     ) -> StepResult:
-        """Sample, score, weigh and update once; every process returns the same.
+        """Sample, score, weigh and update once; every process returns the same result.
 
-        Where the loss or its gradient is not finite, weights and moments stay as they are.
+        If the loss or its gradient is not finite, weights and moments do not change.
 
         Args:
-            problems: Of this step.
-            step: Its number, from 1.
+            problems: Problems of this step.
+            step: Number of this step; the first is 1.
             coming: Problems of the next step; their preparation starts while this step runs.
         """
         watch, world, pipeline = Stopwatch(self.student.device), self.world, self.pipeline
         if coming:
             pipeline.encode_ahead(coming)
-        # Sampled and scored now, or while the step before was learned.
+        # Sampled and scored now, or during the previous step.
         batch = pipeline.take(problems, step, watch)
-        # Final before the first gradient.
+        # Loss weights are final before the first gradient.
         rollouts = self._with_entropy(batch)
         weights = world.agree(lambda: self.method.weigh(rollouts, batch.scores))
         if coming and self.config.training.rollout_lag:
-            # Before the student changes.
+            # Start the next step before the student changes.
             pipeline.begin(coming, step + 1, watch)
         loss, divergence = world.agree_unless_sharded(
             lambda: self._in_memory(batch, lambda: self._seeded_accumulate(step, batch, weights))
@@ -141,15 +141,15 @@ class Step:
         self, step: int, batch: ScoredBatch, weights: Weights
     ) -> tuple[float, list[Tensor]]:
         if self.config.student.lora.dropout > 0:
-            # A resumed run, and a second try, draw what an uninterrupted one does.
+            # A resumed run and a second try draw the same dropout as an uninterrupted run.
             torch.manual_seed(seed_of(f"dropout\x00{self.config.training.seed}\x00{step}"))
         return self.accumulate(batch, weights)
 
     def _in_memory(self, batch: ScoredBatch, work: Callable[[], T]) -> T:
-        """Return the result of ``work``; where memory runs out, halve the budget and try again.
+        """Return the result of ``work``; if memory runs out, halve the budget and try again.
 
-        Gradients so far are dropped. Rollouts, scores and weights are final, so the update is the
-        same.
+        Gradients accumulated so far are deleted. Rollouts, scores and loss weights are final, so
+        the update is the same.
         """
         while True:
             try:
@@ -157,7 +157,7 @@ class Step:
             except torch.OutOfMemoryError:
                 if not self._can_shrink(batch.prompts, batch.responses):
                     raise
-            # Outside of the handler, whose traceback keeps the failed forward's tensors alive.
+            # Not inside the handler, because its traceback keeps the failed forward's tensors.
             self.micro_batch_tokens //= 2
             self.optimizer.zero_grad(set_to_none=True)
             if self.student.device.type == "cuda":
@@ -176,7 +176,7 @@ class Step:
         )
 
     def _can_shrink(self, prompts: list[EncodedPrompt], responses: list[list[Tensor]]) -> bool:
-        """Return whether a smaller budget would still make smaller forwards."""
+        """Return whether a smaller budget would make the forwards smaller."""
         if self.config.training.micro_batch_tokens != "auto" or not self.student.family.can_pack:
             return False
         longest = max(
@@ -186,10 +186,10 @@ class Step:
         return self.micro_batch_tokens > longest
 
     def accumulate(self, batch: ScoredBatch, weights: Weights) -> tuple[float, list[Tensor]]:
-        """Add up the gradient of this share of the loss; return it and each token's divergence.
+        """Accumulate the gradient of this share of the loss.
 
-        Rollouts are numbered within this share; ``shares.rollouts`` has their numbers in the
-        step.
+        Returns the loss of this share and the divergence of each token. Rollouts are numbered
+        within this share; ``shares.rollouts`` has their numbers in the step.
         """
         shares, responses = batch.shares, batch.responses
         lengths = [len(response) for group in responses for response in group]
@@ -203,8 +203,7 @@ class Step:
                     weights.token[n, : lengths[i]]
                     for n, i in zip(numbers, micro.rollouts, strict=True)
                 ]
-                # Eq. 6 is averaged over problems, each counting the same whatever its length and
-                # whichever process has it.
+                # Eq. 6 is averaged over problems: all count the same, for any length and process.
                 token_weight = _cat(parts) / shares.num_problems
                 with self._saving():
                     loss, values = self._loss(micro, numbers, batch.scores, token_weight)
@@ -215,13 +214,13 @@ class Step:
         return total, divergence
 
     def _saving(self) -> AbstractContextManager:
-        """Return the context that decides where a forward's activations wait."""
+        """Return the context that decides where a forward's activations are stored."""
         if self.config.student.activation_offload:
             return ActivationOffload(self.student.model)
         return nullcontext()
 
     def _teacher_head(self, scores: TeacherScores | None) -> AbstractContextManager:
-        """Return the context that gives the whole head of the teacher, if there is one."""
+        """Return the context in which the teacher's head is unsharded, if there is a teacher."""
         if scores is None or self.teacher is None:
             return nullcontext()
         return self.teacher.whole_head()
@@ -255,7 +254,7 @@ class Step:
         nothing = torch.zeros(0, head.shape[1], device=device, dtype=head.dtype)
 
         def joined(states: list[Tensor]) -> Tensor:
-            # Those that were moved to main memory come back here.
+            # States that were moved to main memory are moved back here.
             return torch.cat([states[number] for number in numbers] or [nothing]).to(device)
 
         blind = scores.degraded_hidden
@@ -271,7 +270,7 @@ class Step:
         self.world.sum_gradients(parameters)
         clipped = torch.nn.utils.clip_grad_norm_(parameters, self.config.training.max_gradient_norm)
         norm = whole(clipped).item()
-        # Norms may be rounded differently; a step is applied in all processes or in none.
+        # Processes may round norms differently; a step is applied in all processes or in none.
         is_skipped = self.world.any(not (math.isfinite(norm) and math.isfinite(loss)))
         self.skips.note(is_skipped)
         if not is_skipped:
@@ -281,10 +280,10 @@ class Step:
 
 
 def first_budget(training: TrainingConfig, device: torch.device) -> int:
-    """Return the padded tokens of one forward that a run begins with."""
+    """Return the initial number of padded tokens of one forward."""
     if training.micro_batch_tokens != "auto":
         return training.micro_batch_tokens
-    # On a CPU the system kills the process instead of raising an error.
+    # On a CPU, the system kills a process without memory, so the budget cannot be found by trying.
     return AUTO_TOKENS if device.type == "cuda" else 16384
 
 

@@ -1,4 +1,4 @@
-"""Where the seconds of a step go."""
+"""Measures the seconds of each phase of a step."""
 
 import time
 
@@ -6,7 +6,7 @@ import torch
 
 
 class Stopwatch:
-    """Adds up seconds by phase; waits for the device so that a phase pays for its own work."""
+    """Adds up seconds by phase; waits for the device, so that a phase includes all its work."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -14,7 +14,7 @@ class Stopwatch:
         self.last = time.perf_counter()
 
     def lap(self, phase: str) -> None:
-        """Count the time since the last lap to a phase."""
+        """Add the time since the last lap to a phase."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         now = time.perf_counter()
