@@ -1,7 +1,7 @@
-"""Peak memory of a recipe on one device, by phase of a step, before anything is loaded.
+"""Estimates the peak memory of a recipe on one device, by phase of a step; loads no weights.
 
 Weights, gradients, moments, caches and kept states follow from the configuration; activations are
-traced (see `trace`). What the allocator rounds up or cannot use is not in it.
+traced (see `trace`). Rounding and fragmentation of the allocator are not included.
 """
 
 import math
@@ -24,36 +24,36 @@ PHASES = ("sample", "score", "train", "update")
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """What the data are assumed to be: each problem the same."""
+    """Assumed lengths of the data; all problems are assumed to be equal."""
 
     text_tokens: int = 256
-    """Of the question and the chat's markers."""
+    """Number of tokens of the question and of the chat template."""
 
     image_pixels: int | None = None
-    """Area of an image inside the pixel budget; none = ``data.min_pixels``."""
+    """Area of an image inside the pixel budget; ``None`` means ``data.min_pixels``."""
 
     response_tokens: int | None = None
-    """Of each response; none = the longest that ``sampling.max_new_tokens`` allows."""
+    """Tokens of each response; ``None`` means ``sampling.max_new_tokens``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Bytes by what they are for and by phase, for each device."""
+    """Bytes of each device, by purpose and by phase."""
 
     parts: dict[str, dict[str, int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def total(self, phase: str) -> int:
-        """Return the peak of a phase."""
+        """Return the peak of a phase, in bytes."""
         return sum(part.get(phase, 0) for part in self.parts.values())
 
     @property
     def peak(self) -> int:
-        """The peak of a step."""
+        """The peak of a step, in bytes."""
         return max(self.total(phase) for phase in PHASES)
 
     def add(self, name: str, count: int, *phases: str) -> None:
-        """Count bytes in some phases, or in all."""
+        """Add bytes to some phases, or to all phases if none is named."""
         if count > 0:
             part = self.parts.setdefault(name, {})
             for phase in phases or PHASES:
@@ -62,7 +62,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class StepLoad:
-    """How many tokens travel through the phases of a step on one device."""
+    """Numbers of tokens in the phases of a step on one device."""
 
     problems: int
     siblings: int
@@ -73,11 +73,11 @@ class StepLoad:
 
     @property
     def response_tokens(self) -> int:
-        """Of the whole step."""
+        """Number of response tokens of the whole step."""
         return self.problems * self.siblings * self.response
 
     def packed(self, budget: int, share_prefix: bool, split: bool = False) -> tuple[Load, int]:
-        """Return the largest forward under a token budget, and the responses in it."""
+        """Return the largest forward under a token budget, and its number of responses."""
         siblings = self.siblings if share_prefix else 1
         if split:
             siblings = max(1, min(siblings, (budget - self.prompt) // self.response))
@@ -95,7 +95,7 @@ class StepLoad:
         return load, rows * siblings
 
     def prefill(self, budget: int) -> tuple[Load, int]:
-        """Return the largest prefill of the sampler, and the rows that are decoded together."""
+        """Return the sampler's largest prefill, and the number of rows decoded together."""
         whole = self.siblings * (self.prompt + self.response)
         prompts = max(1, min(self.problems, budget // whole))
         load = Load(
@@ -117,13 +117,14 @@ def estimate(
     Args:
         config: The recipe.
         device: The kind of device.
-        processes: Among which the recipe is shared, one for each device.
-        lengths: What the data are assumed to be.
-        capacity: Bytes of a device, of which a vLLM takes its share; not counted without.
+        processes: Number of processes of the run, one per device.
+        lengths: Assumed lengths of the data.
+        capacity: Bytes of a device, of which vLLM reserves a share; without it, that share is not
+            counted.
 
     Raises:
         ModelError: A configuration cannot be read.
-        ConfigError: Adapters are asked for that cannot be made.
+        ConfigError: The recipe's adapters cannot be created.
     """
     lengths = lengths or Lengths()
     own = config.student
@@ -163,7 +164,7 @@ def _batch(config: RunConfig, student: Sizes, lengths: Lengths, processes: int) 
 
 @dataclass(frozen=True)
 class _Plan:
-    """The parts of an estimate, which share what they start from."""
+    """Computes the parts of an estimate from the same recipe and sizes."""
 
     config: RunConfig
     device: torch.device
@@ -186,11 +187,11 @@ class _Plan:
 
     @property
     def master_dtype(self) -> torch.dtype:
-        """Of weights that do not learn: frozen ones are float32 as well without adapters."""
+        """Precision of weights that are not trained; without adapters it is float32 as well."""
         return self.compute_dtype if self.config.student.has_adapters else torch.float32
 
     def weights(self, result: Estimate) -> None:
-        """Add what is there all the time, and what stays from one step to the next."""
+        """Add the memory that exists all the time, and what is kept from step to step."""
         own, student = self.config.student, self.student
         held = weight_bytes(student, self.master_dtype, own.quantization)
         result.add("student weights", held // self.shards)
@@ -204,7 +205,7 @@ class _Plan:
             layers = 2 * student.largest_layer * self.compute_dtype.itemsize
             result.add("gathered weights", layers + 4 * student.head, "train")
             whole = student.total * self.compute_dtype.itemsize + 4 * student.head
-            if self.config.sampling.engine == "vllm":  # goes to main memory piece by piece
+            if self.config.sampling.engine == "vllm":  # copied to main memory layer by layer
                 whole = 4 * max(student.largest_layer, student.head)
             result.add("gathered weights", whole, "sample")
             if self.teacher is not None:
@@ -216,7 +217,7 @@ class _Plan:
         options = self.config.teacher
         dtype = pick_dtype(options.dtype, self.device)
         head = teacher.head * dtype.itemsize
-        if options.addresses:  # elsewhere: the loss needs its head here
+        if options.addresses:  # on a server: only its head is here, for the loss
             result.add("teacher weights", head)
             return
         held = weight_bytes(teacher, dtype, options.quantization) // self.shards
@@ -234,10 +235,10 @@ class _Plan:
         return self.student
 
     def hand_over(self, result: Estimate, capacity: int | None) -> None:
-        """Add the weights that vLLM is given, and vLLM where it shares the device."""
+        """Add the copy of the weights for vLLM, and vLLM itself if it shares the device."""
         vllm, source = self.config.sampling.vllm, self.sampled_from
         is_copied = self.compute_dtype != self.master_dtype or self.config.student.has_adapters
-        if is_copied and vllm.mode == "in_process":  # a server's go to main memory one by one
+        if is_copied and vllm.mode == "in_process":  # for a server: to main memory, one by one
             result.add("weights for vLLM", source.total * self.compute_dtype.itemsize, "sample")
         if vllm.gpus or vllm.addresses:
             result.notes.append("vLLM runs on other devices, which are not counted")
@@ -253,7 +254,7 @@ class _Plan:
             )
 
     def sample(self, result: Estimate) -> None:
-        """Add the key-value cache, and the larger of the prefill and the drawing."""
+        """Add the key-value cache, and the larger one of prefill and drawing of tokens."""
         source = self.sampled_from
         load, rows = self.batch.prefill(self.config.sampling.batch_tokens)
         width = source.key_value_heads * source.head_width * self.compute_dtype.itemsize
@@ -261,7 +262,7 @@ class _Plan:
         result.add("key-value cache", a_layer * source.layers, "sample")
         is_autocast = self.compute_dtype != torch.float32
         if is_autocast and not self.is_sharded:
-            # Autocast keeps its copies of trained weights as long as it lasts.
+            # Autocast keeps its copies of trained weights until its context ends.
             result.add("autocast copies", 2 * source.trained_linear, "sample")
         # Attention repeats the keys and values of a layer for its heads; the cache is copied as
         # it grows by a token.
@@ -282,7 +283,7 @@ class _Plan:
         )
         if not self.config.teacher.addresses:
             result.add("activations", self._forward(teacher, load, own=False), "score")
-        # Those of the next step arrive while this one is learned.
+        # The states of the next step arrive while this step is trained on.
         steps = 1 + self.config.training.rollout_lag
         views = 2 if self.config.method.needs.degraded_hidden else 1
         kept = views * steps * self.batch.response_tokens * teacher.width * dtype.itemsize
@@ -292,7 +293,7 @@ class _Plan:
                 result.add("hidden states of the degraded view", kept // steps, "score")
 
     def train(self, result: Estimate) -> None:
-        """Add the largest micro-batch: activations, the loss, and what the head needs."""
+        """Add the largest micro-batch: activations, loss and the needs of the head."""
         training, own = self.config.training, self.config.student
         budget = first_budget(training, self.device)
         load, responses = self.batch.packed(
@@ -314,14 +315,14 @@ class _Plan:
             )
 
         peak = by_depth(self.student.config, traced)
-        # In a step of one forward the traced peak holds the gradients, which are listed above.
+        # In a step of one forward, the traced peak includes the gradients, which are counted above.
         peak -= 4 * self.student.trained if is_whole_step else 0
         pixels = load.images * load.patches * self.batch.patch_values * 4
         result.add("loss chunk", min(loss, max(0, peak)), "train")
         result.add("activations", max(0, peak - loss) + pixels, "train")
 
     def _loss_bytes(self, tokens: int) -> int:
-        """Return what the walk over the head holds: chunks, and gradients of hidden and head."""
+        """Return the bytes of the loss: chunks, and gradients of hidden states and head."""
         vocabulary = self.student.vocabulary
         views = 2 if self.config.method.needs.degraded_hidden else 1
         buffers = 1 + views
@@ -352,10 +353,10 @@ class _Plan:
 
 
 def memory_share(arguments: Sequence[str]) -> float:
-    """Return the share of a GPU that vLLM takes: what its arguments say, else its own 0.9.
+    """Return the share of a GPU that vLLM reserves, by its arguments or by its default of 0.9.
 
     Raises:
-        ConfigError: The arguments say no share.
+        ConfigError: The value in the arguments is not a share.
     """
     words = [word for argument in arguments for word in argument.split("=", 1)]
     name = "--gpu-memory-utilization"
@@ -375,7 +376,7 @@ def _head_learns(config: RunConfig) -> bool:
 
 
 def _drawing_bytes(rows: int, vocabulary: int, top_p: float) -> int:
-    """Return what drawing a token for each row takes at most; see ``draw_tokens``."""
+    """Return the largest number of bytes for drawing one token per row; see ``draw_tokens``."""
     # Float32 logits, and two float64 matrices in the softmax; where every id may be drawn also
     # their order (int64), the sorted probabilities, their sums, and these less their own.
     each = 4 + 2 * 8 if top_p < 1 else 4 + 5 * 8 + 2

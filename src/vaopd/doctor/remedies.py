@@ -1,15 +1,15 @@
-"""Settings that lower the memory a recipe needs."""
+"""Suggests settings that lower the memory of a recipe."""
 
 from vaopd.config import RunConfig, TrainingConfig
 from vaopd.doctor.estimate import PHASES, Estimate
 
 
 def remedies(config: RunConfig, result: Estimate, capacity: int) -> list[str]:
-    """Return the settings that lower the phases which do not fit, the cheapest first."""
+    """Return settings that lower the memory of the phases that do not fit, the cheapest first."""
     over = {phase for phase in PHASES if result.total(phase) > capacity}
     own, training = config.student, config.training
     found: list[str] = []
-    # What the schema refuses together with spread weights is no remedy for them.
+    # Do not suggest settings that the schema does not allow together with sharded weights.
     is_spread = training.parallel == "fsdp2"
     if "train" in over:
         if not own.gradient_checkpointing:

@@ -1,4 +1,4 @@
-"""The output of ``vaopd doctor``."""
+"""Prints the output of ``vaopd doctor``."""
 
 import os
 import platform
@@ -105,7 +105,7 @@ def capacity_of(device: torch.device) -> int:
 
 
 def _main_memory() -> tuple[int, int]:
-    """Return the bytes of main memory, and the free ones."""
+    """Return the total and the free bytes of main memory."""
     page = os.sysconf("SC_PAGE_SIZE")
     return page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
 

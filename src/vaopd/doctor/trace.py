@@ -1,8 +1,8 @@
-"""Memory of a forward and backward pass, counted on tensors without contents.
+"""Counts the memory of a forward and backward pass on tensors without contents.
 
-The model's own code runs on fake tensors, which have shapes but no memory, while every allocation
-and release is counted. So adapters, frozen parts, autocast, checkpointing and any architecture are
-counted as they run. Deep models are traced at two depths and extrapolated linearly.
+The model's own code runs on fake tensors, which have shapes but no memory, and every allocation and
+release is counted. So the count includes adapters, frozen parts, autocast and checkpointing, for
+any architecture. Deep models are traced at two depths and extrapolated linearly.
 """
 
 import contextlib
@@ -29,11 +29,11 @@ from vaopd.models.attention import PackedRows, pack_row, packed_attention
 ATTENTION = "vaopd_fused_shapes"
 TRACED_LAYERS = (2, 3)
 FEW_LAYERS = 6
-"""Models with at most this number of layers are traced whole."""
+"""Models with at most this number of layers are traced completely."""
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all live storages that operations inside the context have made."""
+    """Counts the bytes of all live storages that operations inside the context have created."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class LiveBytes(TorchDispatchMode):
             if (storage := tensor.untyped_storage())._cdata not in self._alive
         }
         if new:
-            # Storages from outside, such as a weight or a view of one, are not counted.
+            # Storages that exist outside, such as a weight or a view of it, are not counted.
             for tensor in tree_leaves((args, kwargs)):
                 if isinstance(tensor, Tensor):
                     new.pop(tensor.untyped_storage()._cdata, None)
@@ -80,18 +80,18 @@ class Load:
 
     rows: int
     prompt: int
-    """Tokens of a prompt, visual tokens included."""
+    """Number of tokens of a prompt, visual tokens included."""
 
     responses: tuple[int, ...]
-    """Tokens of the siblings after it."""
+    """Number of tokens of the siblings after the prompt."""
 
     images: int
     patches: int
-    """Patches of one image, before they are merged into visual tokens."""
+    """Number of patches of one image, before they are merged into visual tokens."""
 
     @property
     def length(self) -> int:
-        """Tokens of a row."""
+        """Number of tokens of a row."""
         return self.prompt + sum(self.responses)
 
 
@@ -132,7 +132,7 @@ class Traced:
             yield live
 
     def forward_bytes(self, load: Load) -> int:
-        """Return the peak of a forward without gradient, beyond the weights."""
+        """Return the peak bytes of a forward without gradient, not counting the weights."""
         self.model.eval()
         with self._counting() as live, torch.no_grad():
             self._forward(load)
@@ -141,11 +141,11 @@ class Traced:
     def training_bytes(
         self, load: Load, *, before_backward: int, keep_gradients: bool, offload: bool = False
     ) -> int:
-        """Return the peak of a forward and backward, beyond weights and gradients.
+        """Return the peak bytes of a forward and backward, not counting weights and gradients.
 
         Args:
             load: The forward.
-            before_backward: Bytes that the loss holds between the two.
+            before_backward: Bytes that the loss holds between forward and backward.
             keep_gradients: Gradients are allocated while activations are freed, as in a step of one
                 micro-batch; otherwise they exist before and are not counted.
             offload: Activations are moved to main memory.
@@ -206,7 +206,7 @@ class Traced:
 
 
 def _sight(load: Load) -> dict[str, Any]:
-    """Return the input that limits attention: a layout for packed rows, else a mask."""
+    """Return the input that limits attention: a layout for packed rows, otherwise a mask."""
     if len(load.responses) > 1:
         row = pack_row(load.prompt, load.responses, load.length)
         return {"packed_rows": PackedRows((row,) * load.rows)}
@@ -216,7 +216,8 @@ def _sight(load: Load) -> dict[str, Any]:
 def _make_fake(model: nn.Module) -> None:
     """Replace all weights and buffers by fake tensors of the same shapes.
 
-    Models are built on the meta device and not as fake tensors, which peft cannot inject into.
+    Models are built on the meta device first, because peft cannot inject adapters into fake
+    tensors.
     """
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
@@ -255,7 +256,7 @@ def _shallow(config: Any, layers: int, blocks: int) -> Any:
 
 
 class _FusedShapes(torch.autograd.Function):
-    """Attention that saves what a fused kernel saves: inputs, output and a sum for each row."""
+    """Attention that saves the same as a fused kernel: inputs, output and one sum per row."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Visual advantage: what the detail of the image is worth to the teacher, token by token.
+"""Computes the visual advantage: how much image detail raises the teacher's log-prob of a token.
 
 Letters in shapes: B rollouts, T response tokens (padded); N tokens, H hidden width, V head rows.
 """
@@ -22,20 +22,20 @@ def visual_advantage(
 
         VA[b,t] = max(0, log p_T(y[b,t] | original) - log p_T(y[b,t] | pixelated))
 
-    A token the teacher finds likelier without the detail scores 0, not negative:
-    it says nothing about what the detail is worth.
+    A token that the teacher finds more probable without the detail scores 0 and not a negative
+    value, because it is not evidence for the use of the detail.
 
     Args:
         original_logprobs: Teacher log p of each token given the original image.
-        pixelated_logprobs: The same tokens given the pixelated image.
+        pixelated_logprobs: Teacher log p of the same tokens given the pixelated image.
         response_mask: True at response tokens, False at padding.
 
     Returns:
         Non-negative, without gradient, and 0 at padding.
 
     Raises:
-        AlignmentError: A response token has a non-finite score, which means the
-            two views were not scored over the same tokens.
+        AlignmentError: A response token has a non-finite score, which means that the two views
+            were not scored over the same tokens.
     """
     return _log_ratio(original_logprobs, pixelated_logprobs, response_mask).clamp(min=0)
 
@@ -45,14 +45,15 @@ def absolute_advantage(
     pixelated_logprobs: Float[Tensor, "B T"],
     response_mask: Bool[Tensor, "B T"],
 ) -> Float[Tensor, "B T"]:
-    """Return how much the detail changes the teacher's mind of every response token, in nats.
+    """Return how much the detail changes the teacher's log-prob of each response token, in nats.
 
-    Not in the paper, whose Eq. 2 counts gains only::
+    This is not in the paper, whose Eq. 2 counts only gains::
 
         A[b,t] = | log p_T(y[b,t] | original) - log p_T(y[b,t] | pixelated) |
 
-    A misread number, which the detail speaks against, counts as much as one read well.
-    Arguments and errors are those of `visual_advantage`.
+    A token that the detail makes less probable, such as a misread number, counts as much as a
+    token that the detail makes more probable. Arguments and errors are those of
+    `visual_advantage`.
     """
     return _log_ratio(original_logprobs, pixelated_logprobs, response_mask).abs()
 
@@ -64,12 +65,13 @@ def signed_advantage(
 ) -> Float[Tensor, "B T"]:
     """Return the log-ratio of Eq. 2 without its clipping, in nats.
 
-    Not in the paper::
+    This is not in the paper::
 
         A[b,t] = log p_T(y[b,t] | original) - log p_T(y[b,t] | pixelated)
 
-    A token that the detail speaks against counts against its rollout, and ranks below the tokens
-    that the image says nothing about. Arguments and errors are those of `visual_advantage`.
+    A token that the detail makes less probable lowers the mean of its rollout, and ranks below
+    the tokens that do not depend on the image. Arguments and errors are those of
+    `visual_advantage`.
     """
     return _log_ratio(original_logprobs, pixelated_logprobs, response_mask)
 
@@ -83,22 +85,24 @@ def view_divergence(
     vocab_size: int | None = None,
     chunk_size: int | None = None,
 ) -> Float[Tensor, " N"]:
-    """Return how far apart the teacher's two views are at every response position, in nats.
+    """Return the KL divergence between the teacher's two views at each response position, in nats.
 
-    Not in the paper, which scores the sampled token alone::
+    This is not in the paper, which scores only the sampled token::
 
         D[n] = sum_j p[n,j] (log p[n,j] - log q[n,j]),  p original view, q pixelated, j < vocab_size
 
-    Where the student misreads a number, the teacher finds its token unlikely under both views and
-    the advantage of Eq. 2 is near 0; the divergence sees that the detail decides there. The
-    same chunked walk as the loss, so no tokens x vocabulary tensor exists.
+    If the student misreads a number, the teacher finds its token improbable under both views, and
+    the advantage of Eq. 2 is near 0. The divergence is large there, because the detail decides
+    which token is correct. It uses the same chunked walk as the loss, so no tokens x vocabulary
+    tensor is allocated.
 
     Args:
         original_hidden: The teacher's last hidden states that predict the tokens, original view.
         pixelated_hidden: The same positions, pixelated view.
         head: Weights of the teacher's language-model head.
         vocab_size: Ids that exist; head rows from here on are padding. None means all rows.
-        chunk_size: Tokens in memory at a time; None fits `vaopd.objective.chunks.CHUNK_BYTES`.
+        chunk_size: Tokens of a chunk; None means as many as `vaopd.objective.chunks.CHUNK_BYTES`
+            allows.
 
     Returns:
         Non-negative, without gradient; exactly 0 where the views are equal.
@@ -116,12 +120,16 @@ def view_divergence(
         vocab_size=vocab_size,
         chunk_size=chunk_size,
     )
-    # Rounding may leave -1e-9.
+    # Rounding can give small negative values such as -1e-9.
     return divergence.clamp(min=0)
 
 
 def _log_ratio(original: Tensor, pixelated: Tensor, response_mask: Tensor) -> Tensor:
-    """Return the signed gain from detail, without gradient, 0 at padding; raise if not finite."""
+    """Return original minus pixelated log-prob, without gradient and 0 at padding.
+
+    Raises:
+        AlignmentError: A response token has a non-finite score.
+    """
     gain = (original - pixelated).detach()
     bad = response_mask & ~gain.isfinite()
     if bad.any():
@@ -142,14 +150,14 @@ def rollout_advantage(
 
         abar[b] = 1/T[b] sum_t VA[b,t]
 
-    over all T[b] valid tokens: those that scored 0 count.
+    over all T[b] valid tokens, including those with advantage 0.
 
     Args:
         advantage: Result of `visual_advantage`; anything at padding.
         response_mask: True at response tokens, False at padding.
 
     Returns:
-        Without gradient, and 0 for an empty response.
+        A tensor without gradient; 0 for an empty response.
     """
     total = advantage.detach().masked_fill(~response_mask, 0.0).sum(-1, dtype=torch.float64)
     lengths = response_mask.sum(-1).clamp(min=1)

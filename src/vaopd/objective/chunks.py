@@ -1,6 +1,6 @@
-"""How a walk over tokens is cut, so that no tokens-by-vocabulary tensor is ever whole.
+"""Divides a walk over tokens into chunks, so that no tokens-by-vocabulary tensor is allocated.
 
-C tokens of a chunk, c of a part of it, V vocabulary.
+C tokens of a chunk, c tokens of a part of a chunk, V vocabulary.
 """
 
 import math
@@ -14,27 +14,28 @@ from torch import Tensor
 from vaopd.errors import ConfigError
 
 CHUNK_BYTES = 192 * 2**20
-"""What all chunk-by-vocabulary buffers together may take when no chunk size is given.
+"""Bytes that all chunk-by-vocabulary buffers together may use if no chunk size is given.
 
-About 150 tokens at 151,936 ids: each chunk reads the heads and adds to the whole gradient of the
-student's, so fewer are faster, and this is a sixth of that gradient, which has to be held anyway.
+This is about 150 tokens at 151,936 ids. Each chunk reads the heads and updates the whole gradient
+of the student's head, so fewer chunks are faster. The buffers use a sixth of the bytes of that
+gradient, which is in memory in any case.
 """
 
 ACCELERATOR_CHUNK_BYTES = 512 * 2**20
-"""The same where products are so much faster that more tokens must share the reading of a head.
+"""The same limit for devices with much faster products, where larger chunks are needed.
 
-Counted and not measured: in bfloat16 at 500 TFLOP/s and 4.8 TB/s, 84 tokens compute as long as the
-gradient of a head of 151,936 x 2,048 is read and written.
+This is calculated, not measured: in bfloat16 at 500 TFLOP/s and 4.8 TB/s, the products of 84 tokens
+take as long as reading and writing the gradient of a head of 151,936 x 2,048.
 """
 
 SCRATCH_SHARE = 8
-"""Rows of a chunk for each row of scratch. What is done token by token needs no more, and the
-memory it leaves holds more tokens of a chunk."""
+"""Number of rows of a chunk per row of scratch. Work that is done token by token needs only a small
+scratch, and the saved memory is used for larger chunks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChunkPlan:
-    """How a walk cuts its work."""
+    """The sizes of the chunks and buffers of a walk."""
 
     vocabulary: int
     chunk: int
@@ -42,7 +43,7 @@ class ChunkPlan:
 
     @property
     def scratch_rows(self) -> int:
-        """Tokens that are worked on at a time between two matrix products."""
+        """Number of tokens that are processed together between two matrix products."""
         return math.ceil(self.chunk / SCRATCH_SHARE)
 
     def chunks(self, num_tokens: int) -> Iterator[slice]:
@@ -51,12 +52,12 @@ class ChunkPlan:
             yield slice(start, min(start + self.chunk, num_tokens))
 
     def buffer(self, like: Tensor) -> Float[Tensor, "C V"]:
-        """Return room for the logits of one chunk of ``like``, uninitialised."""
+        """Return an uninitialised buffer for the logits of one chunk of ``like``."""
         size = (min(self.chunk, len(like)), self.vocabulary)
         return torch.empty(size, dtype=self.dtype, device=like.device)
 
     def scratch(self, like: Tensor) -> Float[Tensor, "c V"]:
-        """Return room for what is made of the logits of a few tokens, uninitialised."""
+        """Return an uninitialised buffer for values computed from the logits of a few tokens."""
         size = (min(self.scratch_rows, len(like)), self.vocabulary)
         return torch.empty(size, dtype=self.dtype, device=like.device)
 
@@ -64,13 +65,13 @@ class ChunkPlan:
 def plan_chunks(
     vocabulary: int, chunk_size: int | None, *tensors: Tensor, num_buffers: int
 ) -> ChunkPlan:
-    """Return how to cut the work so that the buffers fit what they may take, or as asked.
+    """Return a plan with the given chunk size, or with the largest one within the memory limit.
 
     Args:
-        vocabulary: Ids that are normalised over.
-        chunk_size: Tokens of a chunk; None for as many as fit.
-        tensors: Inputs of the walk; where they are and how precise decides.
-        num_buffers: Whole chunks of logits that are held at a time.
+        vocabulary: Number of ids that are normalised over.
+        chunk_size: Tokens of a chunk; None means as many as the memory limit allows.
+        tensors: Inputs of the walk; their device and dtype determine the plan.
+        num_buffers: Number of whole chunks of logits that are held at the same time.
 
     Raises:
         ConfigError: ``chunk_size`` is below 1.
@@ -89,13 +90,13 @@ def plan_chunks(
 def fitting_tokens(
     vocabulary: int, device: torch.device, dtype: torch.dtype, *, num_buffers: int = 2
 ) -> int:
-    """Return the tokens of a chunk whose buffers, scratch included, fit what they may take.
+    """Return the largest number of tokens of a chunk whose buffers and scratch fit the limit.
 
     Args:
-        vocabulary: Ids that are normalised over.
-        device: Where the buffers are.
-        dtype: Of the buffers.
-        num_buffers: Whole chunks of logits that are held; two for a divergence.
+        vocabulary: Number of ids that are normalised over.
+        device: Device of the buffers.
+        dtype: Precision of the buffers.
+        num_buffers: Number of whole chunks of logits that are held; two for a divergence.
     """
     is_cpu = device.type == "cpu"
     allowed = CHUNK_BYTES if is_cpu else ACCELERATOR_CHUNK_BYTES

@@ -1,8 +1,8 @@
-"""The walk over chunks of tokens that all per-token losses share.
+"""Computes per-token losses chunk by chunk; all per-token losses use this walk.
 
-The logits of one chunk are made, used and overwritten, so no tokens-by-vocabulary tensor is ever
-whole. Letters in shapes: N tokens, H hidden width, V head rows. Arithmetic is float32, or float64
-where an input is float64, whatever autocast says.
+The logits of one chunk are computed, used and overwritten, so no tokens-by-vocabulary tensor is
+allocated. Letters in shapes: N tokens, H hidden width, V head rows. Arithmetic is float32, or
+float64 if an input is float64; autocast does not change it.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,11 +16,11 @@ from vaopd.errors import AlignmentError, ConfigError
 from vaopd.objective.chunks import ChunkPlan
 
 CAST_BYTES = 8 * 2**20
-"""Size of the block of head rows that is held in working precision at a time."""
+"""Bytes of the block of head rows that is held in working precision at the same time."""
 
 
 Measure = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
-"""Maps tokens and their student logits to (loss, number to report) of each token.
+"""Maps tokens and their student logits to (loss, reported number) of each token.
 
 It overwrites the logits with the gradient of each token's loss.
 """
@@ -31,15 +31,15 @@ def walk(
 ) -> tuple[Tensor, Tensor]:
     """Return the weighted loss with its graph, and the reported number of each token."""
     if not torch.is_grad_enabled():
-        # Inside forward the grad mode is off in any case; only here can we see that nobody
-        # will ask for the gradients, which are two thirds of the student's work.
+        # Inside forward, the grad mode is always off. Only here is it known that gradients are not
+        # needed; they are two thirds of the student's computation.
         hidden, head = hidden.detach(), head.detach()
     with torch.autocast(hidden.device.type, enabled=False):
         return _ChunkWalk.apply(hidden, head, weights.detach(), measure, plan)  # pyright: ignore[reportReturnType]
 
 
 class _ChunkWalk(torch.autograd.Function):
-    """Value and gradients of a weighted per-token loss in one walk over the tokens."""
+    """Computes value and gradients of a weighted per-token loss in one walk over the tokens."""
 
     @staticmethod
     def forward(
@@ -80,8 +80,9 @@ class _ChunkWalk(torch.autograd.Function):
                 "this loss was already differentiated and its gradients were given away; "
                 "call the loss function again for a second backward"
             )
-        # Scaled in place and given away: a copy of the head's gradient would double the peak,
-        # and autograd adopts a gradient as `.grad` only while nobody else holds it.
+        # Scale in place and drop our reference: a copy of the head's gradient would double the
+        # peak, and autograd uses a gradient as `.grad` without a copy only if no other reference
+        # to it exists.
         gradients, ctx.gradients = ctx.gradients, None
         to_hidden, to_head = (
             None if gradient is None else _narrowed_(gradient.mul_(scale), dtype)
@@ -93,7 +94,7 @@ class _ChunkWalk(torch.autograd.Function):
 def log_softmax_(logits: Tensor, scratch: Tensor) -> Tensor:
     """Turn logits into log-probabilities in place.
 
-    Leaves unnormalised probabilities in ``scratch`` and returns what they sum to, row by row.
+    Writes unnormalised probabilities to ``scratch`` and returns their sum for each row.
     """
     logits.sub_(logits.amax(-1, keepdim=True))
     total = torch.exp(logits, out=scratch).sum(-1, keepdim=True)
@@ -102,11 +103,11 @@ def log_softmax_(logits: Tensor, scratch: Tensor) -> Tensor:
 
 
 def write_logits(hidden: Tensor, head: Tensor, buffer: Tensor) -> Tensor:
-    """Write ``hidden @ head.T`` to the front rows of the buffer and return them."""
+    """Write ``hidden @ head.T`` to the first rows of the buffer and return these rows."""
     logits = buffer[: len(hidden)]
     if _on_tensor_cores(logits.dtype, hidden.dtype, head):
-        # Half-precision factors with float32 products and sums: exactly the upcast result
-        # below, up to the order of the sum.
+        # Half-precision factors with float32 products and sums: the same result as the upcast
+        # below, except for the order of the sum.
         return torch.mm(hidden, head.T, out_dtype=logits.dtype, out=logits)
     wide = hidden.to(logits.dtype)
     for rows, block in _wide_blocks(head, logits.dtype):
@@ -137,7 +138,7 @@ def _add_head_gradient_(
 
 
 def _on_tensor_cores(working: torch.dtype, hidden_dtype: torch.dtype, matrix: Tensor) -> bool:
-    """Return whether half-precision products with float32 sums are to be had."""
+    """Return whether half-precision products with float32 sums are available."""
     is_half = matrix.dtype in (torch.bfloat16, torch.float16)
     same = matrix.dtype == hidden_dtype
     return matrix.is_cuda and is_half and same and working == torch.float32
@@ -146,8 +147,8 @@ def _on_tensor_cores(working: torch.dtype, hidden_dtype: torch.dtype, matrix: Te
 def _wide_blocks(head: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """Yield blocks of head rows in the working dtype.
 
-    A head that has the dtype already comes whole; otherwise its copy in the wider dtype, over
-    a gigabyte for a large vocabulary, would exist beside it.
+    A head that already has this dtype is one block. Any other head is converted block by block,
+    because a whole copy in the wider dtype can use more than a gigabyte.
     """
     row_bytes = head.shape[1] * dtype.itemsize
     step = len(head) if head.dtype == dtype else max(1, CAST_BYTES // row_bytes)
@@ -159,10 +160,11 @@ def _wide_blocks(head: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tens
 def _narrowed_(wide: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the contiguous matrix rounded to ``dtype``, in the same memory.
 
-    A second buffer would add half of the largest tensor of the step to its peak. Row r of the
-    result ends at byte 2 (r+1) H, where row r of the source starts at 4 r H, so writing front
-    to back never touches a row that is still to be read; each block is rounded aside first
-    because the first one overlaps itself. The result keeps the wide storage alive.
+    A second buffer would add half of the largest tensor of the step to the peak. Row r of the
+    result ends at byte 2 (r+1) H, and row r of the source starts at byte 4 r H. So writing from
+    front to back never overwrites a row that is not read yet. Each block is first rounded in a
+    temporary tensor, because the first block overlaps itself. The result keeps the wide storage
+    in memory.
     """
     if wide.dtype == dtype:
         return wide
@@ -175,7 +177,7 @@ def _narrowed_(wide: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def shared_vocabulary(vocab_size: int | None, *head_rows: int) -> int:
-    """Return the number of ids to normalise over, checked against the heads."""
+    """Return the number of ids to normalise over, after checking that the heads have them."""
     if vocab_size is None:
         if len(set(head_rows)) > 1:
             raise ConfigError(
@@ -193,7 +195,7 @@ def shared_vocabulary(vocab_size: int | None, *head_rows: int) -> int:
 
 
 def check_ids(ids: Tensor, vocabulary: int) -> None:
-    """Raise if an id is not one of the vocabulary's."""
+    """Raise an error if an id is outside the vocabulary."""
     outside = (ids < 0) | (ids >= vocabulary)
     if outside.any():
         position = int(outside.nonzero()[0])

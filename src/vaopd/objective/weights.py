@@ -1,8 +1,8 @@
-"""Weights: how visual advantage becomes the share of the loss that each token gets.
+"""Computes from the visual advantage the share of the loss that each token gets.
 
 Letters in shapes: B rollouts, T response tokens (padded). Siblings are the rollouts of one
-problem; they may be anywhere in the batch. All arithmetic is float64, results have the
-advantage's dtype, and nothing here has a gradient.
+problem; they may have any places in the batch. All arithmetic is float64, results have the
+advantage's dtype, and no result has a gradient.
 """
 
 import math
@@ -34,27 +34,27 @@ def rollout_weights(
         z[k] = (abar[k] - mean) / (std + epsilon)
         w[k] = softmax_k(z[k] / temperature)
 
-    Standardising forgets the scale: siblings that differ by numerical noise get the same
-    weights as siblings that differ by a nat. ``deviation_floor``, which the paper does not
-    have, puts max(std, deviation_floor) in the place of std.
+    Standardising removes the scale: siblings that differ by numerical noise get the same
+    weights as siblings that differ by a nat. ``deviation_floor``, which is not in the paper,
+    replaces std by max(std, deviation_floor).
 
-    An empty response gets weight 0 and counts neither in mean, std nor softmax, so that its
+    An empty response gets weight 0 and is not included in mean, std and softmax, so its
     siblings share the whole weight of the problem. A problem with only empty responses has
-    weights 0: it contributes no loss.
+    weights 0: it does not contribute to the loss.
 
     Args:
-        advantage: Result of `visual_advantage`; anything at padding.
+        advantage: Result of `visual_advantage`; values at padding are ignored.
         response_mask: True at response tokens, False at padding.
         problem_ids: The problem of each rollout; siblings have equal ids.
         temperature: tau; large values approach equal weights.
         epsilon: Added to the standard deviation, in nats.
-        deviation_floor: Least standard deviation to divide by, in nats; 0 is the paper.
+        deviation_floor: Smallest standard deviation to divide by, in nats; 0 in the paper.
 
     Returns:
         Non-negative; sums to 1 over the rollouts of each problem.
 
     Raises:
-        AlignmentError: There are not as many ids as rollouts, or a response token has a
+        AlignmentError: The numbers of ids and rollouts differ, or a response token has a
             non-finite advantage.
         ConfigError: An option is out of its range.
     """
@@ -67,8 +67,8 @@ def rollout_weights(
     mean_advantage = rollout_advantage(advantage.double(), response_mask)
     total = partial(_sibling_totals, problem=problem, present=present)
     count = total(torch.ones_like(mean_advantage)).clamp(min=1)
-    # Softmax does not see a shift, so the gap to the best sibling stands in for the deviation
-    # from the mean: nothing overflows, and equal siblings are equal to the last bit.
+    # A shift does not change softmax, so the gap to the best sibling can replace the deviation
+    # from the mean: nothing overflows, and equal siblings get exactly equal weights.
     gap = _gap_to_best(mean_advantage, problem, present)
     variance = total((gap - total(gap) / count).square()) / count
     scale = variance.sqrt().clamp(min=deviation_floor) + epsilon
@@ -79,13 +79,13 @@ def rollout_weights(
 
 
 def _sibling_totals(values: Tensor, problem: Tensor, present: Tensor) -> Tensor:
-    """Return the sum over each rollout's non-empty siblings."""
+    """Return for each rollout the sum of the values of its non-empty siblings."""
     sums = values.new_zeros(len(problem))
     return sums.index_add(0, problem, values.masked_fill(~present, 0.0))[problem]
 
 
 def _gap_to_best(values: Tensor, problem: Tensor, present: Tensor) -> Tensor:
-    """Return each rollout's distance to its best sibling, at most 0; 0 for an empty one."""
+    """Return each value minus that of its best sibling, at most 0; 0 for empty rollouts."""
     lowest = torch.full_like(values, -math.inf)
     known = values.masked_fill(~present, -math.inf)
     best = lowest.scatter_reduce(0, problem, known, "amax")[problem]
@@ -101,13 +101,14 @@ def high_group(
 ) -> Bool[Tensor, "B T"]:
     """Return which tokens belong to the high-advantage group of their response.
 
-    The group H of Eq. 5 of Liu et al. 2026 (arXiv:2605.21924): the max(1, ceil(p T)) tokens
-    of largest visual advantage, p being ``high_fraction``. A fraction of 0 means no group.
+    Implements the group H of Eq. 5 of Liu et al. 2026 (arXiv:2605.21924): the max(1, ceil(p T))
+    tokens with the largest visual advantage, where p is ``high_fraction``. With a fraction of 0
+    the group is empty.
 
-    Clipping makes exact zeros common, and a response of mostly zeros fills its group with ties.
-    Without a generator the earlier token wins, which favours the opening words; with one the
-    order is random. One draw is made for each cell of the batch, so the choice is repeated only
-    for the same rows in the same layout: call it once for a whole step.
+    Clipping makes exact zeros common, so equal tokens often compete for places in the group.
+    Without a generator the earlier token is chosen, which prefers the first words; with a
+    generator the order is random. It draws one number for each cell of the batch, so the choice
+    is reproducible only for the same rows in the same layout: call this once for a whole step.
 
     Args:
         advantage: Result of `visual_advantage`; anything at padding.
@@ -156,10 +157,10 @@ def token_weights(
         c[b,t] = w[b] lambda / |H|            for t in H, the `high_group`
         c[b,t] = w[b] (1 - lambda) / |L|      for t in L, the other response tokens
 
-    A group without tokens leaves the whole weight to the other one.
+    If one group has no tokens, the other group gets the whole weight.
 
-    With ``minimum_advantage``, which the paper does not have, a response whose advantage adds up
-    to less falls back to equal weights in proportion, s = min(1, sum_t VA / minimum_advantage)::
+    ``minimum_advantage`` is not in the paper. If the advantage of a response adds up to less,
+    its weights move towards equal weights, with s = min(1, sum_t VA / minimum_advantage)::
 
         lambda = s high_mass + (1 - s) |H| / T
 
@@ -169,10 +170,10 @@ def token_weights(
         rollout_weights: Result of `rollout_weights`.
         high_fraction: p, the share of a response's tokens in the high group, in [0, 1].
         high_mass: lambda, the share of the weight that the high group gets, in [0, 1].
-        minimum_advantage: Sum of advantage over a response, in nats, from which its groups
-            count in full; 0 is the paper.
+        minimum_advantage: Sum of advantage over a response, in nats, above which lambda is
+            exactly ``high_mass``; 0 in the paper.
         generator: Source of the order among equal tokens; None prefers the earlier.
-        high: The high group, where the caller has chosen it; else it is chosen here.
+        high: The high group, if the caller has chosen it; otherwise it is chosen here.
 
     Returns:
         Non-negative, 0 at padding; sums to the rollout's weight over each response.
@@ -205,13 +206,13 @@ def uniform_token_weights(
 ) -> Float[Tensor, "B T"]:
     """Return the weights of standard on-policy distillation.
 
-    Implements Eq. 1 of Liu et al. 2026 (arXiv:2605.21924), the mean over the tokens of a
+    Implements Eq. 1 of Liu et al. 2026 (arXiv:2605.21924): the mean over the tokens of a
     response, then over the responses of a problem::
 
         c[b,t] = 1 / (K T[b])
 
-    with K the non-empty siblings. It is not the mean over all tokens of the batch, in which
-    long responses weigh more.
+    where K is the number of non-empty siblings. This is not the mean over all tokens of the
+    batch, in which long responses have more weight.
 
     Args:
         response_mask: True at response tokens, False at padding; may have holes.
@@ -234,20 +235,21 @@ def uniform_token_weights(
 def without_tokens(
     token_weights: Float[Tensor, "B T"], dropped: Bool[Tensor, "B T"]
 ) -> Float[Tensor, "B T"]:
-    """Return the weights with some tokens taken out of the loss and each response's share kept.
+    """Return the weights without some tokens; each response keeps its share of the loss.
 
-    For the masking study, Fig. 2b of Liu et al. 2026 (arXiv:2605.21924), which does not say how
-    the rest is weighted. Here it is scaled, so that no response counts for less::
+    For the masking study, Fig. 2b of Liu et al. 2026 (arXiv:2605.21924). The paper does not say
+    how the other tokens are weighted. Here they are scaled, so that each response keeps its
+    weight::
 
         c'[b,t] = c[b,t] sum_s c[b,s] / sum_{s not dropped} c[b,s]   where not dropped, else 0
 
     Args:
         token_weights: Non-negative; 0 at padding.
-        dropped: True at tokens to take out. A response that would lose all its weight keeps
-            all of its tokens.
+        dropped: True at tokens to remove. A response that would lose all its weight keeps all
+            of its tokens.
 
     Returns:
-        Non-negative; sums over each response to what it summed to before.
+        Non-negative; the sum over each response does not change.
     """
     kept = token_weights.double().masked_fill(dropped, 0.0)
     left = kept.sum(-1, keepdim=True)
@@ -274,7 +276,7 @@ def _problem_indices(
 
 
 def _check_finite(advantage: Tensor, response_mask: Tensor) -> None:
-    """Raise if a response token has no usable advantage."""
+    """Raise an error if a response token has a non-finite advantage."""
     bad = response_mask & ~advantage.isfinite()
     if bad.any():
         row, position = bad.nonzero()[0].tolist()
@@ -285,7 +287,7 @@ def _check_finite(advantage: Tensor, response_mask: Tensor) -> None:
 
 
 def _check_temperature(value: float) -> None:
-    """Raise if the option is not a temperature."""
+    """Raise an error if the option is not a valid temperature."""
     if not (math.isfinite(value) and value > 0):
         raise ConfigError(
             f"temperature is {value}, expected a finite number above 0; "
@@ -294,7 +296,7 @@ def _check_temperature(value: float) -> None:
 
 
 def _check_share(name: str, value: float) -> None:
-    """Raise if the option is not a share."""
+    """Raise an error if the option is not in [0, 1]."""
     if not 0 <= value <= 1:
         raise ConfigError(
             f"{name} is {value}, expected a share between 0 and 1; the paper's values are "
@@ -303,7 +305,7 @@ def _check_share(name: str, value: float) -> None:
 
 
 def _check_nats(name: str, value: float) -> None:
-    """Raise if the option is not a finite amount of nats."""
+    """Raise an error if the option is not a finite amount of nats."""
     if not (math.isfinite(value) and value >= 0):
         raise ConfigError(
             f"{name} is {value}, expected a finite number of nats, at least 0; "

@@ -283,7 +283,7 @@ def first_budget(training: TrainingConfig, device: torch.device) -> int:
     """Return the initial number of padded tokens of one forward."""
     if training.micro_batch_tokens != "auto":
         return training.micro_batch_tokens
-    # On a CPU, the system kills a process without memory, so the budget cannot be found by trying.
+    # On a CPU, the system kills a process that runs out of memory, so no larger budget is tried.
     return AUTO_TOKENS if device.type == "cuda" else 16384
 
 
