@@ -377,7 +377,8 @@ def _head_learns(config: RunConfig) -> bool:
 
 def _drawing_bytes(rows: int, vocabulary: int, top_p: float) -> int:
     """Return the largest number of bytes for drawing one token per row; see ``draw_tokens``."""
-    # Float32 logits, and two float64 matrices in the softmax; where every id may be drawn also
-    # their order (int64), the sorted probabilities, their sums, and these less their own.
+    # Float32 logits, and two float64 matrices in the softmax. If every id may be drawn, also their
+    # order (int64), the sorted probabilities, their cumulative sums, and these sums minus the
+    # probabilities.
     each = 4 + 2 * 8 if top_p < 1 else 4 + 5 * 8 + 2
     return rows * vocabulary * each

@@ -1,1 +1,1 @@
-"""Models: loading, prompts, packing, families and the tiny ones that ship."""
+"""Models: loading, prompts, packing, families and the tiny models of the package."""

@@ -1,8 +1,8 @@
-"""Which weights learn: all, the language model, or low-rank adapters beside frozen ones (LoRA).
+"""Selects the trained weights: all, the language model, or low-rank adapters (LoRA).
 
 Adapters are injected into the transformers model in place, so its forward, its packing and its
-head do not change. peft reads and writes the adapter folder; its file ``trained_weights`` holds
-the float32 weights that learn without an adapter.
+head do not change. peft reads and writes the adapter folder; the file ``trained_weights`` in it
+holds the float32 weights that are trained without an adapter.
 """
 
 import copy
@@ -27,7 +27,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 OTHER_FILE = "trained_weights.safetensors"
 BASE_FILE = "adapter_base.json"
 PREFIX = "base_model.model."
-"""Prefix of the weight names in peft's files; peft wraps a model, we inject adapters into it."""
+"""Prefix of the weight names in peft's files; models with injected adapters do not have it."""
 
 
 def choose_trainable(model: nn.Module, config: StudentConfig, seed: int = 0) -> None:
@@ -47,7 +47,7 @@ def choose_trainable(model: nn.Module, config: StudentConfig, seed: int = 0) -> 
 
 
 def recompute_activations(model: Any) -> None:
-    """Turn on gradient checkpointing, by either of the two names that transformers 5 has for it."""
+    """Turn on gradient checkpointing; transformers 5 has two names for the option."""
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
@@ -93,7 +93,7 @@ def _pattern(model: Any, config: LoraConfig) -> str:
     chosen = [name for name in language if name.rpartition(".")[2] in wanted]
     if config.vision == "adapters":
         chosen += [name for name in linear if _is_vision(model, name)]
-    # Layers of one kind differ only by their number: one alternative for each kind.
+    # The names of layers of one kind differ only in a number: one alternative per kind is enough.
     kinds = {re.sub(r"\\\.\d+(?=\\\.|$)", r"\\.\\d+", re.escape(name)) for name in chosen}
     return "|".join(sorted(kinds))
 
@@ -128,11 +128,11 @@ def plain_weights(
     Adapters are added in float32 before the rounding to ``dtype``; tied weights stay tied.
 
     Args:
-        model: May be sharded.
+        model: The model, sharded or not.
         dtype: Precision of the result.
-        convert: Returns a tensor at a precision, or None where another process gets it.
+        convert: Returns a tensor at a precision, or None if another process gets the tensor.
     """
-    # A tied weight must be one tensor after the conversion too, so that it is stored once.
+    # A tied weight must also be one tensor after the conversion, so that it is stored once.
     converted: dict[int, Tensor | None] = {}
     weights: dict[str, Tensor | None] = {}
     for name, tensor, owner in _plain_tensors(model):
@@ -204,7 +204,7 @@ def plain_shell(model: Any) -> Any:
 def save_adapters(
     model: Any, folder: Path, weights: dict[str, Tensor], quantization: str = "none"
 ) -> None:
-    """Write the trained weights: adapters in the format of peft, others in a second file."""
+    """Write the trained weights: adapters in peft's format, all others in a second file."""
     import peft
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -221,19 +221,19 @@ def save_adapters(
         {
             "model": settings.base_model_name_or_path,
             "quantization": quantization,
-            # The names, so that a missing file or weight is noticed.
+            # The names allow loading to detect a missing file or weight.
             "trained_weights": sorted(others),
         },
     )
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters that learn."""
+    """Return the trained parameters by name."""
     return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
 
 
 def is_adapter_folder(source: str | Path) -> bool:
-    """Return whether a path is a folder of adapters and not of a whole model."""
+    """Return whether a path is a folder of adapters and not a folder of a whole model."""
     return (Path(source) / CONFIG_FILE).is_file() and not (Path(source) / "config.json").is_file()
 
 
@@ -241,7 +241,8 @@ def read_base(folder: Path) -> tuple[str, str]:
     """Return the name of the model that adapters belong to, and how it was quantized.
 
     Raises:
-        ModelError: The folder does not name it, or the model had random weights, which are lost.
+        ModelError: The folder does not name the model, or the model had random weights, which no
+            file holds.
     """
     try:
         values = _base_values(folder)
@@ -270,7 +271,7 @@ def read_adapters(folder: Path) -> dict[str, Tensor]:
     """
     weights = {}
     for name, tensor in load_file(folder / WEIGHTS_FILE).items():
-        # peft leaves the adapter's own name out of its files.
+        # peft does not write the adapter's name to its files.
         inner = name.removeprefix(PREFIX)
         weights[re.sub(r"(lora_[AB])\.weight$", r"\1.default.weight", inner)] = tensor
     if (folder / OTHER_FILE).is_file():

@@ -1,9 +1,10 @@
-"""Attention of packed rows, without most pairs of query and key that the mask excludes.
+"""Computes the attention of packed rows without most query-key pairs that the mask excludes.
 
-One mask over a row ``[prompt | r1 | .. | rK]`` would compute (P + K R)^2 pairs, of which
-P^2 / 2 + K (P R + R^2 / 2) are needed. So the prompt attends separately, by a causal kernel
-without a mask, and the siblings in spans about as long as the prompt. The prompt's keys are copied
-once for each span and not for each sibling, and pairs between siblings of two spans are skipped.
+One mask over a row ``[prompt | r1 | .. | rK]`` would compute (P + K R)^2 pairs, but only
+P^2 / 2 + K (P R + R^2 / 2) are needed. So the attention of the prompt is computed separately, by a
+causal kernel without a mask. The attention of the siblings is computed in spans about as long as
+the prompt. The prompt's keys are copied once per span and not once per sibling, and pairs between
+siblings of different spans are not computed.
 
 B rows, L columns, P tokens of a prompt, S of a span, A query heads, D head width.
 """
@@ -32,13 +33,13 @@ class PackedRow:
 
     prompt: int
     spans: tuple[Bool[Tensor, "1 1 _ _"], ...]
-    """For each span, which keys of prompt and span its S queries see: (1, 1, S, P+S)."""
+    """For each span, the keys of prompt and span that its S queries may see: (1, 1, S, P+S)."""
 
     padding: int
 
     @property
     def sizes(self) -> list[int]:
-        """Columns of the prompt, of each span, and of the padding."""
+        """Numbers of columns of the prompt, of each span, and of the padding."""
         return [self.prompt, *(mask.shape[2] for mask in self.spans), self.padding]
 
 
@@ -64,7 +65,7 @@ def pack_row(prompt: int, responses: Sequence[int], columns: int) -> PackedRow:
     Args:
         prompt: Tokens of the prompt.
         responses: Tokens of each sibling, in the order of the row.
-        columns: Length of the padded row.
+        columns: Number of columns of the padded row.
     """
     spans = tuple(_span_mask(prompt, lengths) for lengths in _spans(prompt, responses))
     return PackedRow(prompt, spans, columns - prompt - sum(responses))
@@ -104,13 +105,13 @@ def packed_attention(
     """Return the attention output of each token over the tokens that it may see.
 
     Args:
-        module: The attention layer, for its heads.
-        query: B A L D.
-        key: B by key-value heads by L by D, as ``value``.
-        value: See ``key``.
+        module: The attention layer; its numbers of heads are used.
+        query: Shape (B, A, L, D).
+        key: Shape (B, key-value heads, L, D).
+        value: Same shape as ``key``.
         attention_mask: Used if rows are not packed.
-        packed_rows: The layout; none for prefills, decoding and rows of one response.
-        kernel: Attends within one part, with transformers' own signature.
+        packed_rows: The layout; None for prefills, decoding and rows of one response.
+        kernel: Computes the attention within one part, with the signature of transformers.
         options: Scale and dropout, see ``transformers``.
     """
     if packed_rows is None:
@@ -136,8 +137,9 @@ def _attend_row(
 def use_packed_attention(model: Any) -> bool:
     """Make a model's language part use ``packed_attention``; return whether it does.
 
-    Possible only if it uses ``sdpa``, which computes rows that are not packed, and if every layer
-    sees all earlier tokens: in a layer with a state or a window, siblings would mix.
+    This is possible only if the model uses ``sdpa``, which computes rows that are not packed, and
+    if every layer sees all earlier tokens. In a layer with a state or a window, one sibling would
+    change the results of another.
     """
     config = model.config.get_text_config()
     if {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}:

@@ -1,4 +1,4 @@
-"""Checks that a student can learn from a teacher: the same token ids, the same pixels."""
+"""Checks that student and teacher have the same token ids and the same pixel values."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from vaopd.models.model import VisionLanguageModel
 
 
 def check_same_tokenizer(student: VisionLanguageModel, teacher: VisionLanguageModel) -> None:
-    """Check that every id means the same token to both models; head sizes may differ.
+    """Check that every id is the same token in both models; head sizes may differ.
 
     Raises:
         ModelError: The two vocabularies map some token to different ids.
@@ -27,7 +27,7 @@ def check_same_tokenizer(student: VisionLanguageModel, teacher: VisionLanguageMo
 
 
 def check_same_pixels(student: VisionLanguageModel, teacher: VisionLanguageModel) -> None:
-    """Check that the teacher can be given the pixel values that the student's processor makes.
+    """Check that the teacher can use the pixel values of the student's image processor.
 
     Raises:
         ModelError: The two image processors cut or scale pixels differently.
@@ -39,7 +39,7 @@ def check_same_pixels(student: VisionLanguageModel, teacher: VisionLanguageModel
 def check_same_settings(
     student: str, teacher: str, ours: dict[str, Any], theirs: dict[str, Any]
 ) -> None:
-    """Check that two models have the same image settings; the second may be on a server.
+    """Check that two models have the same image settings; the second model may be on a server.
 
     Raises:
         ModelError: The two image processors cut or scale pixels differently.

@@ -1,4 +1,4 @@
-"""Loading and checking of vision-language models."""
+"""Loads and checks vision-language models."""
 
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,19 @@ def load_model(
 ) -> VisionLanguageModel:
     """Return a model by hub name, local folder, ``tiny:NAME`` or ``tiny:new-NAME``.
 
-    A folder of LoRA adapters gives their base model with the adapters merged into it.
+    For a folder of LoRA adapters, it is their base model with the adapters merged into it.
 
     Args:
-        name: As written in a recipe.
-        device: Where the weights go.
+        name: Name of the model, as in a recipe.
+        device: Device of the weights.
         dtype: Precision of the weights.
-        compute_dtype: Precision of forward passes, through autocast where it differs.
-        seed: Of the random weights of ``tiny:new-NAME``.
-        quantization: ``8bit`` or ``4bit`` holds the language model's linear layers so.
-        key: The setting that asked for the quantization, for the error.
+        compute_dtype: Precision of forward passes; autocast is used if it differs from ``dtype``.
+        seed: Seed of the random weights of ``tiny:new-NAME``.
+        quantization: ``8bit`` or ``4bit`` quantizes the linear layers of the language model.
+        key: Name of the setting of the quantization, for the error.
 
     Raises:
-        ConfigError: What quantization needs is not installed.
+        ConfigError: A package that quantization needs is not installed.
         ModelError: The model, its tokenizer or its image processor cannot be loaded.
     """
     if adapters.is_adapter_folder(name):
@@ -60,12 +60,12 @@ def load_model(
     else:
         source = tiny.asset_folder(name.removeprefix("tiny:")) if name.startswith("tiny:") else name
         quantized = quantization_config(key, quantization, compute_dtype)
-        # Quantized weights are made where they stay; `to` would not move their scales.
+        # Create quantized weights on their final device; `to` would not move their scales.
         place = {"quantization_config": quantized, "device_map": {"": device}} if quantized else {}
         model = read_supported(source, name, dtype=dtype, **place)
         if name.startswith("tiny:"):
             source = tiny.asset_folder("tokenizer")
-    # Parameters only: buffers such as the rotary frequencies must stay float32.
+    # Convert parameters only: buffers such as the rotary frequencies must stay float32.
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(device=device, dtype=dtype)
@@ -99,7 +99,7 @@ def _load_adapted(
         adapters.attach(loaded.model, folder)
         adapters.merge(loaded.model)
     else:
-        # The adapters answer to the rounded weights they were trained beside.
+        # The adapters were trained together with the rounded weights, so they need these.
         rounded = load(quantization)
         adapters.attach(rounded.model, folder)
         loaded.model.load_state_dict(rounded.weights(dtype))
@@ -119,7 +119,7 @@ def wrap_model(
     check_parts(model, name)
     if model.config.model_type in qwen_vl.MODEL_TYPES:
         tokenizer = read_pretrained(AutoTokenizer, source, name)
-        # The full Qwen processor needs torchvision for its video half; images do not.
+        # The full Qwen processor needs torchvision for videos; the image processor does not.
         image_processor = read_pretrained(AutoImageProcessor, source, name, backend="pil")
         family: Family = qwen_vl.QwenVLFamily(model, tokenizer, image_processor)
         processors: list[Any] = [image_processor, *_video_processor_file(source)]
@@ -134,7 +134,7 @@ def wrap_model(
 
 
 def _video_processor_file(source: str | Path) -> list[Path]:
-    """Return the video processor's settings, which serving engines want beside a checkpoint."""
+    """Return the video processor's settings file, which inference servers need in a checkpoint."""
     found = cached_file(
         str(source),
         "video_preprocessor_config.json",

@@ -1,4 +1,4 @@
-"""Lengths of prompts and sizes of their images, without decoding an image or encoding a prompt."""
+"""Measures prompts and their images without decoding an image or encoding a prompt."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from vaopd.problems.problem import Problem
 from vaopd.views import fitted_sizes
 
 AT_ONCE = 256
-"""Problems whose texts are tokenized together."""
+"""Number of problems whose texts are tokenized together."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The prompt of one problem."""
+    """The measured sizes of the prompt of one problem."""
 
     prompt: PromptSize
     stored: tuple[Size, ...]
-    """Width and height of its images in their files."""
+    """Width and height of the stored images."""
 
     fitted: tuple[Size, ...]
-    """The same inside the pixel budget."""
+    """Width and height of the images after resizing to the pixel budget."""
 
 
 def measure(
@@ -34,7 +34,7 @@ def measure(
 ) -> tuple[list[Measured], list[BadRow]]:
     """Return the sizes of the usable prompts, and the problems whose prompts cannot be used.
 
-    Reads only headers of images and tokenizes texts, so many thousands of problems take seconds.
+    It reads only headers of images and tokenizes texts, so many thousands of problems take seconds.
     """
     measured: list[Measured] = []
     bad: list[BadRow] = []
@@ -56,7 +56,7 @@ def measure(
 def _readable(
     problems: Sequence[Problem], data: DataConfig, bad: list[BadRow]
 ) -> list[tuple[Problem, tuple[Size, ...], tuple[Size, ...]]]:
-    """Return problems with the stored and fitted sizes of their images; add the others to bad."""
+    """Return readable problems with stored and fitted image sizes; add the others to ``bad``."""
     readable = []
     for problem in problems:
         try:
@@ -74,7 +74,7 @@ def _fitted(size: Size, data: DataConfig) -> Size:
 
 
 def too_long(problem: Problem, tokens: int, data: DataConfig) -> ProblemError:
-    """Return the error about a prompt over ``data.max_prompt_tokens``."""
+    """Return the error about a prompt with more than ``data.max_prompt_tokens`` tokens."""
     return ProblemError(
         f"problem {problem.id} has a prompt of {tokens} tokens, over data.max_prompt_tokens="
         f"{data.max_prompt_tokens}; raise the limit or lower data.max_pixels (prompts are never "

@@ -1,4 +1,4 @@
-"""A vision-language model: its forward, its weights, and how it is saved."""
+"""Wraps a vision-language model: forward, weights, sharding and saving."""
 
 import contextlib
 import json
@@ -44,14 +44,15 @@ class VisionLanguageModel:
 
     @property
     def base(self) -> Any:
-        """The model without its language-model head: ids and images to last hidden states."""
+        """The model without its language-model head; it maps ids and images to hidden states."""
         return self.model.model
 
     @property
     def head(self) -> Float[Tensor, "V H"]:
         """Weight of the language-model head, possibly tied to the embeddings.
 
-        Where the model is sharded, the whole weight inside ``whole_head`` or ``whole_model``.
+        If the model is sharded, this is the whole weight only inside ``whole_head`` or
+        ``whole_model``.
         """
         if self.sharding is not None and self.sharding.head is not None:
             return self.sharding.head
@@ -59,7 +60,7 @@ class VisionLanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return self.model.device
 
     @property
@@ -69,7 +70,7 @@ class VisionLanguageModel:
 
     @property
     def eos_token_ids(self) -> list[int]:
-        """Ids that end a response."""
+        """The ids that end a response."""
         ids = self.model.generation_config.eos_token_id
         listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
         own = self.tokenizer.eos_token_id
@@ -77,44 +78,44 @@ class VisionLanguageModel:
 
     @property
     def forbidden_ids(self) -> list[int]:
-        """Ids no sampler may draw: vision placeholders, padding and other special tokens.
+        """Ids that a sampler must not draw: vision placeholders, padding, other special tokens.
 
-        A sampled image placeholder would make the next forward claim an image that is not there.
+        After a sampled image placeholder, the next forward would expect an image that is missing.
         """
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
         special -= self._meaningful_added_tokens()
         config = self.model.config
         for key in ("image_token_id", "video_token_id", "vision_start_token_id"):
-            # Some tokenizers do not mark these as special.
+            # Some tokenizers do not mark these ids as special.
             if isinstance(token := getattr(config, key, None), int):
                 special.add(token)
         return sorted(i for i in special - set(self.eos_token_ids) if i < self.vocab_size)
 
     def _meaningful_added_tokens(self) -> set[int]:
-        """Added tokens that are text, such as ``<think>``: a model may need to write them."""
+        """Added tokens that a model may need to write, such as ``<think>``."""
         added = self.tokenizer.added_tokens_decoder
         return {i for i, token in added.items() if not token.special}
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Return the context in which forwards run at the compute precision."""
-        # Adapters are float32 beside weights that may be at the compute precision already.
+        # Adapters are float32, but the other weights may already have the compute precision.
         dtypes = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         if dtypes == {self.compute_dtype}:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute_dtype)
 
     def shard(self, mesh: DeviceMesh | None) -> None:
-        """Spread the parameters over the processes of a mesh (FSDP2), if there is one."""
+        """Shard the parameters over the processes of a mesh (FSDP2), if there is a mesh."""
         if mesh is None:
             return
         grey = Image.new("RGB", (64, 64), "grey")
-        # The picture is given to encode(); the problem only has to have one.
+        # encode() gets the image separately; the problem only has to have an image.
         problem = Problem("filler", "<image>", (b"",), None, "filler", "filler")
         filler = self.family.encode(problem, [grey])
         self.sharding = Sharding(self.model, mesh, self.compute_dtype, filler)
 
     def whole_head(self) -> contextlib.AbstractContextManager:
-        """Return the context in which ``head`` can be used; it spreads the head's gradient."""
+        """Return the context in which ``head`` is whole; its end shards the head's gradient."""
         return self.sharding.whole_head() if self.sharding else contextlib.nullcontext()
 
     def whole_model(self) -> contextlib.AbstractContextManager:
@@ -132,9 +133,9 @@ class VisionLanguageModel:
         Adapters are merged into the weights, quantized weights are written at ``dtype``.
 
         Args:
-            folder: Made where it does not exist.
+            folder: Created if it does not exist.
             dtype: Precision of the weights.
-            weights: What ``weights(dtype)`` gave, where the processes had to gather them.
+            weights: Result of ``weights(dtype)``, needed if the model is sharded.
         """
         state = self.weights(dtype) if weights is None else weights
         model = adapters.plain_shell(self.model) if self.is_changed else self.model
@@ -145,11 +146,11 @@ class VisionLanguageModel:
         self._save_processors(folder)
 
     def save_trained(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """Write what training changes, in float32: adapters where there are some, else all.
+        """Write the weights that training changes, in float32: adapters, or all without adapters.
 
         Args:
-            folder: Made where it does not exist.
-            weights: What ``trained_weights()`` gave, where the processes had to gather them.
+            folder: Created if it does not exist.
+            weights: Result of ``trained_weights()``, needed if the model is sharded.
         """
         if not self.has_adapters:
             self.save(folder, weights=weights)
@@ -163,11 +164,12 @@ class VisionLanguageModel:
     ) -> dict[str, Tensor]:
         """Return the weights of the plain transformers model: adapters merged, dequantized.
 
-        A collective where the model is sharded: then only rank 0 gets them, in main memory.
+        If the model is sharded, this is a collective, and only rank 0 gets the weights, in main
+        memory.
 
         Args:
-            dtype: Their precision.
-            in_main_memory: Whether they leave the device one by one.
+            dtype: Precision of the result.
+            in_main_memory: Whether to move the weights to main memory, one by one.
         """
         if self.sharding is None and in_main_memory:
             return adapters.plain_weights(self.model, dtype, lambda t, d: t.to("cpu", d))
@@ -176,7 +178,7 @@ class VisionLanguageModel:
         return adapters.plain_weights(self.model, dtype, self.sharding.gathered)
 
     def trained_weights(self) -> dict[str, Tensor]:
-        """Return what ``save_trained`` writes; a collective as ``weights`` is."""
+        """Return the weights that ``save_trained`` writes; a collective if the model is sharded."""
         if not self.has_adapters:
             return self.weights()
         trained = adapters.trained_weights(self.model)
@@ -187,12 +189,12 @@ class VisionLanguageModel:
 
     @property
     def has_adapters(self) -> bool:
-        """Whether low-rank adapters stand beside the weights."""
+        """Whether the model has low-rank adapters."""
         return adapters.has_adapters(self.model)
 
     @property
     def is_changed(self) -> bool:
-        """Whether the model in memory is not the plain transformers model of its class."""
+        """Whether the model in memory differs from the plain transformers model of its class."""
         return self.has_adapters or self.quantization != "none"
 
     def _save_processors(self, folder: Path) -> None:
@@ -205,7 +207,7 @@ class VisionLanguageModel:
 
 
 def _write_dtype(path: Path, dtype: torch.dtype) -> None:
-    """Correct the precision that transformers notes, which is that of the model in memory."""
+    """Write the precision of the files; transformers records that of the model in memory."""
     config = json.loads(path.read_text(encoding="utf-8"))
     for part in (config, config.get("text_config", {}), config.get("vision_config", {})):
         if "dtype" in part:

@@ -1,4 +1,4 @@
-"""Packing: siblings share a row with their prompt, which is computed once; rows share a forward.
+"""Packs siblings into one row with their prompt, which is computed once, and rows into forwards.
 
 ``micro_batches`` decides which responses share a forward; each micro-batch is one forward of
 the unmodified transformers model. The update does not depend on the split, because all weights are
@@ -18,7 +18,7 @@ from vaopd.models.prompts import Batch, EncodedPrompt, Group
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """Responses that share a forward, and the numbers of their rollouts in the step."""
+    """The responses of one forward, and the numbers of their rollouts in the step."""
 
     batch: Batch
     rollouts: tuple[int, ...]
@@ -39,10 +39,10 @@ def micro_batches(
 
     Args:
         model: Decides how groups become rows; families without packing get one row per forward.
-        prompts: One for each problem.
-        responses: For each problem, the token ids of its siblings. Rollouts are numbered
-            through: all siblings of problem 0, then of problem 1, ...
-        budget_tokens: Padded tokens of one forward; a larger group gets a forward of its own.
+        prompts: One prompt for each problem.
+        responses: For each problem, the token ids of its siblings. Rollouts are numbered in the
+            order of problems: all siblings of problem 0, then all of problem 1, ...
+        budget_tokens: Padded tokens of one forward; a larger group gets a separate forward.
         split_siblings: Split siblings that do not fit together into parts, each with the prompt.
         share_prefix: False gives each response its own row with the prompt.
     """
@@ -80,8 +80,8 @@ def separable_problems(
 ) -> list[list[int]]:
     """Return groups of problems that can be scored in separate calls.
 
-    The calls run the same forwards that `micro_batches` would make of all problems together, so
-    shapes and bits are the same. Problems without any response token are in no group.
+    The calls run the same forwards as one call of `micro_batches` with all problems, so shapes and
+    bits are the same. Problems without any response token are not in a group.
     """
     kept = [i for i, siblings in enumerate(responses) if any(len(r) for r in siblings)]
     if not can_pack:

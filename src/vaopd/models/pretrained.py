@@ -1,4 +1,4 @@
-"""Reading of Hugging Face folders; weights that are missing or unknown are an error.
+"""Reads Hugging Face folders; missing or unknown weights are an error.
 
 transformers fills missing weights with random numbers, prints a table and continues.
 """
@@ -16,7 +16,7 @@ from transformers import AutoProcessor
 from vaopd.errors import ModelError
 
 NAMED = 3
-"""How many weights a message names."""
+"""Number of weights that a message names."""
 
 
 def read_pretrained(loader: Any, source: str | Path, name: str, **options: Any) -> Any:
@@ -44,10 +44,11 @@ def read_pretrained(loader: Any, source: str | Path, name: str, **options: Any) 
 
 
 def read_processor(source: str | Path, name: str) -> Any:
-    """Return the processor of a folder or hub name, complete enough to make prompts.
+    """Return the processor of a folder or hub name, after checking that it can create prompts.
 
     Raises:
-        ModelError: It cannot be loaded, or lacks its tokenizer, images or chat template.
+        ModelError: The processor cannot be loaded, or it has no tokenizer, no image processor or
+            no chat template.
     """
     try:
         processor = read_pretrained(AutoProcessor, source, name)
@@ -73,7 +74,7 @@ def read_model(loader: Any, source: str | Path, name: str, **options: Any) -> An
     as the multi-token prediction heads of Qwen3.5.
 
     Raises:
-        ModelError: The model cannot be loaded, or its weights and the folder's do not fit.
+        ModelError: The model cannot be loaded, or its weights do not match those of the folder.
     """
     model, misfit = read_weights(loader, source, name, **options)
     if misfit:
@@ -85,7 +86,9 @@ def read_model(loader: Any, source: str | Path, name: str, **options: Any) -> An
 
 
 def read_weights(loader: Any, source: str | Path, name: str, **options: Any) -> tuple[Any, str]:
-    """Return a transformers model, and how its weights differ from the folder's ('' if they fit).
+    """Return a transformers model, and a text on how its weights differ from those of the folder.
+
+    The text is empty if they match.
 
     Raises:
         ModelError: The model cannot be loaded.
@@ -100,7 +103,7 @@ def read_weights(loader: Any, source: str | Path, name: str, **options: Any) -> 
                 **options,
             )
         except ModelError as error:
-            # The error of a conversion refers to the table.
+            # The error message of a conversion refers to the table.
             if not tables:
                 raise
             raise ModelError(f"{error} [{' '.join(tables[0].split())[-400:]}]") from error
@@ -122,7 +125,7 @@ def _misfit(report: dict[str, Any]) -> str:
 
 
 def listed(names: Collection[str], what: str) -> str:
-    """Return the number of weights and the first names as text; '' for no weights."""
+    """Return the number of weights and the first names as text; '' if there are no weights."""
     if not names:
         return ""
     shown = ", ".join(sorted(names)[:NAMED]) + (", .." if len(names) > NAMED else "")
@@ -135,7 +138,7 @@ def _shape(size: Collection[int]) -> str:
 
 @contextmanager
 def _without_table() -> Iterator[list[str]]:
-    """Remove transformers' tables of bad loads from the log and yield them; the error has them."""
+    """Remove transformers' tables of failed loads from the log and yield them for the error."""
     tables: list[str] = []
 
     def is_other(record: logging.LogRecord) -> bool:

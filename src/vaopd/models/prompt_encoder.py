@@ -1,4 +1,4 @@
-"""Problems to prompts of one model."""
+"""Encodes problems as prompts of one model."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from vaopd.problems.problem import Problem
 
 
 class PromptEncoder:
-    """Problems to prompts of one model: pixel budget, degraded view, limits, alignment."""
+    """Encodes problems for one model: pixel budget, degraded view, limits, alignment."""
 
     def __init__(self, model: VisionLanguageModel, data: DataConfig, view: ViewConfig) -> None:
         self.family = model.family
@@ -23,10 +23,11 @@ class PromptEncoder:
         self.view = view
 
     def original(self, problem: Problem) -> EncodedPrompt:
-        """Return the prompt with the images as they are.
+        """Return the prompt with the images of the original view.
 
         Raises:
-            ProblemError: The prompt with its visual tokens is over ``data.max_prompt_tokens``.
+            ProblemError: The prompt, visual tokens included, has more than
+                ``data.max_prompt_tokens`` tokens.
         """
         images = self.original_images(problem)
         prompt = replace(self.family.encode(problem, images), images=tuple(images))
@@ -35,11 +36,11 @@ class PromptEncoder:
         return prompt
 
     def degraded(self, problem: Problem) -> EncodedPrompt:
-        """Return the prompt with every image degraded as ``view`` says."""
+        """Return the prompt with every image degraded according to ``view``."""
         return self.family.encode(problem, self.degraded_images(problem))
 
     def original_images(self, problem: Problem) -> list[Image.Image]:
-        """Return the images inside the pixel budget, as the models see them."""
+        """Return the images after resizing to the pixel budget, as the models see them."""
         return [self._fit(image) for image in problem.load_images()]
 
     def degraded_images(self, problem: Problem) -> list[Image.Image]:
@@ -56,9 +57,9 @@ class PromptEncoder:
         """Return the original and the degraded prompt.
 
         Raises:
-            AlignmentError: The two differ in anything but pixel values, or with
-                ``view.probe=small`` in anything but their images.
-            ConfigError: ``view.probe=small`` with a model of an unknown family.
+            AlignmentError: The two prompts differ not only in pixel values, or, with
+                ``view.probe=small``, not only in their images.
+            ConfigError: ``view.probe=small`` is set and the family of the model is unknown.
         """
         if self.view.probe == "small":
             return self._original_and_small(problem)

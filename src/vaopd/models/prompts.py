@@ -1,4 +1,4 @@
-"""Encoded prompts, and batches of responses that follow prompts.
+"""Defines encoded prompts, and batches of responses that follow prompts.
 
 P prompt tokens (image placeholders included), T response tokens, B batch rows, L padded row
 length, N response tokens of a whole batch, H hidden width.
@@ -17,7 +17,7 @@ from vaopd.models.attention import PackedRows
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class EncodedPrompt:
-    """Prompt and images of one problem under one view, ready for a forward pass."""
+    """The prompt and images of one problem in one view, ready for a forward pass."""
 
     problem_id: str
 
@@ -28,13 +28,13 @@ class EncodedPrompt:
     """Output of the model's own image processor, under the model's own names."""
 
     position_ids: Int[Tensor, "3 P"] | None = None
-    """Multimodal rotary positions; none if the model computes positions itself."""
+    """Multimodal rotary positions; None if the model computes positions itself."""
 
     next_position: int = 0
     """Position of the first response token."""
 
     images: tuple[Image.Image, ...] = ()
-    """Input of the image processor, for engines that have their own processor."""
+    """Images before the image processor, for engines that have their own processor."""
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -53,11 +53,11 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One forward pass and where its response tokens are predicted.
+    """One forward pass, and the places where its response tokens are predicted.
 
     The N response tokens are ordered by group, then sibling, then position. Token n is predicted
     by the hidden state at ``[rows[n], positions[n]]``: the prompt's last token for the first token
-    of a response, else the token before it.
+    of a response, otherwise the token before it.
     """
 
     inputs: Mapping[str, Tensor | PackedRows]
@@ -93,7 +93,7 @@ def check_same_text(original: EncodedPrompt, degraded: EncodedPrompt, image_toke
     """Check that two views of different resolution differ in their images only.
 
     Raises:
-        AlignmentError: The ids of the text differ, or the number of images.
+        AlignmentError: The ids of the text or the numbers of images differ.
     """
     texts = [ids[ids != image_token_id] for ids in (original.input_ids, degraded.input_ids)]
     grids = [prompt.image_inputs["image_grid_thw"] for prompt in (original, degraded)]

@@ -1,4 +1,4 @@
-"""Frozen weights in 8 or 4 bits, by bitsandbytes."""
+"""Configures frozen weights in 8 or 4 bits with bitsandbytes."""
 
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -16,8 +16,8 @@ FULL_PRECISION = [
     "model.vision_model",
     "model.multi_modal_projector",
 ]
-"""Modules that are not quantized: the loss reads the head, and a vision tower is a small part
-of the weights that suffers from rounding."""
+"""Modules that are not quantized. The loss reads the head directly; a vision tower has few weights,
+and rounding harms its results."""
 
 
 def quantization_config(key: str, quantization: str, compute_dtype: torch.dtype) -> Any:

@@ -1,4 +1,4 @@
-"""One model spread over the processes by FSDP2: weights are gathered when they are needed.
+"""Shards a model over the processes with FSDP2; weights are gathered when they are needed.
 
 Forwards and backwards of a sharded model are collectives: each process must enter the same
 number of them. ``most`` returns that number; a process with less work repeats ``filler``.
@@ -46,9 +46,9 @@ class Sharding:
         blocks = set(model._no_split_modules or ())
         modules = [m for m in self.base.modules() if type(m).__name__ in blocks]
         for module in [*modules, self.base]:
-            # Also for the root, which would stay whole after a forward without a backward.
+            # Also set it for the root, which would stay whole after a forward without a backward.
             fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-        # Before FSDP's own hook, which gathers weights.
+        # This hook must run before FSDP's own hook, which gathers weights.
         self.base.register_forward_pre_hook(self.enter_forward, prepend=True)
         self.modules: list[FSDPModule] = [*modules, self.base]
         for module in self.modules:
@@ -98,14 +98,14 @@ class Sharding:
             self._forget_forwards()
 
     def _forget_forwards(self) -> None:
-        """Clear FSDP's list of forwards; only a backward empties it, so a teacher's would grow."""
+        """Clear FSDP's list of forwards; only a backward clears it, so it grows for a teacher."""
         reset = getattr(self.base, "reset_iter_state", None)  # since torch 2.13
         # torch refuses this before the first forward, for example when there was nothing to sample.
         if reset is not None and self.has_run:
             reset()
 
     def enter_forward(self, *_: object) -> None:
-        """Check that all processes run a forward, unless the model is whole and they need not."""
+        """Check that all processes run a forward; not needed while the model is whole."""
         if not self.is_whole:
             check_place()
 
@@ -131,7 +131,7 @@ class Sharding:
 
 
 def spread(value: Tensor, like: Tensor) -> Tensor:
-    """Return a tensor that every process has whole, sharded like another one."""
+    """Return a shard of a tensor that every process has whole, with the layout of ``like``."""
     if not isinstance(like, DTensor):
         return value.to(like.device)
     whole = value.to(like.device)

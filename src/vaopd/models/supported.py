@@ -1,4 +1,4 @@
-"""Loads supported models; others are refused, most of them before their weights are read."""
+"""Loads supported models; rejects others, most of them before their weights are read."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def read_supported(source: str | Path, name: str, **options: Any) -> Any:
     """Return the transformers model of a folder or hub name.
 
     Raises:
-        ModelError: Its kind is not supported, or it cannot be loaded completely.
+        ModelError: The kind of model is not supported, or the model cannot be loaded completely.
     """
     config = read_pretrained(AutoConfig, source, name)
     check_configuration(config, name)
@@ -43,10 +43,10 @@ def read_supported(source: str | Path, name: str, **options: Any) -> Any:
 
 
 def check_configuration(config: Any, name: str) -> None:
-    """Check by the configuration alone, before any weight is read, that a model is supported.
+    """Check that a model is supported, from its configuration alone, before any weight is read.
 
     Raises:
-        ModelError: Its log-probs would not be those of hidden states times the head.
+        ModelError: The model's logits are not the product of hidden states and head.
     """
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
@@ -67,7 +67,7 @@ def check_parts(model: Any, name: str) -> None:
     """Check that a model has a part that returns hidden states, and a head without a bias.
 
     Raises:
-        ModelError: It does not.
+        ModelError: The model has no such part or no head, or its head has a bias.
     """
     head = model.get_output_embeddings()
     wrong = None

@@ -1,9 +1,9 @@
-"""Tiny Qwen3-VL models that ship with the package, and how they are made.
+"""Builds the tiny Qwen3-VL models that the package includes.
 
-The architecture, tokenizer and processor files are those of the real family, only small: 8-pixel
-patches merged 2 x 2, so a 96 x 96 figure becomes 36 visual tokens. ``tiny:NAME`` loads trained
-weights from the package; ``tiny:new-NAME`` builds the same architecture with random weights, which
-is where the supervised recipes in ``recipes/tiny`` start.
+Architecture, tokenizer and processor files are those of the real family, but small: 8-pixel patches
+are merged 2 x 2, so a 96 x 96 image becomes 36 visual tokens. ``tiny:NAME`` loads trained weights
+from the package. ``tiny:new-NAME`` builds the same architecture with random weights; the supervised
+recipes in ``recipes/tiny`` start from these.
 """
 
 import shutil
@@ -38,8 +38,8 @@ VOCABULARY_ROWS = 672
 """Rows of the language-model head; the tokenizer has fewer ids, as in the real models."""
 
 INITIALIZER_DEVIATION = 0.08
-"""About one over the root of the width. The family's 0.02 leaves attention of narrow models
-uniform for so long that reading does not appear."""
+"""About one over the square root of the width. With the family's 0.02, the attention of narrow
+models stays uniform for so long that they do not learn to read."""
 
 SIZES: dict[str, dict[str, int]] = {
     "teacher-s": {"width": 112, "layers": 4, "vision_width": 80, "vision_layers": 3},
@@ -48,7 +48,7 @@ SIZES: dict[str, dict[str, int]] = {
     "student": {"width": 112, "layers": 4, "vision_width": 80, "vision_layers": 3},
 }
 
-# The turn format of Qwen3-VL, reduced to the parts that single-turn distillation uses.
+# The chat format of Qwen3-VL, reduced to the parts that single-turn distillation uses.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% if message.content is string %}{{ message.content }}{% else %}"
@@ -92,8 +92,8 @@ def train_tokenizer(texts: list[str], vocabulary: int = 640) -> PreTrainedTokeni
 def image_processor() -> Qwen2VLImageProcessorPil:
     """Return the tiny models' image processor: white is 0 and black is 2.
 
-    The negative deviation inverts the sign. With a background of 0, tiny vision towers learn to
-    read several times sooner.
+    The negative standard deviation inverts the sign. With a background of 0, tiny vision towers
+    learn to read in a fraction of the steps.
     """
     return Qwen2VLImageProcessorPil(
         patch_size=8,
@@ -151,10 +151,10 @@ def config(tokenizer: PreTrainedTokenizerFast, name: str) -> Qwen3VLConfig:
 
 
 def asset_folder(name: str) -> Path:
-    """Return the folder of a shipped model, or of the shared ``tokenizer``.
+    """Return the folder of a model in the package, or of the shared ``tokenizer``.
 
     Raises:
-        ModelError: No such model is shipped.
+        ModelError: The package does not include this model.
     """
     folder = ASSETS / name
     if name not in (*SIZES, "tokenizer") or not folder.is_dir():
@@ -178,7 +178,7 @@ def new_model(name: str) -> Qwen3VLForConditionalGeneration:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Train the shared tokenizer on drawn problems and write it with the image processor."""
+    """Train the shared tokenizer on generated problems; write it with the image processor."""
     problems = DrawnProblems(num_problems=3000, wording=0.5)
     texts = []
     for problem in problems:
