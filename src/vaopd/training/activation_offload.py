@@ -12,9 +12,9 @@ MIN_BYTES = 2**16
 class ActivationOffload(torch.autograd.graph.saved_tensors_hooks):
     """Moves the saved activations of a forward to CPU memory until the backward pass.
 
-    The memory is pinned if that makes transfers faster. torch's own ``save_on_cpu`` also copies the
-    weights, because autograd saves them like activations; that is useless, since they stay on the
-    device in any case.
+    The memory is pinned for tensors of a CUDA device. torch's own ``save_on_cpu`` also copies the
+    weights, because autograd saves them like activations; that does not save memory, because the
+    weights stay on the device in any case.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -66,7 +66,7 @@ def remove_old_checkpoints(run: Path, keep: int | None, keep_every: int | None =
 
 @contextmanager
 def writing(what: str, run: Path) -> Iterator[None]:
-    """Turn a write error into one sentence that names the newest complete checkpoint.
+    """Turn a write error into one sentence with the newest complete checkpoint, if there is one.
 
     Raises:
         RunFolderError: The disk is full or not writable; an incomplete checkpoint never has a
