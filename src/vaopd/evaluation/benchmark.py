@@ -1,4 +1,4 @@
-"""What a benchmark is: rows to items, responses to verdicts, verdicts to metrics."""
+"""The definition of a benchmark: rows to items, responses to verdicts, verdicts to metrics."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from vaopd.problems.problem import IMAGE_PLACEHOLDER, Problem
 
 @runtime_checkable
 class StoredImage(Protocol):
-    """An image that stays in its file until it is asked for."""
+    """An image that stays in its file until it is used."""
 
     def load(self) -> bytes | Path:
         """Return the encoded image or the path of an image file."""
@@ -52,7 +52,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one response answered, and whether that is right by the benchmark's rule."""
+    """The answer of one response, and whether it is right by the benchmark's rule."""
 
     extracted: str | None
     """``None`` where no answer was recognised: unparsed, and wrong."""
@@ -103,7 +103,7 @@ class Grader(Protocol):
     def __call__(
         self, response: str, item: Item, rule: Rule, *, is_truncated: bool = False
     ) -> Verdict:
-        """Return what a response answers and whether that is right."""
+        """Return the answer of a response and whether it is right."""
         ...
 
 
@@ -113,7 +113,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A benchmark: where it lies, how it is asked, and how it is scored."""
+    """A benchmark: where its data are, how its questions are asked, how responses are scored."""
 
     name: str
     """As written on the command line."""
