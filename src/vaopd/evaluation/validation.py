@@ -1,4 +1,4 @@
-"""Accuracy on held-out problems, with the image and with its degraded copy, and reliance on it."""
+"""Accuracy on held-out problems with the original and the degraded image; reliance on it."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -51,7 +51,7 @@ class ValidationResult:
 
 @dataclass(frozen=True)
 class Validation:
-    """The numbers of one validation and the responses behind them."""
+    """The numbers of one validation and its responses."""
 
     result: ValidationResult
     rows: list[dict[str, Any]]
@@ -86,7 +86,7 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class Validator:
-    """Answers held-out problems by a fixed protocol; the same noise every time it is called."""
+    """Answers held-out problems by a fixed protocol, with the same noise in every validation."""
 
     config: RunConfig
     problems: Sequence[Problem]
@@ -113,7 +113,7 @@ class Validator:
     ) -> Validation:
         """Return accuracies and advantages of the student as it is now, and its responses.
 
-        Every process answers its turn of the problems and returns the numbers of all.
+        Every process answers its share of the problems and returns the numbers of all problems.
         """
         problems = [problem for problem in self.problems if problem.answer is not None]
         turn = self.world.my_slice(problems)
@@ -218,7 +218,7 @@ def _result(
 def _rows(
     student: VisionLanguageModel, answers: Answers, advantage: TokenAdvantage | None = None
 ) -> list[dict[str, Any]]:
-    """Return a row for each response; with the advantages of its tokens where there are any."""
+    """Return a row for each response, with the advantages of its tokens if they are given."""
     rows = []
     for index, (problem, rollout) in enumerate(answers.flat):
         verdict = answers.grades[index]
