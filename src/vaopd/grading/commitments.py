@@ -1,4 +1,4 @@
-r"""Where a response commits to an answer: tags, boxes, and words such as "the answer is".
+r"""Commitments of a response to an answer: tags, boxes, and words such as "the answer is".
 
 The grammar, on text without markup::
 
@@ -123,7 +123,7 @@ _BETWEEN_BOXES = re.compile(
 
 @dataclass(frozen=True)
 class Commitment:
-    """One place where a response states its answer."""
+    """One place in a response that states its answer."""
 
     start: int
     end: int
@@ -141,11 +141,11 @@ class Commitment:
 
 @lru_cache(maxsize=64)
 def commitments(text: str, *, is_choice: bool = False) -> tuple[Commitment, ...]:
-    """Return the commitments of a text without markup, in their order.
+    """Return the commitments of a text without markup, in order.
 
     Args:
         text: The answer part of a response, as `plain` returns it.
-        is_choice: Whether options are given, so that "I choose B" is one as well.
+        is_choice: Whether the question has options, so that "I choose B" is a commitment too.
     """
     boxes = _boxes(text)
     found = [*_tags(text), *boxes]
@@ -166,7 +166,7 @@ def commitments(text: str, *, is_choice: bool = False) -> tuple[Commitment, ...]
 
 
 def _markers(text: str) -> list[re.Match[str]]:
-    """Return what ``_MARKER.finditer`` finds."""
+    """Return the matches of ``_MARKER.finditer``."""
     found: list[re.Match[str]] = []
     end = 0
     for start in _MARKER_STARTS.finditer(text):
@@ -200,7 +200,7 @@ def _tags(text: str) -> list[Commitment]:
 
 
 def _boxes(text: str) -> list[Commitment]:
-    r"""Return the boxes; neighbours, as in ``\boxed{3} and \boxed{4}``, are one answer."""
+    r"""Return the boxes; those joined as in ``\boxed{3} and \boxed{4}`` are one answer."""
     found: list[Commitment] = []
     for box, content in boxes_of(text):
         last = found[-1] if found else None
@@ -220,7 +220,7 @@ def _boxes(text: str) -> list[Commitment]:
 
 
 def _marked(text: str, marker: re.Match[str], boxes: list[Commitment]) -> Commitment | None:
-    """Return what a marker states; ``None`` where it states nothing, or a box does it."""
+    """Return the commitment of a marker; ``None`` without an answer or if a box gives it."""
     kind = marker.lastgroup or ""
     if kind != "heading" and is_hypothetical(text[max(0, marker.start() - 80) : marker.start()]):
         return None
@@ -252,7 +252,7 @@ def _after(text: str, marker: re.Match[str], rule: str) -> Commitment:
 
 
 def _below(text: str, marker: re.Match[str]) -> Commitment | None:
-    """Return the first line below a marker that has nothing after it on its own."""
+    """Return the first line below a marker that ends its line."""
     start = marker.end()
     while start < len(text) and not undressed(text[start : _line_end(text, start)]):
         if _line_end(text, start) == len(text):
@@ -271,7 +271,7 @@ def _line_end(text: str, start: int) -> int:
 
 
 def _before(text: str, verdict: re.Match[str]) -> Commitment:
-    """Return what stands in the sentence before "is the correct answer"."""
+    """Return the part of a sentence before "is the correct answer"."""
     start = max(text.rfind("\n", 0, verdict.start()) + 1, verdict.start() - 200)
     said = sentences(text[start : verdict.start()])
     payload = _AMONG.sub("", said[-1]) if said else ""

@@ -1,4 +1,4 @@
-"""The reasoning of a response told apart from its answer."""
+"""Separation of the reasoning of a response from its answer."""
 
 import re
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _TAG = re.compile(f"(?P<opening>{_OPENING})|(?P<closing>{_CLOSING})", re.IGNOREC
 
 @dataclass(frozen=True)
 class Parts:
-    """A response in two parts."""
+    """A response in two parts: its reasoning and its answer."""
 
     reasoning: str
     answer: str
@@ -36,7 +36,7 @@ class Parts:
 def split_reasoning(response: str) -> Parts:
     """Return the reasoning and the answer of a response.
 
-    A closing tag without an opening ends reasoning that the chat template opened in the prompt.
+    A closing tag without an opening tag ends reasoning that the chat template began in the prompt.
     """
     if not _MARKS.intersection(response) and "assistantfinal" not in response.lower():
         return Parts("", response, False)

@@ -1,4 +1,4 @@
-"""The text that a response reads off an image."""
+"""The text in an image, as a response gives it."""
 
 import re
 
@@ -21,9 +21,9 @@ _INTRODUCES = re.compile(
 def read_transcription(
     response: str, *, rule: Rule = "last_committed", is_truncated: bool = False
 ) -> Reading:
-    """Return the part of a reply that gives the text: all of it where it is short.
+    """Return the part of a reply that gives the text of the image; a short reply is returned whole.
 
-    Friendly lines at the end are left out. A text is kept as it was written, because dots, signs
+    Friendly lines at the end are removed. The text does not change otherwise, because dots, signs
     and case are part of it.
     """
     parts = split_reasoning(response)
