@@ -68,7 +68,7 @@ def number_of(text: str) -> Number | None:
 
 
 def is_same_number(first: Number, second: Number, tolerance: float = 0.0) -> bool:
-    """Return whether two values are equal, or differ by less than an absolute tolerance.
+    """Return whether two values are equal, or differ by at most an absolute tolerance.
 
     Decimals are compared to six places, as in math-verify.
     """

@@ -252,7 +252,7 @@ def _after(text: str, marker: re.Match[str], rule: str) -> Commitment:
 
 
 def _below(text: str, marker: re.Match[str]) -> Commitment | None:
-    """Return the first line below a marker that ends its line."""
+    """Return the first line with text below a marker that has no text after it in its line."""
     start = marker.end()
     while start < len(text) and not undressed(text[start : _line_end(text, start)]):
         if _line_end(text, start) == len(text):

@@ -76,7 +76,7 @@ def _without_lone_end(piece: str) -> str:
 
 
 def _names_a_value(side: str) -> bool:
-    """Whether the left side of an equation is a name with variables, not a calculation."""
+    """Whether the left side of an equation has a variable, so that it is not a calculation."""
     return re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", side)) is not None
 
 

@@ -155,7 +155,7 @@ def by_text(span: str, options: Options) -> str | None:
 def _by_name(sentence: str, options: Options) -> str | None:
     """Return the only letter that a sentence names as an option, in brackets, or alone.
 
-    If there are several letters or none, it returns ``None``.
+    It returns ``SEVERAL`` if there is more than one, and ``None`` if there is none.
     """
     for pattern in (_NAMED, _BRACKETED, _CAPITAL):
         found = dict.fromkeys(

@@ -229,7 +229,7 @@ def _is_heading(line: str) -> bool:
 
 
 def _with_exact(answer: str, sentence: str, lines: list[str]) -> str:
-    """Return an answer in two forms if it is the rounded value of the sentence before it."""
+    """Return an answer; if it rounds the value of the sentence before, the exact value too."""
     said = sentences("\n".join(lines[-2:]))
     earlier = said[said.index(sentence) - 1] if sentence in said[1:] else ""
     exact = _concluded(earlier, is_only=False) if _ROUNDS.match(sentence) and earlier else None
