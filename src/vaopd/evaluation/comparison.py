@@ -36,7 +36,7 @@ class Comparison:
     first: float
     second: float
     difference: float
-    """Second less first."""
+    """Second score minus first score."""
 
     low: float
     high: float
@@ -44,15 +44,15 @@ class Comparison:
     """Two-sided p-value under the hypothesis of no difference."""
 
     first_only: int
-    """Items on which the first has more right samples; with one sample, the discordant pairs."""
+    """Items where the first has the larger share of right samples, as in `discordant`."""
 
     second_only: int
     p_mcnemar: float
-    """Exact, two-sided."""
+    """Exact two-sided p-value of McNemar's test."""
 
     unparsed: tuple[float, float]
     left_out: tuple[int, int]
-    """Items of each side that the other did not answer in every sample."""
+    """Number of items of each evaluation that the other did not answer in every sample."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the comparison as JSON values."""
@@ -60,7 +60,7 @@ class Comparison:
 
 
 MAY_DIFFER = {"model", "weights", "engine", "base_url"}
-"""Of two protocols that are compared: what is compared."""
+"""Settings that may differ between two compared protocols."""
 
 
 def compare_folders(first: Path, second: Path) -> list[Comparison]:

@@ -29,7 +29,7 @@ class ItemSet:
     """One sentence for each bad row that was left out."""
 
     left_out: int = 0
-    """Rows of another split or version, or without an image, that are no items of the set."""
+    """Number of rows that are not items of the set: another split or version, or no image."""
 
     @property
     def digest(self) -> str:
@@ -158,7 +158,7 @@ def locate(benchmark: Benchmark, data: Path) -> Path:
     ``NAME`` with any supported suffix, then the only file with such a suffix in ``DATA/NAME/``.
 
     Raises:
-        ConfigError: There is no such file, or several could be meant.
+        ConfigError: There is no such file, or several files fit.
     """
     if data.is_file():
         return data

@@ -181,13 +181,13 @@ class Agreement:
     """Agreement of rules and judge over the responses of a benchmark."""
 
     share: float
-    """Of responses with the same verdict."""
+    """Share of responses with the same verdict."""
 
     kappa: float | None
-    """Cohen's kappa: agreement beyond chance; ``None`` where one verdict never varies."""
+    """Cohen's kappa: agreement beyond chance; ``None`` if one of the two never varies."""
 
     only_rule: int
-    """Responses that the rules alone found right."""
+    """Number of responses that only the rules found right."""
 
     only_judge: int
     without_verdict: int

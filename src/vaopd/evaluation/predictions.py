@@ -27,12 +27,12 @@ class Prediction:
 
     response: str
     finish_reason: str = "stop"
-    """``length`` where the response hit the limit; ``refused`` where a server gave none."""
+    """``length`` if the limit ended the response; ``refused`` if a server gave none."""
 
     prompt_tokens: int | None = None
     response_tokens: int | None = None
     reasoning: str | None = None
-    """What a server gave apart from the response; a response with its own tags keeps them."""
+    """Reasoning that a server returned separately; reasoning in tags stays in the response."""
 
     def row(self) -> dict[str, Any]:
         """Return the prediction as a row; reasoning and answer have separate columns."""

@@ -24,14 +24,14 @@ class Protocol:
     model: str
     engine: EngineName = "transformers"
     samples: int = 8
-    """Independent responses for each item: avg@8."""
+    """Number of independent responses for each item; 8 gives avg@8."""
 
     temperature: float = 1.0
     top_p: float = 1.0
     """Not stated in the paper."""
 
     top_k: int = 0
-    """Number of likeliest tokens that are drawn from; 0 is all."""
+    """Number of most likely tokens to sample from; 0 = all."""
 
     max_new_tokens: int = 4096
     """Not stated in the paper."""
@@ -40,13 +40,13 @@ class Protocol:
     min_pixels: int = 262_144
     max_pixels: int = 4_194_304
     weights: str | None = None
-    """Fingerprint of a local model folder: weights trained anew at the same place are others."""
+    """Fingerprint of a local model folder, because its weights may change."""
 
     base_url: str | None = None
-    """Of the server, for the ``openai`` engine."""
+    """Address of the server, for the ``openai`` engine."""
 
     prompt_suffix: str = ""
-    """Text on a line of its own after every prompt."""
+    """Text on a separate line after every prompt."""
 
     system_prompt: str = ""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)

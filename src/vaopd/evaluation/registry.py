@@ -23,7 +23,7 @@ MATH = ("wemath", "mathvista", "mathverse")
 """The columns of the paper's math average."""
 
 VISUAL = ("hallusionbench", "ai2d", "mmmu", "mmstar", "ocrbench")
-"""The columns of its visual average."""
+"""The columns of the paper's visual average."""
 
 PAPER = (*MATH, *VISUAL)
 

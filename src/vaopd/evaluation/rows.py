@@ -19,7 +19,7 @@ from vaopd.problems.rows import jsonl_rows_or_errors, unreachable
 SUFFIXES = (".jsonl", ".json", ".parquet", ".tsv", ".csv")
 _BATCH_ROWS = 256
 SHORTEST_BASE64 = 65
-"""Shorter image cells of VLMEvalKit's TSV are the index of the row that holds the image."""
+"""Shorter image cells in a TSV of VLMEvalKit hold the index of the row with the image."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PlacedRow:
 
 
 RowOrError = PlacedRow | str
-"""A row, or one sentence about what is wrong with the row in its place."""
+"""A row, or one sentence with the error of a bad row."""
 
 
 @runtime_checkable
@@ -61,7 +61,7 @@ class TableImage:
     column: str
     place: str
     position: int = 0
-    """Which image of a cell that holds a list."""
+    """Number of the image, from 0, in a cell that holds a list."""
 
     def load(self) -> bytes | Path:
         """Return the encoded image.

@@ -55,10 +55,10 @@ class ScoreOptions:
     rule: Rule = "last_committed"
     judge: Judge | None = None
     score: Literal["rules", "judge"] = "rules"
-    """Whose verdicts are the score of the table."""
+    """Source of the verdicts for the score of the table."""
 
     seed: int = 0
-    """Of the resampling for intervals."""
+    """Seed of the resampling for intervals."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,16 +45,16 @@ class Score:
     """Share of responses without a recognised answer."""
 
     truncated: float
-    """Share of responses that hit the length limit."""
+    """Share of responses that the length limit ended."""
 
     rules_differ: float
-    """Share of responses whose first and last committed answer are not the same."""
+    """Share of responses whose first and last committed answers are different."""
 
     response_tokens: float | None
-    """Mean, where counted."""
+    """Mean number of tokens of a response; ``None`` if not counted."""
 
     judge: float | None = None
-    """The headline by a judge's verdicts, in percent; none where no judge was asked."""
+    """The headline metric by a judge's verdicts, in percent; ``None`` without a judge."""
 
     @property
     def main(self) -> Metric:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 LEVEL = 0.95
-"""Of every interval."""
+"""Confidence level of every interval."""
 
 TAIL = 0.025
 """Share of resampled values on either side of an interval."""
@@ -20,10 +20,10 @@ Z = 1.959963984540054
 """Quantile of the normal distribution with ``TAIL`` beyond it."""
 
 RESAMPLES = 2000
-"""Bootstrap samples; the ends of an interval then wander by about a fiftieth of its width."""
+"""Number of bootstrap samples; the ends of an interval vary by about 1/50 of its width."""
 
 BLOCK_CELLS = 2_000_000
-"""Cells of resampled tables in memory at a time."""
+"""Most cells of resampled tables in memory at the same time."""
 
 
 @dataclass(frozen=True)

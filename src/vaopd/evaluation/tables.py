@@ -17,7 +17,7 @@ COLUMNS = (
 
 
 WIDTH = 160
-"""Columns of text where there is no terminal to fill."""
+"""Width in characters if the output is not a terminal."""
 
 
 def number(value: float) -> str:

@@ -29,12 +29,12 @@ class ValidationResult:
     """Share of responses without a recognisable answer."""
 
     truncated: float
-    """Share of responses that hit the length limit."""
+    """Share of responses that the length limit ended."""
 
     response_length: float
     accuracy_by_kind: dict[str, float]
     accuracy_pixelated: float | None = None
-    """Accuracy with the degraded image, whatever ``view.name`` is."""
+    """Accuracy with the degraded image, for every ``view.name``."""
 
     answer_change_rate: float | None = None
     """Share of samples whose answer differs between the original and the degraded view."""
@@ -43,7 +43,7 @@ class ValidationResult:
     """Mean teacher advantage of the high group of the student's own responses, nats."""
 
     student_va: float | None = None
-    """Mean advantage that the student itself has on those same tokens, nats."""
+    """Mean advantage of the student on the same tokens, nats."""
 
     va_correlation: float | None = None
     """Spearman correlation of the teacher's and the student's advantage over response tokens."""
@@ -55,7 +55,7 @@ class Validation:
 
     result: ValidationResult
     rows: list[dict[str, Any]]
-    """One a response and view, as written to ``validation/step_NNNNNN.jsonl``."""
+    """One row per response and view, as in ``validation/step_NNNNNN.jsonl``."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Answers:
     problems: Sequence[Problem]
     rollouts: list[list[Rollout]]
     texts: list[str]
-    """By rollout, all siblings of the first problem first; grades in the same order."""
+    """Texts of all rollouts, problem by problem; grades have the same order."""
 
     grades: list[Grade]
 
@@ -93,7 +93,7 @@ class Validator:
     teacher: Teacher | None = None
     world: World = field(default_factory=World)
     on_token: Callable[[int, int], None] = lambda rows, tokens: None
-    """Called with the responses that are decoded together, and the tokens of each so far."""
+    """Called with the number of responses decoded together, and of tokens of each until now."""
 
     def __post_init__(self) -> None:
         if all(problem.answer is None for problem in self.problems):

@@ -29,14 +29,14 @@ class TokenAdvantage:
     """Visual advantage of the same tokens under the teacher and under the student."""
 
     teacher: Float[Tensor, "B T"]
-    """Nats; Eq. 2 of the paper, whatever ``method.advantage`` weighs by."""
+    """Advantage of the teacher, nats: Eq. 2 of the paper for every ``method.advantage``."""
 
     student: Float[Tensor, "B T"]
-    """The same equation with the student in the teacher's place."""
+    """Advantage of the student, nats: the same equation with the student instead of the teacher."""
 
     mask: Bool[Tensor, "B T"]
     high: Bool[Tensor, "B T"]
-    """The teacher's high group."""
+    """Whether a token is in the teacher's high group."""
 
     @property
     def teacher_va(self) -> float | None:

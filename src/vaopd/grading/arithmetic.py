@@ -7,16 +7,16 @@ from fractions import Fraction
 from functools import lru_cache
 
 Number = Fraction | float
-"""Exact where the expression is rational, else to about 15 digits."""
+"""Exact if the expression is rational, otherwise to about 15 digits."""
 
 MAX_CHARACTERS = 200
 MAX_DEPTH = 20
 MAX_EXPONENT = 200
 APART = Fraction(1, 10**6)
-"""Difference from which two decimals are two numbers: math-verify rounds to six places."""
+"""Difference from which two decimals are not equal; math-verify rounds to six places."""
 
 CLOSE = 1e-9
-"""Relative difference below which two values are the same number."""
+"""Relative difference below which two values are equal."""
 
 _GROUPED = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+)(?![\d,]| \d)")
 _FRACTIONS_OF_ONE = {

@@ -20,7 +20,7 @@ from vaopd.grading.phrases import is_hypothetical, sentences, undressed
 
 MAX_PAYLOAD = 600
 _MAX_MARKERS = 200
-"""Of a response that loops, only the first and the last are looked at."""
+"""Limit on markers: of a repetitive response only the first and the last ones are read."""
 
 _QUALITY = (
     r"(?:(?:final|correct|right|best|most\s{1,2}(?:appropriate|likely|suitable|accurate|"
@@ -86,7 +86,7 @@ _MARKER_STARTS = re.compile(
     r"chosen|selected)|[最正标本参因所的答故应综我选]",
     re.IGNORECASE,
 )
-"""Every place where a marker can begin. The markers themselves are slow to try everywhere."""
+"""Every place where a marker can begin; the full pattern is too slow to try everywhere."""
 
 _TAG = re.compile(
     r"<(answer|final_answer|finalanswer)>|</(?:answer|final_answer|finalanswer)>|"
@@ -127,16 +127,16 @@ class Commitment:
 
     start: int
     end: int
-    """After which it may be taken back."""
+    """End in the text; words after it may take the commitment back."""
 
     payload: str
-    """What is stated: a box's content, or the rest of a marker's sentence and line."""
+    """The stated text: the content of a box, or the rest of a marker's sentence and line."""
 
     rule: str
     """``tag``, ``box``, ``label``, ``statement``, ``heading``, ``verdict`` or ``choosing``."""
 
     is_closed: bool = True
-    """Whether anything follows, so that the answer cannot have been cut."""
+    """Whether text follows, so that the length limit did not cut the answer."""
 
 
 @lru_cache(maxsize=64)

@@ -17,12 +17,12 @@ class Grade:
     """The answer of a response, and whether it is right."""
 
     extracted: str | None
-    """``None`` where the response gives no answer (unparsed)."""
+    """The answer; ``None`` if the response gives no answer (unparsed)."""
 
     is_correct: bool
     confidence: Confidence = "none"
     rule: str = ""
-    """Which rule of the grammar read it, or why there is no answer."""
+    """The rule of the grammar that found the answer, or the reason why there is none."""
 
 
 def grade(

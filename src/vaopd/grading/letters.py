@@ -29,10 +29,10 @@ from vaopd.grading.reading import Reading, Rule, no_answer, usable
 from vaopd.grading.thinking import split_reasoning
 
 MAX_LINE = 1000
-"""A longer line is not a bare answer."""
+"""Most characters of a line that is a bare answer."""
 
 MAX_BARE_WORDS = 12
-"""A longer line that begins with a letter is prose."""
+"""Most words of a bare answer that begins with a letter; a longer line is prose."""
 
 _LIST_LINE = re.compile(r"^\W{0,10}(?:option\s|choice\s)?\(?([A-Z])[).:：](?!\w)", re.IGNORECASE)
 _WHOLE = re.compile(

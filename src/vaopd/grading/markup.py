@@ -47,7 +47,7 @@ _SYMBOLS = (
 )  # fmt: skip
 _DEGREE = re.compile(r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z])|°|\{°\})|(?<=\d)\\circ(?![A-Za-z])")
 CURRENCY = "¤"
-"""Stands for a dollar sign that is money and not the edge of a formula."""
+"""Replaces a dollar sign that means money and is not the delimiter of a formula."""
 
 _ESCAPED_DOLLAR = re.compile(r"\\\$")
 _MONEY = re.compile(r"\$(?=\d)")

@@ -12,7 +12,7 @@ from vaopd.grading.phrases import NEGATION, sentences, undressed
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SEVERAL = "several"
-"""Stands for more than one option, or for a commitment to none of them: no answer."""
+"""More than one option, or a commitment to none of them; it does not count as an answer."""
 
 EDGE = r"(?![A-Za-z0-9'’_=^+/*(\[]|-[A-Za-z0-9]|\s?=|\s[+*/^]\s)"
 HEAD = re.compile(

@@ -9,11 +9,11 @@ from vaopd.grading.units import unit_of
 from vaopd.grading.values import Quantity, value_of
 
 MAX_WORDS = 12
-"""Longer clauses are prose and no short answer in words."""
+"""Most words of a short answer; longer clauses are prose."""
 
 MAX_SENTENCE = 1000
 MAX_VALUE = 300
-"""Characters of a sentence, and of a value, that are looked at."""
+"""Number of characters of a sentence and of a value that are read."""
 
 _LEAD_IN = re.compile(
     r"(?:(?:approximately|approx\.?|about|around|roughly|nearly|almost|exactly|precisely|"

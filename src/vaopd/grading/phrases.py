@@ -36,7 +36,7 @@ PLEASANTRY = re.compile(
     r"如果|希望|请告诉|如有)",
     re.IGNORECASE,
 )
-"""A closing line that is friendly and no answer."""
+"""A friendly closing line, which is not an answer."""
 
 NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|none|without)\b|n't\b", re.IGNORECASE)
 REFUSAL = re.compile(

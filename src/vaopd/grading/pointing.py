@@ -50,7 +50,7 @@ _MARKED = re.compile(
     r"(?:this is |it is |is )?(?:correct|right|true)\b",
     re.MULTILINE | re.IGNORECASE,
 )
-"""A line of a list of options that calls its own right."""
+"""A line of a list of options that calls its option right."""
 
 _CHINESE = re.compile(
     r"(?:对应|符合|就是|即)(?:的)?(?:是)?(?:选项|答案)\s?(?P<letter>[A-Z])(?![A-Za-z])"

@@ -19,15 +19,15 @@ from vaopd.grading.phrases import (
 from vaopd.grading.thinking import split_reasoning
 
 Rule = Literal["last_committed", "first_committed", "last_boxed"]
-"""``last_committed`` is ours; ``first_committed`` the paper's; ``last_boxed`` reads boxes only."""
+"""``last_committed``: the default; ``first_committed``: the paper's; ``last_boxed``: boxes only."""
 
 Confidence = Literal["committed", "bare", "guessed", "none"]
 
 MAX_BARE_WORDS = 8
-"""A longer line without a marker is prose."""
+"""Most words of a bare answer; a longer line without a marker is prose."""
 
 MAX_SENTENCE_WORDS = 12
-"""A longer sentence without a verb of saying is not an answer in words."""
+"""Most words of a sentence that is an answer without a verb that states it."""
 
 _CONCLUDES = re.compile(
     r"^\W*(?:therefore|thus|hence|so\b|consequently|in conclusion|as a result|finally|"
@@ -63,17 +63,17 @@ class Reading:
     """The answer of one response."""
 
     text: str | None
-    """The answer in its shortest form; ``None`` where the response gives none."""
+    """The answer in its shortest form; ``None`` if the response gives no answer."""
 
     rule: str
-    """Which rule of the grammar found it, or why there is none."""
+    """The rule of the grammar that found the answer, or the reason why there is none."""
 
     confidence: Confidence
-    """``committed`` where the response says that this is its answer, ``bare`` where the reply is
-    nothing but an answer, ``guessed`` where it is what the last sentence says."""
+    """``committed`` if the response states that this is its answer, ``bare`` if the reply is only
+    an answer, ``guessed`` if the answer comes from the last sentence."""
 
     span: str = ""
-    """The words it was taken from."""
+    """The words that contain the answer."""
 
     is_truncated: bool = False
 

@@ -7,19 +7,19 @@ from functools import lru_cache
 from types import ModuleType
 
 MAX_CHARACTERS = 300
-"""Longer answers are compared as text only: symbolic algebra on them may never end."""
+"""Longer answers are compared as text only, because symbolic algebra on them may never end."""
 
 SECONDS = 3
 """Time limit of one symbolic parse or comparison in the main thread."""
 
 MAX_EXPONENT = 1000
-"""Limit on the product of all exponents: nested powers multiply."""
+"""Limit on the product of all exponents, because exponents of nested powers multiply."""
 
 MAX_EXPONENT_OF_SUM = 12
-"""Limit after a bracket, which may hold a sum that algebra multiplies out."""
+"""Limit on an exponent after a bracket, which may hold a sum that algebra expands."""
 
 MAX_BRACKET_DEPTH = 12
-"""The LaTeX grammar takes exponential time in the depth of brackets."""
+"""Limit on nested brackets: the time of the LaTeX grammar is exponential in their depth."""
 
 _POWER = r"(?:\^|\*\*)"
 _WORDS = re.compile(

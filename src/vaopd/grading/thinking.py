@@ -16,7 +16,7 @@ _CLOSING = (
     r"|<\|channel\|>\s{0,4}final\s{0,4}<\|message\|>|\bassistantfinal"
 )
 _MARKS = frozenset("<[◁")
-"""Every tag begins with one of these, but for ``assistantfinal``."""
+"""Every tag except ``assistantfinal`` begins with one of these characters."""
 
 _TAG = re.compile(f"(?P<opening>{_OPENING})|(?P<closing>{_CLOSING})", re.IGNORECASE)
 
@@ -27,10 +27,10 @@ class Parts:
 
     reasoning: str
     answer: str
-    """What stands outside of every block of reasoning; empty where a block never closes."""
+    """The text outside all blocks of reasoning; empty if a block never closes."""
 
     is_open: bool
-    """Whether a block of reasoning never closes: the response has no answer."""
+    """Whether a block of reasoning never closes; then the response has no answer."""
 
 
 def split_reasoning(response: str) -> Parts:

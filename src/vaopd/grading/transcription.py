@@ -9,7 +9,7 @@ from vaopd.grading.reading import Reading, Rule, no_answer, usable
 from vaopd.grading.thinking import split_reasoning
 
 SHORT_REPLY_LINES = 3
-"""Longer replies without a commitment are reasoning, of which the last line is the answer."""
+"""A longer reply without a commitment is reasoning, and its last line is the answer."""
 
 _INTRODUCES = re.compile(
     r"\b(?:text|word|number|sign|it|image|label|formula|expression|says?|reads?|is|"

@@ -103,7 +103,7 @@ _CASED = {
     "in",
     "T",
 }
-"""Symbols that mean something else, or nothing, in another case."""
+"""Symbols whose upper and lower case differ in meaning, or of which one case has none."""
 
 _POWERS = {
     "square": 2, "squared": 2, "sq": 2, "平方": 2, "cubic": 3, "cubed": 3, "cu": 3, "立方": 3,
@@ -136,7 +136,7 @@ class Unit:
     """A product of powers of base units."""
 
     size: Fraction
-    """In the base units of its dimensions."""
+    """Size in the base units of its dimensions."""
 
     dimensions: tuple[tuple[str, int], ...]
     """Dimension and power; empty for counts and for "units" of a figure."""

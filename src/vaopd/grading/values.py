@@ -66,7 +66,7 @@ _ASSIGNED = re.compile(r"(?P<symbol>[^=≈<>≤≥]{1,60}?)\s*(?:=|≈|:(?=\s))\
 _COUNTED = re.compile(
     r"(-?\d[\d.,]*)\s?[个只条张位本支名颗辆块把朵头座种次人棵根片件倍]([\u4e00-\u9fff]{0,6})"
 )
-"""A number, a Chinese measure word, and what is counted."""
+"""A number, a Chinese measure word, and the counted things."""
 
 _NAMED_POINT = re.compile(r"([A-Z]'{0,2})\s?(\(.{1,80}\))")
 _RATIO = re.compile(
@@ -88,7 +88,7 @@ class Quantity:
     number: Number
     unit: Unit = NO_UNIT
     label: str = ""
-    """What is counted, where that is not a unit: ``apples``."""
+    """The counted things if they are not a unit, such as ``apples``."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Ratio:
 
     parts: tuple[Number, ...]
     is_clock: bool = False
-    """Whether it may also be a time of day, which is not reduced."""
+    """Whether it may also be a time of day, which is not reduced like a fraction."""
 
 
 @dataclass(frozen=True)

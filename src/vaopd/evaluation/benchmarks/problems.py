@@ -110,4 +110,4 @@ PROBLEM_SETS = (
         licence="Apache-2.0, drawn by this package",
     ),
 )
-"""Sets in the layout of training problems that have a name."""
+"""Named benchmarks in the layout of training problems."""

@@ -11,7 +11,7 @@ from vaopd.errors import ConfigError, EngineError
 
 MAX_ATTEMPTS = 6
 _PASSING_STATUS = (408, 409, 425, 429)
-"""Answers below 500 after which the same request may succeed."""
+"""Status codes below 500 after which the same request may succeed."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Reply:
     prompt_tokens: int | None
     response_tokens: int | None
     reasoning: str | None = None
-    """What a server with a reasoning parser gave beside the answer."""
+    """The reasoning, from a server that separates it from the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +33,15 @@ class Server:
     """Address, model and prices of a server."""
 
     base_url: str
-    """Such as ``http://localhost:8000/v1``."""
+    """Address, such as ``http://localhost:8000/v1``."""
 
     api_key: str = ""
     timeout_seconds: float = 600.0
     first_wait_seconds: float = 1.0
-    """Before the second attempt; doubled each time, up to a minute."""
+    """Seconds before the second attempt; doubled each time, up to one minute."""
 
     price_input: float | None = None
-    """For a million prompt tokens, in the currency of the bill."""
+    """Price of a million prompt tokens, in the currency of the bill."""
 
     price_output: float | None = None
 

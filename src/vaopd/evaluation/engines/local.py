@@ -16,7 +16,7 @@ from vaopd.rollouts.sampler import Rollout, SamplingSettings
 from vaopd.rollouts.transformers import TransformersSampler
 
 MAX_PROMPT_TOKENS = 32_768
-"""Seven images of the largest budget and their text."""
+"""Enough for seven images of the largest pixel budget and their text."""
 
 
 def _set_template(family: Any, protocol: Protocol) -> None:

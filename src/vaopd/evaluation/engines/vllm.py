@@ -26,7 +26,7 @@ PROTOCOL_ONLY = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
-"""vLLM takes what a request leaves out from the model's ``generation_config.json``."""
+"""Values of every request; vLLM would take missing ones from ``generation_config.json``."""
 
 
 class VllmEngine:
