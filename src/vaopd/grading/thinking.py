@@ -1,4 +1,4 @@
-"""Separation of the reasoning of a response from its answer."""
+"""Separation of a response into reasoning and answer."""
 
 import re
 from dataclasses import dataclass

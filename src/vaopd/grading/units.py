@@ -103,7 +103,7 @@ _CASED = {
     "in",
     "T",
 }
-"""Symbols whose upper and lower case differ in meaning, or of which one case has none."""
+"""Symbols whose case matters: in another case they are another unit or not a unit."""
 
 _POWERS = {
     "square": 2, "squared": 2, "sq": 2, "平方": 2, "cubic": 3, "cubed": 3, "cu": 3, "立方": 3,

@@ -59,7 +59,7 @@ def _dataset_of(kind: str) -> str:
 
 
 def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) -> Verdict:
-    """Return whether the answer of the reply contains a gold text.
+    """Return the verdict: right if the answer of the reply contains a gold text.
 
     ``raw`` is the official rule, which searches the whole reply.
     """
