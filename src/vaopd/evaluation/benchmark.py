@@ -1,4 +1,4 @@
-"""What a benchmark is: rows to items, responses to verdicts, verdicts to metrics."""
+"""The definition of a benchmark: rows to items, responses to verdicts, verdicts to metrics."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from vaopd.problems.problem import IMAGE_PLACEHOLDER, Problem
 
 @runtime_checkable
 class StoredImage(Protocol):
-    """An image that stays in its file until it is asked for."""
+    """An image that stays in its file until it is used."""
 
     def load(self) -> bytes | Path:
         """Return the encoded image or the path of an image file."""
@@ -28,14 +28,14 @@ class Item:
 
     id: str
     prompt: str
-    """The text as it is sent, with one literal ``<image>`` where each image belongs."""
+    """The text for the model, with one literal ``<image>`` at the place of each image."""
 
     images: tuple[ImageSource, ...]
     reference: Mapping[str, Any]
-    """What the rules of the benchmark compare with: JSON values only, kept beside predictions."""
+    """Reference data for the benchmark's rules: JSON values only, saved with predictions."""
 
     cluster: str = ""
-    """Items that are resampled together, such as the questions about one figure."""
+    """Name of a group of items that are resampled together, such as questions on one figure."""
 
     place: str = ""
     """File and row number, for errors."""
@@ -52,10 +52,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one response answered, and whether that is right by the benchmark's rule."""
+    """The answer of one response, and whether it is right by the benchmark's rule."""
 
     extracted: str | None
-    """``None`` where no answer was recognised: unparsed, and wrong."""
+    """The answer; ``None`` if no answer was recognised (unparsed), which is wrong."""
 
     is_correct: bool
 
@@ -64,7 +64,7 @@ class Verdict:
 
     confidence: Confidence = "none"
     rule: str = ""
-    """Which rule of the grammar read the answer, or why there is none."""
+    """The rule of the grammar that found the answer, or the reason why there is none."""
 
 
 def verdict_of(grade: Grade, variants: Mapping[str, bool] | None = None) -> Verdict:
@@ -73,7 +73,7 @@ def verdict_of(grade: Grade, variants: Mapping[str, bool] | None = None) -> Verd
 
 
 OFFICIAL = "official"
-"""Name of the verdict by the rule of a set's owners, where it is not ours."""
+"""Name of the verdict by the owners' rule, if that differs from the rule of vaopd."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Grader(Protocol):
     def __call__(
         self, response: str, item: Item, rule: Rule, *, is_truncated: bool = False
     ) -> Verdict:
-        """Return what a response answers and whether that is right."""
+        """Return the answer of a response and whether it is right."""
         ...
 
 
@@ -113,10 +113,10 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A benchmark: where it lies, how it is asked, and how it is scored."""
+    """A benchmark: where its data are, how its questions are asked, how responses are scored."""
 
     name: str
-    """As written on the command line."""
+    """Name on the command line."""
 
     title: str
     hub_id: str | None
@@ -131,22 +131,22 @@ class Benchmark:
     """Columns of the hub layout that are read."""
 
     files: tuple[str, ...] = ()
-    """Names of local files in the order they are looked for."""
+    """Names of local files, in search order."""
 
     problems: str | None = None
-    """Source for ``load_problems`` where the rows have the layout of training problems."""
+    """Source for ``load_problems`` if the rows have the layout of training problems."""
 
     size: int | None
-    """Published number of items; ``None`` where the user decides."""
+    """Published number of items; ``None`` if the user chooses it."""
 
     licence: str
     citation: str
     item: Callable[[Row], Item | None]
-    """One row to its item; ``None`` for rows of another split or version."""
+    """Returns the item of a row; ``None`` for rows of another split or version."""
 
     grade: Grader
     measure: Callable[[Sequence[Graded]], Iterable[Measurement]]
-    """Values of one sample run."""
+    """Returns the measurements of one sample run."""
 
     combinations: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Metrics that are weighted sums of the scores of parts."""
@@ -155,7 +155,7 @@ class Benchmark:
     """The metric of the paper's Table 1."""
 
     judge_question: Callable[[Item], str] | None = None
-    """The question as a judge reads it; ``None`` where rules decide officially."""
+    """Returns the question for a judge; ``None`` if the official score uses rules."""
 
 
 def image_first(text: str, count: int = 1) -> str:

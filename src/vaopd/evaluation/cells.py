@@ -11,7 +11,7 @@ from vaopd.grading.naming import LETTERS
 
 
 def text(row: Mapping[str, Any], *columns: str) -> str:
-    """Return the first of these columns that is filled, as text; empty where none is."""
+    """Return the first filled cell of these columns as text; '' if all are empty."""
     for column in columns:
         value = row.get(column)
         if value is not None and str(value) != "":
@@ -20,10 +20,10 @@ def text(row: Mapping[str, Any], *columns: str) -> str:
 
 
 def required(row: Mapping[str, Any], *columns: str) -> str:
-    """Return the first of these columns that is filled.
+    """Return the first filled cell of these columns as text.
 
     Raises:
-        ProblemError: None of them is.
+        ProblemError: All of them are empty.
     """
     if found := text(row, *columns):
         return found
@@ -31,7 +31,7 @@ def required(row: Mapping[str, Any], *columns: str) -> str:
 
 
 def sequence(value: Any) -> list[str]:
-    """Return a list cell as texts; the hub and TSVs store some as the text of a Python list.
+    """Return a list cell as texts; the hub and TSVs store some lists as Python source text.
 
     Raises:
         ProblemError: The text does not read as a list.
@@ -66,7 +66,7 @@ def answer_letter(row: Mapping[str, Any], choices: Mapping[str, str]) -> str:
     """Return the reference letter.
 
     Raises:
-        ProblemError: It is none of the options.
+        ProblemError: It is not one of the options.
     """
     letter = required(row, "answer").strip().upper()
     if letter not in choices:
@@ -75,7 +75,7 @@ def answer_letter(row: Mapping[str, Any], choices: Mapping[str, str]) -> str:
 
 
 def images(row: Mapping[str, Any], *columns: str) -> tuple[ImageSource, ...]:
-    """Return the images of the first filled column; none where no column is filled."""
+    """Return the images of the first filled column; an empty tuple if all are empty."""
     for column in columns:
         value = row.get(column)
         cells = value if isinstance(value, list) else [value]

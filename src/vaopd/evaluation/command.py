@@ -1,4 +1,4 @@
-"""``vaopd evaluate``, ``compare``, ``benchmarks``: options first, heavy imports when needed."""
+"""Commands ``evaluate``, ``compare`` and ``benchmarks``; slow imports only when needed."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,7 +49,7 @@ def evaluate(what: What, asking: Asking, answering: Answering, scoring: Scoring)
 
 
 def _engine(protocol: Any, output: Path, answering: Answering) -> Any:
-    """Return what makes the engine that was asked for."""
+    """Return a function that makes the chosen engine."""
     from vaopd.evaluation import launch
 
     limits: dict[str, Any] = {
@@ -105,7 +105,7 @@ def compare(
     rows = [comparison_row(one) for one in compared]
     print_table(wide_console(), f"A = {first}, B = {second}", COLUMNS, rows)
     if output is not None:
-        # Imported here: drawing loads matplotlib.
+        # Imported here, because it loads matplotlib.
         from vaopd.evaluation.comparison_page import page
 
         write_json(output / "comparison.json", [one.as_json() for one in compared])

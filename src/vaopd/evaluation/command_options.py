@@ -1,4 +1,4 @@
-"""The options of ``vaopd evaluate``, in sections that a command takes in place of parameters."""
+"""The options of ``vaopd evaluate`` in sections, which a command takes instead of parameters."""
 
 import functools
 import inspect
@@ -14,7 +14,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a fa
 
 @dataclass(frozen=True, kw_only=True)
 class What:
-    """What is evaluated, on what, and where to."""
+    """The model, the benchmarks and the output folder."""
 
     model: Annotated[
         str | None,
@@ -46,7 +46,7 @@ class What:
 
 @dataclass(frozen=True, kw_only=True)
 class Asking:
-    """How items are asked and responses drawn."""
+    """Settings of prompts and sampling."""
 
     samples: Annotated[
         int, typer.Option(help="Responses for each item (avg@k); may grow in the same folder.")
@@ -77,7 +77,7 @@ class Asking:
 
 @dataclass(frozen=True, kw_only=True)
 class Answering:
-    """What answers."""
+    """Settings of the engine that answers."""
 
     engine: Annotated[
         Literal["transformers", "vllm", "openai"],
@@ -108,7 +108,7 @@ class Answering:
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """How responses are scored."""
+    """Settings of scoring."""
 
     extraction: Annotated[
         Literal["last_committed", "first_committed", "last_boxed"],

@@ -1,4 +1,4 @@
-"""Two evaluations of the same items, compared item by item."""
+"""Comparison of two evaluations, item by item."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +28,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How two evaluations differ on one benchmark; all scores in percent."""
+    """The differences of two evaluations on one benchmark; all scores in percent."""
 
     benchmark: str
     metric: str
@@ -36,7 +36,7 @@ class Comparison:
     first: float
     second: float
     difference: float
-    """Second less first."""
+    """Second score minus first score."""
 
     low: float
     high: float
@@ -44,15 +44,15 @@ class Comparison:
     """Two-sided p-value under the hypothesis of no difference."""
 
     first_only: int
-    """Items on which the first has more right samples; with one sample, the discordant pairs."""
+    """Items where the first has the larger share of right samples, as in `discordant`."""
 
     second_only: int
     p_mcnemar: float
-    """Exact, two-sided."""
+    """Exact two-sided p-value of McNemar's test."""
 
     unparsed: tuple[float, float]
     left_out: tuple[int, int]
-    """Items of each side that the other did not answer in every sample."""
+    """Number of items of each evaluation that the other did not answer in every sample."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the comparison as JSON values."""
@@ -60,14 +60,14 @@ class Comparison:
 
 
 MAY_DIFFER = {"model", "weights", "engine", "base_url"}
-"""Of two protocols that are compared: what is compared."""
+"""Settings that may differ between two compared protocols."""
 
 
 def compare_folders(first: Path, second: Path) -> list[Comparison]:
     """Return the comparison of every benchmark that both folders hold.
 
     Raises:
-        ConfigError: A folder is no evaluation, or the two share no benchmark or no items.
+        ConfigError: A folder is not an evaluation, or the two share no benchmark or no items.
     """
     _check_same_protocol(first, second)
     names = _benchmarks_in(first) & _benchmarks_in(second)
@@ -80,7 +80,7 @@ def compare_folders(first: Path, second: Path) -> list[Comparison]:
 
 
 def _check_same_protocol(first: Path, second: Path) -> None:
-    """Check that the two asked alike; responses of other tools bring no protocol to check."""
+    """Check that both evaluations have the same protocol; responses of other tools have none."""
     protocols = protocol_in(first), protocol_in(second)
     if None in protocols:
         return
@@ -132,10 +132,10 @@ def _compare(name: str, first: Path, second: Path) -> Comparison:
 
 
 def _common_items(name: str, first: Path, second: Path) -> list[Item]:
-    """Return the items that both answered.
+    """Return the items that both evaluations answered.
 
     Raises:
-        ConfigError: One id means two questions, or there is no common id.
+        ConfigError: An id has different questions in the two, or there is no common id.
     """
     theirs = {item.id: item for item in read_items(second / ITEMS)}
     graded = _fully_graded(first) & _fully_graded(second)
@@ -152,7 +152,7 @@ def _common_items(name: str, first: Path, second: Path) -> list[Item]:
 
 
 def _fully_graded(folder: Path) -> set[str]:
-    """Return the ids with a verdict in every sample; an evaluation may have stopped half-way."""
+    """Return the ids with a verdict on every sample; an interrupted evaluation lacks some."""
     samples: dict[int, set[str]] = {}
     for row in read_rows(folder / VERDICTS):
         samples.setdefault(row["sample"], set()).add(row["id"])
@@ -182,8 +182,8 @@ def paired_bootstrap(
 ) -> tuple[float, float, np.ndarray]:
     """Return both headline scores and the resampled differences, in percent.
 
-    Each resample draws clusters of items once and takes the same ones for both: what makes an
-    item hard is hard for both, and drops out of the difference.
+    Each resample draws clusters of items once and uses them for both evaluations, so the
+    difficulty of an item cancels in the difference.
     """
     tables = [tables_of(benchmark, runs) for runs in (first, second)]
     assert tables[0].clusters == tables[1].clusters, "items come in one order"
@@ -205,10 +205,10 @@ def paired_bootstrap(
 def discordant(
     first: Sequence[Sequence[Graded]], second: Sequence[Sequence[Graded]]
 ) -> tuple[int, int]:
-    """Return on how many items each has the larger share of right samples.
+    """Return the number of items on which each evaluation has the larger share of right samples.
 
     With one sample these are McNemar's discordant pairs. Samples of an item are not independent,
-    so with several an item still counts once.
+    so with several samples an item also counts once.
     """
     shares = []
     for runs in (first, second):

@@ -1,4 +1,4 @@
-"""The comparison of two evaluations as one HTML file with its plot inside."""
+"""The comparison of two evaluations as one HTML file with an embedded plot."""
 
 import io
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ is McNemar's exact test. Neither p is corrected for the number of benchmarks.</p
 
 
 def page(compared: Sequence[Comparison], first: str, second: str) -> str:
-    """Return the HTML text; it refers to nothing outside itself."""
+    """Return the HTML text, which needs no other file."""
     header = "".join(f"<th>{escape(name)}</th>" for name in COLUMNS)
     rows = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in comparison_row(one)) + "</tr>"
@@ -53,7 +53,7 @@ def page(compared: Sequence[Comparison], first: str, second: str) -> str:
 
 def _plot(compared: Sequence[Comparison]) -> str:
     """Return differences and intervals as SVG, one line for each benchmark."""
-    # The object interface: pyplot would keep global state and choose a window system.
+    # Not pyplot, which keeps global state and looks for a window system.
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -62,7 +62,7 @@ def _plot(compared: Sequence[Comparison]) -> str:
     axes = figure.add_subplot()
     places = list(range(len(compared)))[::-1]
     for place, one in zip(places, compared, strict=True):
-        # A mark as well as a colour says whether zero is outside.
+        # The marker and the colour both show whether 0 is outside the interval.
         is_clear = one.low > 0 or one.high < 0
         colour = "#0b5fa5" if is_clear else "#6b6b6b"
         axes.plot([one.low, one.high], [place, place], color=colour, linewidth=2)

@@ -29,11 +29,11 @@ class ItemSet:
     """One sentence for each bad row that was left out."""
 
     left_out: int = 0
-    """Rows of another split or version, or without an image, that are no items of the set."""
+    """Number of rows that are not items of the set: another split or version, or no image."""
 
     @property
     def digest(self) -> str:
-        """A hash of ids, prompts and references: the same digest is the same questions."""
+        """A hash of ids, prompts and references; equal questions have equal digests."""
         rows = [[item.id, item.prompt, dict(item.reference)] for item in self.items]
         text = json.dumps(rows, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -51,13 +51,13 @@ def load_items(
 
     Args:
         benchmark: What to read.
-        data: Folder with a folder or file for the benchmark, or a file; the hub without it.
-        on_bad_row: Stop at the first bad row, or leave bad rows out and say so.
-        limit: Read only so many items from the front.
+        data: Folder with a folder or file for the benchmark, or a file; the hub if not given.
+        on_bad_row: Stop at the first bad row, or leave bad rows out and list them.
+        limit: Read only this number of items from the beginning.
         need_images: Whether an item without an image, or with a missing file, is bad.
 
     Raises:
-        ConfigError: ``data`` holds nothing for the benchmark.
+        ConfigError: ``data`` does not hold the benchmark.
         ProblemError: A source cannot be read, a row is bad, or there are no items.
     """
     source, rows = _rows(benchmark, data)
@@ -101,14 +101,14 @@ def _item(benchmark: Benchmark, row: PlacedRow, need_images: bool) -> Item | Non
         for image in item.images:
             if isinstance(image, Path) and not image.is_file():
                 raise ProblemError(f"the image {image} does not exist; put it there")
-    # Some layouts have no ids; their order is fixed.
+    # Some layouts have no ids, but their order is fixed.
     return replace(item, id=item.id or row.place.rpartition(" ")[2], place=row.place)
 
 
 def _checked(
     rows: Iterator[RowOrError], skipped: list[str], on_bad_row: OnBadRow
 ) -> Iterator[PlacedRow]:
-    """Yield rows; a text in their place is what is wrong with a row."""
+    """Yield the good rows; a row given as a text is bad, and the text is its error."""
     for row in rows:
         if isinstance(row, PlacedRow):
             yield row
@@ -133,7 +133,7 @@ def _rows(benchmark: Benchmark, data: Path | None) -> tuple[str, Iterator[RowOrE
 def _problem_rows(
     benchmark: Benchmark, source: str, data: Path | None
 ) -> tuple[str, Iterator[RowOrError]]:
-    # Drawn problems and a user's own file need no folder of data.
+    # Drawn problems and a user's own file need no data folder.
     own = source.startswith("drawn:") or Path(source).is_file()
     path = Path(source) if own else locate(benchmark, data) if data is not None else None
     if own and path is not None and path.is_file():
@@ -154,11 +154,11 @@ def _local_problems(path: Path) -> Iterator[RowOrError]:
 def locate(benchmark: Benchmark, data: Path) -> Path:
     """Return the file of a benchmark in a folder of benchmarks, or the file itself.
 
-    Looked for in ``DATA/NAME/``, then in ``DATA``: the known file names, then ``NAME`` with any
-    suffix that is read, then the only file of such a suffix in ``DATA/NAME/``.
+    The search goes through ``DATA/NAME/`` and then ``DATA``: first the known file names, then
+    ``NAME`` with any supported suffix, then the only file with such a suffix in ``DATA/NAME/``.
 
     Raises:
-        ConfigError: There is no such file, or several could be meant.
+        ConfigError: There is no such file, or several files fit.
     """
     if data.is_file():
         return data
@@ -184,6 +184,6 @@ def locate(benchmark: Benchmark, data: Path) -> Path:
 def _data_files(folder: Path, split: str) -> Iterator[Path]:
     files = [path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file()]
     named = [path for path in files if split and re.match(rf"{split}\b", path.name)]
-    # Metadata of a problem folder is not its data file.
+    # The metadata file of a problem folder is not its data file.
     top = [path for path in files if path.parent in (folder, folder / "data")]
     yield from islice(named or top, 5)

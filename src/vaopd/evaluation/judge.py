@@ -1,4 +1,4 @@
-"""Verdicts of a language model beside those of the rules."""
+"""Verdicts of a language model, to be compared with those of the rules."""
 
 import hashlib
 import re
@@ -39,7 +39,7 @@ JudgementKey = tuple[str, int, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """A model behind a server that reads replies; temperature 0."""
+    """A model on a server that gives verdicts on replies, at temperature 0."""
 
     client: ChatClient
     model: str
@@ -62,9 +62,9 @@ class Judge:
         folder: Path,
         progress: Callable[[int], None] = lambda replies: None,
     ) -> dict[tuple[str, int], bool | None]:
-        """Return the verdict on every response; known ones are read from the folder.
+        """Return the verdict on every response; earlier verdicts are read from the folder.
 
-        ``None`` where the judge gave no verdict, which counts as wrong.
+        It is ``None`` if the judge gave no verdict, which counts as wrong.
         """
         path = folder / JUDGEMENTS
         stored = self._stored(path)
@@ -102,12 +102,12 @@ class Judge:
         return {(one.id, one.sample): stored[_key(one)] for one in flat}
 
     def _stored(self, path: Path) -> dict[JudgementKey, bool | None]:
-        """Return what this judge said before, by response: another text is judged again."""
+        """Return the saved verdicts of this judge; a response with another text is judged again."""
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             return {}
         rows = read_rows(path)
-        # A kill may leave half a row at the end, which the next row would join.
+        # A killed process may leave half a row; the next row would be appended to it.
         if not path.read_bytes().endswith(b"\n"):
             write_rows(path, rows)
         mine = (self.model, _digest(self.prompt))
@@ -143,13 +143,13 @@ def _digest(text: str) -> str:
 
 
 def _filled(prompt: str, **values: str) -> str:
-    # Not str.format: questions are full of braces, and one text must not fill another's place.
+    # Not str.format: questions contain braces, and no text may replace a field in another text.
     parts = re.split(r"(\{question\}|\{answer\}|\{response\})", prompt)
     return "".join(values[p[1:-1]] if p in PLACES else p for p in parts)
 
 
 def reference_text(item: Item) -> str:
-    """Return the reference answer as a judge reads it: an option with its letter and text."""
+    """Return the reference answer for the judge's prompt; an option has its letter and text."""
     reference = item.reference
     answer = reference.get("answers") or reference["answer"]
     options = reference.get("options") or {}
@@ -161,10 +161,10 @@ def reference_text(item: Item) -> str:
 
 
 def read_verdict(reply: str) -> bool | None:
-    """Return the last verdict of a judge's reply, or ``None`` where it gives none.
+    """Return the last verdict of a judge's reply, or ``None`` without one.
 
-    Official prompts end otherwise, so a bare ``correct``, ``yes`` or ``1`` on the last line, and
-    their opposites, are read too.
+    Official prompts ask for other words, so a single ``correct``, ``yes`` or ``1`` on the last
+    line, and their opposites, are read too.
     """
     marked = re.findall(r"verdict\W{0,5}(correct|wrong|incorrect)", reply, re.IGNORECASE)
     if marked:
@@ -178,16 +178,16 @@ def read_verdict(reply: str) -> bool | None:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How rules and judge compare over the responses of a benchmark."""
+    """Agreement of rules and judge over the responses of a benchmark."""
 
     share: float
-    """Of responses with the same verdict."""
+    """Share of responses with the same verdict."""
 
     kappa: float | None
-    """Cohen's kappa: agreement beyond chance; ``None`` where one verdict never varies."""
+    """Cohen's kappa: agreement beyond chance; ``None`` if one of the two never varies."""
 
     only_rule: int
-    """Responses that the rules alone found right."""
+    """Number of responses that only the rules found right."""
 
     only_judge: int
     without_verdict: int
@@ -198,7 +198,7 @@ def agreement(
     runs: Sequence[Sequence[Prediction]],
     judged: dict[tuple[str, int], bool | None],
 ) -> Agreement:
-    """Return how often the judge says what the rules say."""
+    """Return the agreement of the judge's verdicts with those of the rules."""
     pairs = [
         (one.verdict.is_correct, judged[prediction.id, prediction.sample])
         for run, verdicts in zip(runs, graded, strict=True)
@@ -223,7 +223,7 @@ def with_judge(
     runs: Sequence[Sequence[Prediction]],
     judged: dict[tuple[str, int], bool | None],
 ) -> list[list[Graded]]:
-    """Return the same responses with the judge's verdicts in place of the rules'."""
+    """Return the same responses with the judge's verdicts instead of those of the rules."""
     return [
         [
             replace(one, verdict=replace(one.verdict, is_correct=bool(judged[p.id, p.sample])))

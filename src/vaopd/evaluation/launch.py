@@ -1,4 +1,4 @@
-"""What ``vaopd evaluate`` does with its options."""
+"""The work of ``vaopd evaluate``: from its options to engines, judges and tables."""
 
 import os
 import shlex
@@ -40,9 +40,9 @@ def protocol_of(model: str, asking: Asking, answering: Answering) -> Protocol:
     """Return the protocol that the options describe.
 
     Raises:
-        ConfigError: A value is out of its range, or a run has not ended.
+        ConfigError: A value is out of its range, or the training run of the model has not ended.
     """
-    # A served name is the server's own.
+    # The name on a server is not a local folder.
     model = model if answering.engine == "openai" else model_folder(model)
     lines = [BOX] if asking.prompts == "box" else []
     lines += [asking.prompt_suffix] if asking.prompt_suffix else []
@@ -69,7 +69,7 @@ def template_values(pairs: Sequence[str]) -> dict[str, Any]:
     """Return ``KEY=VALUE`` texts as a mapping; values are read as YAML, so ``false`` is a boolean.
 
     Raises:
-        ConfigError: One has no equals sign.
+        ConfigError: A text has no equals sign.
     """
     values: dict[str, Any] = {}
     for pair in pairs:
@@ -110,7 +110,7 @@ def score(
     """Score saved responses and print the tables.
 
     Raises:
-        ConfigError: A file is given and no output folder.
+        ConfigError: ``predictions`` is a file, and no output folder is given.
     """
     if output is None:
         if not predictions.is_dir():
@@ -125,7 +125,7 @@ def score(
 
 
 def openai_engine(protocol: Protocol, *, concurrency: int, **options: Any) -> Callable[[], Engine]:
-    """Return what makes the engine of a server; the options are those of ``Server``.
+    """Return a function that makes the engine of a server; the options are those of ``Server``.
 
     Raises:
         ConfigError: There is no address.
@@ -139,10 +139,10 @@ def openai_engine(protocol: Protocol, *, concurrency: int, **options: Any) -> Ca
 def vllm_engine(
     protocol: Protocol, output: Path, *, python: str | None, arguments: str, **options: Any
 ) -> Callable[[], Engine]:
-    """Return what starts a vLLM server and its engine, when the items have been read.
+    """Return a function that starts a vLLM server and its engine, after the items are read.
 
     Raises:
-        ConfigError: vLLM is not installed there, or the arguments are no list of words.
+        ConfigError: vLLM is not installed for that Python, or the arguments do not parse.
     """
     from vaopd.rollouts.vllm.server import find_python
 
@@ -163,7 +163,7 @@ def vllm_engine(
 
 
 def transformers_engine(protocol: Protocol, device: str, batch_tokens: int) -> Callable[[], Engine]:
-    """Return what loads the model of this process, when the items have been read."""
+    """Return a function that loads the model into this process, after the items are read."""
 
     def make() -> Engine:
         # Imported here: torch and transformers take seconds.
@@ -171,7 +171,7 @@ def transformers_engine(protocol: Protocol, device: str, batch_tokens: int) -> C
 
         from vaopd.evaluation.engines.local import TransformersEngine
 
-        # Its bars of reading weights break ours.
+        # The progress bars of transformers would break those of vaopd.
         transformers_logging.disable_progress_bar()
         return TransformersEngine(protocol, device=device, batch_tokens=batch_tokens)
 
@@ -181,10 +181,10 @@ def transformers_engine(protocol: Protocol, device: str, batch_tokens: int) -> C
 def judge(
     model: str | None, url: str | None, prompt: Path | None, concurrency: int
 ) -> Judge | None:
-    """Return the judge that was asked for, if any.
+    """Return the judge that the options name; ``None`` without one.
 
     Raises:
-        ConfigError: Its address or prompt is missing or no use.
+        ConfigError: Its address or prompt is missing or not usable.
     """
     if model is None:
         return None
@@ -209,10 +209,10 @@ def server(url: str | None, option: str, **options: Any) -> Server:
 
 
 def check_at_least_one(**options: int | None) -> None:
-    """Check whole numbers that count something.
+    """Check that options that count something are at least 1.
 
     Raises:
-        ConfigError: One is below 1.
+        ConfigError: A value is below 1.
     """
     for name, value in options.items():
         if value is not None and value < 1:

@@ -1,4 +1,4 @@
-"""Options of choice questions: as they are asked, and the verdict on a chosen one."""
+"""Options of choice questions: their lines in a prompt, and the verdict on the chosen one."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,17 +9,17 @@ from vaopd.grading.reading import Rule
 
 
 def lettered(options: Sequence[str]) -> dict[str, str]:
-    """Return options by letter, A first."""
+    """Return options by letter, starting at A."""
     return {LETTERS[index]: text for index, text in enumerate(options)}
 
 
 def option_lines(options: Mapping[str, str], pattern: str = "{letter}. {text}") -> str:
-    """Return one line for each option."""
+    """Return the options as text, one line for each."""
     return "\n".join(pattern.format(letter=k, text=v) for k, v in options.items())
 
 
 def grade_letter(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) -> Verdict:
-    """Return whether the chosen letter is that of the reference."""
+    """Return the verdict on the chosen letter: right if it is the letter of the reference."""
     reference = item.reference
     return verdict_of(
         grade_choice(

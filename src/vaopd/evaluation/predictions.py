@@ -1,4 +1,4 @@
-"""Saved responses: one JSONL row for each sample of an item, written as they come."""
+"""Saved responses: one JSONL row for each sample of an item, written when it is complete."""
 
 import json
 import os
@@ -27,22 +27,22 @@ class Prediction:
 
     response: str
     finish_reason: str = "stop"
-    """``length`` where the response hit the limit; ``refused`` where a server gave none."""
+    """``length`` if the limit ended the response; ``refused`` if a server gave none."""
 
     prompt_tokens: int | None = None
     response_tokens: int | None = None
     reasoning: str | None = None
-    """What a server gave apart from the response; a response with its own tags keeps them."""
+    """Reasoning that a server returned separately; reasoning in tags stays in the response."""
 
     def row(self) -> dict[str, Any]:
-        """Return the prediction with its reasoning and its answer in columns of their own."""
+        """Return the prediction as a row; reasoning and answer have separate columns."""
         parts = split_reasoning(self.response)
         answer = self.response if self.reasoning else parts.answer
         return {**asdict(self), "reasoning": self.reasoning or parts.reasoning, "answer": answer}
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """Return the rows of a predictions file; other columns are left alone.
+    """Return the rows of a predictions file; other columns are ignored.
 
     Raises:
         RunFolderError: A row lacks ``id`` or ``response``, or a sample comes twice.
@@ -70,20 +70,20 @@ def _prediction(row: dict[str, Any], place: str) -> Prediction:
     known = {field.name for field in fields(Prediction)} - {"id", "sample", "response"}
     extra = {key: row[key] for key in known if row.get(key) is not None}
     if "answer" in row and row["answer"] != response:
-        # The reasoning stands in the response as well, with its tags.
+        # The response contains the reasoning too, with its tags.
         extra.pop("reasoning", None)
     return Prediction(id=str(id), sample=sample, response=response, **extra)
 
 
 class PredictionLog:
-    """The predictions of one benchmark on disk; what is there already is not asked again."""
+    """The predictions of one benchmark on disk; samples that are there are not drawn again."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / PREDICTIONS
         folder.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
             predictions = read_predictions(self.path)
-            # A kill may leave half a row at the end, which the next row would join.
+            # A killed process may leave half a row; the next row would be appended to it.
             if not self.path.read_bytes().endswith(b"\n"):
                 write_rows(self.path, (one.row() for one in predictions))
         else:
@@ -98,7 +98,7 @@ class PredictionLog:
         return {id: numbers for id, numbers in wanted.items() if numbers}
 
     def add(self, predictions: Iterable[Prediction]) -> None:
-        """Append predictions and bring them to the disk."""
+        """Append predictions and flush them to the disk."""
         new = [one for one in predictions if (one.id, one.sample) not in self.done]
         rows = "".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in new)
         with self.path.open("a", encoding="utf-8") as file:
@@ -109,7 +109,7 @@ class PredictionLog:
 
 
 def write_items(folder: Path, items: Sequence[Item]) -> None:
-    """Write what scoring needs beside the predictions, so that they can be scored alone."""
+    """Write the items next to the predictions, so that scoring needs no benchmark data."""
     write_rows(
         folder / ITEMS,
         (
@@ -153,8 +153,8 @@ def sample_runs(
     """Return the predictions by sample run, each in the order of the items.
 
     Raises:
-        RunFolderError: A run lacks an item that another has, or there are no predictions: a
-            structured metric of an incomplete run would be another metric.
+        RunFolderError: A run lacks an item that another run has, or there are no predictions.
+            A structured metric of an incomplete run would be another metric.
     """
     runs: dict[int, dict[str, Prediction]] = defaultdict(dict)
     known = {item.id for item in items}

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, otherwise a plain line from time to time."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ SECONDS_BETWEEN_LINES = 30.0
 
 @contextmanager
 def shown(title: str, total: int, unit: str = "items") -> Iterator[Callable[[int], None]]:
-    """Give a function that counts finished items; standard error shows rate and time left."""
+    """Yield a function that counts finished items; standard error shows rate and time left."""
     if sys.stderr.isatty():
         with _bar(title, total, unit) as advance:
             yield advance

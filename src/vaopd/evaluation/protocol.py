@@ -1,4 +1,4 @@
-"""How responses are drawn: what must be equal for two runs to be compared or continued."""
+"""Sampling protocol: the settings that two runs must share to be compared or continued."""
 
 import hashlib
 from collections.abc import Mapping
@@ -19,19 +19,19 @@ EngineName = Literal["transformers", "vllm", "openai"]
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """Sampling settings; the defaults are the paper's where it states them."""
+    """Sampling settings; the defaults are those of the paper where the paper states them."""
 
     model: str
     engine: EngineName = "transformers"
     samples: int = 8
-    """Independent responses for each item: avg@8."""
+    """Number of independent responses for each item; 8 gives avg@8."""
 
     temperature: float = 1.0
     top_p: float = 1.0
     """Not stated in the paper."""
 
     top_k: int = 0
-    """Number of likeliest tokens that are drawn from; 0 is all."""
+    """Number of most likely tokens to sample from; 0 = all."""
 
     max_new_tokens: int = 4096
     """Not stated in the paper."""
@@ -40,13 +40,13 @@ class Protocol:
     min_pixels: int = 262_144
     max_pixels: int = 4_194_304
     weights: str | None = None
-    """Fingerprint of a local model folder: weights trained anew at the same place are others."""
+    """Fingerprint of a local model folder, because its weights may change."""
 
     base_url: str | None = None
-    """Of the server, for the ``openai`` engine."""
+    """Address of the server, for the ``openai`` engine."""
 
     prompt_suffix: str = ""
-    """Text on a line of its own after every prompt."""
+    """Text on a separate line after every prompt."""
 
     system_prompt: str = ""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -96,9 +96,10 @@ def _is_run(folder: Path) -> bool:
 
 
 def weights_of(model: str) -> str | None:
-    """Return a fingerprint of the weights in a local folder; none for names on a hub.
+    """Return a fingerprint of the weights in a local folder; ``None`` for names on a hub.
 
-    Of each file the size and both ends, which any further step changes; whole files are gigabytes.
+    It covers the size, the beginning and the end of each file, which every further step changes;
+    whole files have gigabytes.
     """
     files = sorted(Path(model).glob("*.safetensors"))
     digest = hashlib.sha256()
@@ -114,14 +115,14 @@ def weights_of(model: str) -> str | None:
 def min_pixels_of(model: str) -> int:
     """Return the pixel budget that a model was trained with, or the default of recipes.
 
-    It stands in the recipe of the run that the model folder lies in; the shipped tiny models read
-    96-pixel figures as they are.
+    The budget is read from the recipe of the run that contains the model folder; the shipped tiny
+    models read figures of 96 pixels without scaling.
     """
     if model.startswith("tiny:"):
         return TINY_MIN_PIXELS
     for folder in Path(model).resolve().parents[:2] if Path(model).is_dir() else ():
         if _is_run(folder):
-            # Not checked as a whole: the file of a user's own method may be elsewhere.
+            # The recipe is not checked as a whole: the file of a user's method may be elsewhere.
             data = read_recipe(folder / "config.yaml").get("data", {})
             return DataConfig.model_validate(data).min_pixels
     return Protocol.min_pixels
@@ -143,10 +144,10 @@ def claim_folder(output: Path, protocol: Protocol) -> None:
     path = output / PROTOCOL
     mine = asdict(protocol)
     if path.is_file():
-        # Folders of earlier versions lack what was always as it is by default.
+        # Folders of earlier versions lack settings that always had their default value.
         theirs = asdict(Protocol(model="")) | read_json(path)
         if theirs["samples"] < mine["samples"]:
-            # More samples of the same kind: those that are there stay.
+            # More samples of the same kind are allowed; the existing ones stay.
             theirs["samples"] = mine["samples"]
         different = [name for name, value in mine.items() if theirs.get(name) != value]
         if different:

@@ -1,4 +1,4 @@
-"""Benchmarks by the name that the command line takes."""
+"""Benchmarks by their names on the command line."""
 
 import difflib
 from pathlib import Path
@@ -23,7 +23,7 @@ MATH = ("wemath", "mathvista", "mathverse")
 """The columns of the paper's math average."""
 
 VISUAL = ("hallusionbench", "ai2d", "mmmu", "mmstar", "ocrbench")
-"""The columns of its visual average."""
+"""The columns of the paper's visual average."""
 
 PAPER = (*MATH, *VISUAL)
 
@@ -45,13 +45,13 @@ BENCHMARKS = {
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """Return a benchmark by name, or that of a user's own problems.
+    """Return a benchmark by name, or the benchmark of a user's own problems.
 
-    ``drawn:SPLIT?count=..``, and JSONL, JSON, CSV, TSV or parquet files, are
-    benchmarks of their own; the file's stem is the name.
+    ``drawn:SPLIT?count=..`` is a benchmark, and so is each JSONL, JSON, CSV, TSV or parquet file;
+    the name of a file's benchmark is the file name without its suffix.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: There is no benchmark with that name.
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name]

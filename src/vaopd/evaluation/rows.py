@@ -1,4 +1,4 @@
-"""Rows of a benchmark from wherever it lies, with images left in their files until asked for.
+"""Rows of a benchmark from the hub or from files; images are read only when they are used.
 
 Hub data sets, parquet, JSONL, JSON (a list, or an object of rows) and VLMEvalKit's TSV with base64
 images are read; a cell that holds an image becomes a ``StoredImage``.
@@ -19,19 +19,19 @@ from vaopd.problems.rows import jsonl_rows_or_errors, unreachable
 SUFFIXES = (".jsonl", ".json", ".parquet", ".tsv", ".csv")
 _BATCH_ROWS = 256
 SHORTEST_BASE64 = 65
-"""Shorter image cells of VLMEvalKit's TSV are the index of the row that holds the image."""
+"""Shorter image cells in a TSV of VLMEvalKit hold the index of the row with the image."""
 
 
 @dataclass(frozen=True)
 class PlacedRow:
-    """One row with the words an error about it starts with."""
+    """One row with its place, which begins every error about it."""
 
     place: str
     cells: Mapping[str, Any]
 
 
 RowOrError = PlacedRow | str
-"""A row, or one sentence about what is wrong with the row in its place."""
+"""A row, or one sentence with the error of a bad row."""
 
 
 @runtime_checkable
@@ -45,7 +45,7 @@ class Table(Protocol):
 
 @runtime_checkable
 class ImageTable(Table, Protocol):
-    """Rows whose image cells are read again when they are used."""
+    """A table whose image cells are read when they are used."""
 
     def image(self, row: int, column: str) -> Any:
         """Return one image cell as it is stored; rows count from 0."""
@@ -61,13 +61,13 @@ class TableImage:
     column: str
     place: str
     position: int = 0
-    """Which image of a cell that holds a list."""
+    """Number of the image, from 0, in a cell that holds a list."""
 
     def load(self) -> bytes | Path:
         """Return the encoded image.
 
         Raises:
-            ProblemError: The cell is empty or holds no image.
+            ProblemError: The cell is empty or does not hold an image.
         """
         cell = self.table.image(self.row, self.column)
         if isinstance(cell, list):
@@ -87,14 +87,14 @@ def open_table(path: Path) -> Table:
     """Return the table of a file by its suffix.
 
     Raises:
-        ProblemError: The suffix is none of ``SUFFIXES``.
+        ProblemError: The suffix is not in ``SUFFIXES``.
     """
     if path.suffix in (".jsonl", ".json"):
         return JsonTable(path)
     if path.suffix == ".parquet":
         return ParquetTable(path)
     if path.suffix in (".tsv", ".csv"):
-        # Imported here: it is made of the classes of this module.
+        # Imported here, because that module imports this one.
         from vaopd.evaluation.tsv_rows import TsvTable
 
         return TsvTable(path)
@@ -119,7 +119,7 @@ class JsonTable:
                 yield f"{place}: {error}"
 
     def _objects(self) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
-        """Yield the place of each row with its cells, or with what is wrong."""
+        """Yield the place of each row with its cells, or with its error."""
         if self.path.suffix == ".jsonl":
             for row in jsonl_rows_or_errors(self.path):
                 yield ("", str(row)) if isinstance(row, ProblemError) else (row.place, row.cells)
@@ -158,7 +158,7 @@ class ParquetTable:
 
     def rows(self) -> Iterator[RowOrError]:
         """Yield the rows without reading the image columns."""
-        # Imported here: half a second that JSON does not need.
+        # Imported here: it takes half a second, and JSON does not need it.
         import pyarrow
         import pyarrow.parquet
 
@@ -180,7 +180,7 @@ class ParquetTable:
             ) from error
 
     def image(self, row: int, column: str) -> Any:
-        """Return one image cell; the row group it lies in stays in memory for its neighbours."""
+        """Return one image cell; its row group stays in memory for the next cells."""
         start, cells = _row_group(self.path, column, self._group_of(row))
         return cells[row - start]
 
@@ -261,7 +261,7 @@ def hub_tables(
     Raises:
         ProblemError: The hub cannot be reached or has no such data set, configuration or split.
     """
-    # Imported here: one and a half seconds that local files do not need.
+    # Imported here: it takes one and a half seconds, and local files do not need it.
     import datasets
 
     tables: list[Table] = []
@@ -288,7 +288,7 @@ def image_of(value: Any) -> "bytes | Path | None":
     """Return the image of one cell: bytes, a path, base64, a data URL, or a mapping of one.
 
     Raises:
-        ProblemError: The cell begins like base64 and is not.
+        ProblemError: The cell begins like base64, but does not decode.
     """
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path") or value.get("url")

@@ -41,7 +41,7 @@ METHOD = "Wilson score interval with the variance of a bootstrap of clusters"
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """Where items come from and what becomes of bad ones."""
+    """The source of items and the treatment of bad rows."""
 
     data: Path | None = None
     on_bad_row: OnBadRow = "error"
@@ -50,20 +50,20 @@ class ReadOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions:
-    """How responses are scored."""
+    """Settings of scoring."""
 
     rule: Rule = "last_committed"
     judge: Judge | None = None
     score: Literal["rules", "judge"] = "rules"
-    """Whose verdicts are the score of the table."""
+    """Source of the verdicts for the score of the table."""
 
     seed: int = 0
-    """Of the resampling for intervals."""
+    """Seed of the resampling for intervals."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """The score of one benchmark with what is written about it."""
+    """The score of one benchmark with the further entries of its results."""
 
     score: Score
     details: Mapping[str, Any]
@@ -81,16 +81,16 @@ def evaluate(
     read: ReadOptions,
     options: ScoreOptions,
 ) -> tuple[list[Scored], str]:
-    """Draw what is missing in the output folder and score all of it.
+    """Draw the responses that the output folder lacks, and score all responses.
 
     Returns:
-        The scores, and one sentence about what the engine spent.
+        The scores, and one sentence with the tokens and the cost of the engine.
 
     Raises:
-        ConfigError: The output folder is of another protocol.
+        ConfigError: The output folder has another protocol.
         ProblemError: Items cannot be read.
     """
-    # Before the model is loaded: a wrong path should not cost minutes.
+    # Items are read before the model, because a wrong path should fail at once.
     found = [
         load_items(one, read.data, on_bad_row=read.on_bad_row, limit=read.limit)
         for one in benchmarks
@@ -126,7 +126,7 @@ def _evaluate_each(
             "left_out": items.left_out,
         }
         scored.append(replace(one, details={**one.details, "data": data}))
-        # After each benchmark: a later failure leaves the results of earlier ones.
+        # Written after each benchmark, so that a later failure keeps earlier results.
         write_results(output, scored, asdict(protocol), options.seed)
     return scored
 
@@ -134,7 +134,7 @@ def _evaluate_each(
 def generate(
     benchmark: Benchmark, found: ItemSet, engine: Engine, protocol: Protocol, folder: Path
 ) -> ItemSet:
-    """Draw the missing responses of a benchmark; return the items that have all of theirs.
+    """Draw the missing responses of a benchmark; return the items whose responses are complete.
 
     Raises:
         ConfigError: The folder holds responses to other questions under the same ids.
@@ -228,7 +228,7 @@ def score_saved(
     """Score saved responses without a model: a file, or the output folder of an evaluation.
 
     Raises:
-        ConfigError: There are no predictions, or nothing says which benchmark they answer.
+        ConfigError: There are no predictions, or their benchmark is not known.
     """
     scored = []
     for benchmark, file in _saved(path, names):
@@ -246,7 +246,7 @@ def score_saved(
         folder = output / benchmark.name
         one = score_folder(benchmark, items, read_predictions(file), folder, options)
         if folder.resolve() != file.parent.resolve():
-            # Beside the verdicts, so that the folder can be compared by itself.
+            # Written next to the verdicts, because a comparison needs the items too.
             write_items(folder, items)
         scored.append(one)
     return scored
@@ -288,7 +288,7 @@ def _named(name: str, file: Path) -> Benchmark:
 def write_results(
     output: Path, scored: Sequence[Scored], protocol: Mapping[str, Any] | None, seed: int
 ) -> None:
-    """Write ``results.json`` and all metrics as ``results.md``."""
+    """Write ``results.json``, and ``results.md`` with all metrics."""
     values = {one.score.benchmark: one.score.main.value for one in scored}
     write_json(
         output / RESULTS,

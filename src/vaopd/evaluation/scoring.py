@@ -1,4 +1,4 @@
-"""Verdicts to metrics with intervals. No model and no torch here."""
+"""Metrics with intervals from verdicts; without a model and without torch."""
 
 import math
 from collections import Counter
@@ -20,21 +20,21 @@ _CHUNK = 100
 
 @dataclass(frozen=True)
 class Metric:
-    """A mean over sample runs, in percent, with its 95 % interval."""
+    """A mean over sample runs with its 95 % interval, in percent."""
 
     value: float
     low: float
     high: float
 
     def as_json(self) -> dict[str, Any]:
-        """Return the metric as JSON values, which know no NaN."""
+        """Return the metric as JSON values; NaN becomes null."""
         numbers = [x if math.isfinite(x) else None for x in (self.value, self.low, self.high)]
         return {"value": numbers[0], "interval": numbers[1:]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What one benchmark gave."""
+    """The results of one benchmark."""
 
     benchmark: str
     headline: str
@@ -45,20 +45,20 @@ class Score:
     """Share of responses without a recognised answer."""
 
     truncated: float
-    """Share of responses that hit the length limit."""
+    """Share of responses that the length limit ended."""
 
     rules_differ: float
-    """Share of responses whose first and last committed answer are not the same."""
+    """Share of responses whose first and last committed answers are different."""
 
     response_tokens: float | None
-    """Mean, where counted."""
+    """Mean number of tokens of a response; ``None`` if not counted."""
 
     judge: float | None = None
-    """The headline by a judge's verdicts, in percent; none where no judge was asked."""
+    """The headline metric by a judge's verdicts, in percent; ``None`` without a judge."""
 
     @property
     def main(self) -> Metric:
-        """The metric of Table 1; not a number where too few items define it."""
+        """The metric of Table 1; NaN if too few items define it."""
         return self.metrics.get(self.headline, Metric(math.nan, math.nan, math.nan))
 
     def as_json(self) -> dict[str, Any]:
@@ -81,10 +81,10 @@ class Score:
 def grade_runs(
     benchmark: Benchmark, items: Sequence[Item], runs: Sequence[Sequence[Prediction]], rule: Rule
 ) -> tuple[list[list[Graded]], float]:
-    """Return the verdicts by sample run and item, and how often the first and the last rule differ.
+    """Return verdicts by sample run and item, and the share where first and last rule differ.
 
-    The share is of responses whose first and last committed answer are not the same; for
-    ``last_boxed``, whose last box and last committed answer are not.
+    The share counts responses whose first and last committed answers are different; for
+    ``last_boxed`` it counts those whose last box and last committed answer are different.
     """
     other: Rule = "first_committed" if rule == "last_committed" else "last_committed"
     graded: list[list[Graded]] = []
@@ -117,8 +117,8 @@ def score_runs(
 ) -> Score:
     """Return all metrics of a benchmark.
 
-    Structured metrics are computed for each sample run over the complete set and then averaged:
-    averaging the verdicts of an item first would give another number.
+    Structured metrics are computed for each sample run over the complete set and then averaged.
+    The mean of an item's verdicts, taken first, would give another number.
     """
     flat = [prediction for run in runs for prediction in run]
     tokens = [one.response_tokens for one in flat if one.response_tokens is not None]
@@ -138,7 +138,7 @@ def score_runs(
 
 @dataclass(frozen=True)
 class ClusterTable:
-    """Sums and counts of every part by sample run and cluster: all that resampling needs."""
+    """Sums and counts of every part by sample run and cluster, as resampling needs them."""
 
     parts: tuple[str, ...]
     clusters: tuple[str, ...]
@@ -168,9 +168,9 @@ def tables_of(benchmark: Benchmark, graded: Sequence[Sequence[Graded]]) -> Clust
 def metrics_of(
     benchmark: Benchmark, table: ClusterTable, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, Metric]:
-    """Return every metric with its interval: see ``bounded_ends``.
+    """Return every metric with its interval; see ``bounded_ends``.
 
-    A metric outside 0 to 100 has the percentile interval of resampled clusters.
+    A metric that may be outside 0 to 100 has the percentile interval of resampled clusters.
     """
     weights = cluster_weights(len(table.clusters), resamples, seed)
     point = metric_values(benchmark, table, np.ones((1, len(table.clusters))))
@@ -188,7 +188,10 @@ def metrics_of(
 
 
 def _sizes(benchmark: Benchmark, table: ClusterTable) -> dict[str, tuple[int, int]]:
-    """Return the clusters and the responses of every metric; of a sum, those of its least part."""
+    """Return the numbers of clusters and of responses by metric.
+
+    A combined metric has the clusters of its smallest part and the responses of all its parts.
+    """
     clusters = (table.counts.sum(0) > 0).sum(0)
     responses = table.counts.sum((0, 1))
     sizes = {
@@ -205,10 +208,10 @@ def _sizes(benchmark: Benchmark, table: ClusterTable) -> dict[str, tuple[int, in
 def agreement_metrics(
     benchmark: Benchmark, graded: Sequence[Sequence[Graded]], *, seed: int = 0
 ) -> dict[str, Metric]:
-    """Return ``maj@k`` and ``pass@k`` of k samples; nothing for one sample.
+    """Return ``maj@k`` and ``pass@k`` of k samples; an empty dict for one sample.
 
-    maj@k: the answer that most samples of an item extract is right, the earliest of equals.
-    pass@k: at least one sample is right.
+    maj@k: the most frequent answer of an item's samples is right; of equally frequent answers
+    the earliest counts. pass@k: at least one sample is right.
     """
     k = len(graded)
     if k < 2:
@@ -243,13 +246,13 @@ def cluster_weights(num_clusters: int, resamples: int, seed: int) -> np.ndarray:
 def metric_values(
     benchmark: Benchmark, table: ClusterTable, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return every metric in percent under given cluster weights, one value for each row."""
+    """Return every metric in percent, one value for each row of cluster weights."""
     means = np.concatenate(
         [_part_means(table, weights[at : at + _CHUNK]) for at in range(0, len(weights), _CHUNK)]
     )
     values = {name: means[:, index] for index, name in enumerate(table.parts)}
     for name, shares in benchmark.combinations.items():
-        # A part that no item belongs to, as in a small sample, leaves the sum undefined.
+        # In a small sample a part may have no item; then the sum is not defined.
         if shares.keys() <= values.keys():
             values[name] = sum(
                 (share * values[part] for part, share in shares.items()),
@@ -259,12 +262,12 @@ def metric_values(
 
 
 def _part_means(table: ClusterTable, weights: np.ndarray) -> np.ndarray:
-    """Return the scores of parts: the mean in each run, then over runs; in percent."""
+    """Return the scores of parts in percent: the mean in each run, then the mean over runs."""
     # [resamples, clusters] x [runs, clusters, parts] -> [runs, resamples, parts]
     sums, counts = weights @ table.sums, weights @ table.counts
     with np.errstate(invalid="ignore", divide="ignore"):
         by_run = sums / counts
-    # A rate without cases in a run says nothing about that run.
+    # A rate without cases in a run is not defined for that run.
     valid = np.isfinite(by_run)
     total = np.where(valid, by_run, 0.0).sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -276,7 +279,7 @@ def verdict_rows(
     runs: Sequence[Sequence[Prediction]],
     judged: Mapping[tuple[str, int], bool | None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return one row for each response: what was extracted, and every verdict."""
+    """Return one row for each response with its extracted answer and every verdict."""
     rows = []
     for run, verdicts in zip(runs, graded, strict=True):
         for prediction, one in zip(run, verdicts, strict=True):

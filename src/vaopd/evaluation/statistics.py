@@ -1,8 +1,8 @@
-"""How sure a mean or a difference is: every interval and test of the package, without torch.
+"""Intervals and tests of means and differences, for the whole package; without torch.
 
-Studies give tables of seeds and problems, benchmarks clusters of items; what both resample and
-read off is here. Letters in shapes: S seeds, P problems, R resamples, N things that are
-resampled. A quantity that exists once a run has P = 1.
+Studies have tables of seeds and problems, benchmarks have clusters of items; this module holds
+the resampling of both. Letters in shapes: S seeds, P problems, R resamples, N units that are
+resampled. A quantity with one value per run has P = 1.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 LEVEL = 0.95
-"""Of every interval."""
+"""Confidence level of every interval."""
 
 TAIL = 0.025
 """Share of resampled values on either side of an interval."""
@@ -20,15 +20,15 @@ Z = 1.959963984540054
 """Quantile of the normal distribution with ``TAIL`` beyond it."""
 
 RESAMPLES = 2000
-"""Bootstrap samples; the ends of an interval then wander by about a fiftieth of its width."""
+"""Number of bootstrap samples; the ends of an interval vary by about 1/50 of its width."""
 
 BLOCK_CELLS = 2_000_000
-"""Cells of resampled tables in memory at a time."""
+"""Most cells of resampled tables in memory at the same time."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % interval; no interval where one run cannot tell."""
+    """A mean with its 95 % interval; without an interval if there is one run only."""
 
     mean: float
     low: float | None
@@ -36,7 +36,7 @@ class Interval:
 
     @property
     def is_none(self) -> bool:
-        """Whether 0 lies in the interval, or there is none: no difference is established."""
+        """Whether no difference is shown: 0 lies in the interval, or there is no interval."""
         return self.low is None or self.high is None or self.low <= 0 <= self.high
 
 
@@ -44,26 +44,26 @@ def mean_interval(values: Float[np.ndarray, "S P"], *, seed: int = 0) -> Interva
     """Return the mean of one arm with its interval.
 
     With several problems the interval is the percentile bootstrap over both axes: seeds and
-    problems are drawn with replacement, each on its own, and the mean of the drawn table is taken
-    (Owen 2007). That is on the safe side where noise belongs to single answers, and too narrow
-    where few seeds differ by more than their problems do.
+    problems are drawn with replacement, independently, and the mean of the drawn table is taken
+    (Owen 2007). This interval is conservative if the noise belongs to single answers, and too
+    narrow if there are few seeds and they differ more than the problems do.
 
-    With one number a run there is nothing to resample but a handful of seeds, for which
-    percentiles are far too narrow; there it is Student's t over the seeds, and none for one seed.
+    With one number per run only a few seeds could be resampled, and percentiles would be far too
+    narrow. Then the interval is Student's t over the seeds; one seed has no interval.
 
     Args:
         values: A number for each seed and problem.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.shape[1] == 1:
         return _over_seeds(values[:, 0])
     if (values == values[0, 0]).all():
-        # Exactly: the mean of equal decimals may differ from them in the last bit.
+        # Equal values are returned exactly: their computed mean may differ in the last bit.
         mean = float(values[0, 0])
         return Interval(mean, mean, mean)
     means = _resampled_means(values, np.random.default_rng(seed))
-    # Not TAIL: this is the last bit more, with which the intervals of earlier studies were made.
+    # Not TAIL: this value differs in the last bit, and earlier studies used it.
     low, high = percentile_ends(means, tail=(1 - LEVEL) / 2)
     return Interval(float(values.mean()), low, high)
 
@@ -71,15 +71,15 @@ def mean_interval(values: Float[np.ndarray, "S P"], *, seed: int = 0) -> Interva
 def paired_difference(
     arm: Float[np.ndarray, "S P"], baseline: Float[np.ndarray, "S P"], *, seed: int = 0
 ) -> Interval:
-    """Return by how much an arm exceeds its baseline, with an interval for the paired difference.
+    """Return the paired difference of an arm and its baseline, with its interval.
 
-    Both tables hold the same seeds and problems in the same order, so what makes a problem hard
-    or a seed lucky for both arms cancels::
+    Both tables hold the same seeds and problems in the same order, so effects of a problem or a
+    seed that both arms share cancel::
 
         D[s,p] = arm[s,p] - baseline[s,p],   effect = mean of D
 
-    The interval is that of `mean_interval` for D. Where it contains 0 the effect is called none.
-    One seed says nothing about how seeds differ, so there it has no interval.
+    The interval is that of `mean_interval` for D. If it contains 0, the effect is called none.
+    One seed does not show how seeds differ, so it has no interval.
     """
     difference = np.asarray(arm) - np.asarray(baseline)
     if len(difference) < 2:
@@ -97,8 +97,8 @@ def resample_counts(
 def percentile_ends(values: Float[np.ndarray, " R"], *, tail: float = TAIL) -> tuple[float, float]:
     """Return the ends of the percentile interval of resampled values that are finite.
 
-    A resample may leave a rate without cases, which says nothing. Without any finite value the
-    ends are not numbers.
+    A rate without cases in a resample is NaN and is ignored. Without any finite value both ends
+    are NaN.
     """
     finite = values[np.isfinite(values)]
     if not len(finite):
@@ -110,20 +110,20 @@ def percentile_ends(values: Float[np.ndarray, " R"], *, tail: float = TAIL) -> t
 def bounded_ends(
     share: float, resampled: Float[np.ndarray, " R"], num_clusters: int, num_responses: int
 ) -> tuple[float, float]:
-    """Return the 95 % interval of a share in [0, 1], which holds near 0 and 1 too.
+    """Return the 95 % interval of a share in [0, 1], which is valid near 0 and 1 too.
 
-    Percentiles of resamples are too narrow there: where all are right they have no width. This is
-    Wilson's interval with the number of independent responses that the resampled variance tells::
+    There percentiles of resamples are too narrow: if all responses are right, they have no width.
+    This is Wilson's interval with n independent responses, computed from the resampled variance::
 
         n = p (1 - p) / Var(resampled),   (p + z²/2n ± z sqrt(p (1 - p)/n + z²/4n²)) / (1 + z²/n)
 
-    Without any variance n is the number of clusters; n never exceeds the number of responses.
+    If the variance is 0, n is the number of clusters; n never exceeds the number of responses.
 
     Args:
-        share: p, of all clusters.
-        resampled: The share of each resample of clusters.
-        num_clusters: Of the share.
-        num_responses: Of the share, all samples of all items.
+        share: p, over all clusters.
+        resampled: The share in each resample of clusters.
+        num_clusters: Number of clusters of the share.
+        num_responses: Number of responses of the share: all samples of all items.
     """
     finite = resampled[np.isfinite(resampled)]
     if not len(finite) or not np.isfinite(share):
@@ -138,15 +138,18 @@ def bounded_ends(
 
 
 def two_sided_p(differences: Float[np.ndarray, " R"]) -> float:
-    """Return twice the smaller tail beyond zero, never 0: one more resample could have crossed."""
+    """Return the two-sided p-value under the hypothesis of no difference; it is never 0.
+
+    It is twice the smaller share of differences on one side of 0, with one resample added.
+    """
     finite = differences[np.isfinite(differences)]
     tail = min((finite <= 0).sum(), (finite >= 0).sum())
     return float(min(1.0, 2 * (tail + 1) / (len(finite) + 1)))
 
 
 def mcnemar_p(first_only: int, second_only: int) -> float:
-    """Return the exact two-sided p of McNemar's test on discordant pairs."""
-    # Imported here: it takes most of a second, which a scoring without comparison need not pay.
+    """Return the exact two-sided p-value of McNemar's test on discordant pairs."""
+    # Imported here: it takes most of a second, and scoring without comparison does not need it.
     from scipy.stats import binomtest
 
     total = first_only + second_only

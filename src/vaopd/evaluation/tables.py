@@ -1,4 +1,4 @@
-"""Tables of results: for the terminal and as Markdown."""
+"""Tables of results for the terminal and in Markdown."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ COLUMNS = (
 
 
 WIDTH = 160
-"""Columns of text where there is no terminal to fill."""
+"""Width in characters if the output is not a terminal."""
 
 
 def number(value: float) -> str:
-    """Return a percentage with two decimals, or a dash where there is none."""
+    """Return a percentage with two decimals, or a dash if it is NaN."""
     return f"{value:.2f}" if math.isfinite(value) else "-"
 
 
@@ -56,7 +56,7 @@ def _row(score: Score, name: str, metric: Metric) -> tuple[str, ...]:
 
 
 def averages(scores: Mapping[str, float]) -> dict[str, float]:
-    """Return the paper's two averages, each where all of its benchmarks are there."""
+    """Return the two averages of the paper, each if all of its benchmarks have a score."""
     return {
         label: fmean(scores[name] for name in names)
         for label, names in (("Math Avg", MATH), ("Visual Avg", VISUAL))
@@ -65,9 +65,10 @@ def averages(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def paper_row(scores: Sequence[Score]) -> tuple[list[str], list[str]] | None:
-    """Return header and values in the order of the paper's Table 1; ``None`` without its sets.
+    """Return header and values in the order of the paper's Table 1.
 
-    OCRBench is its count of hits out of 1,000 divided by ten, which is the percentage.
+    Without a benchmark of Table 1 it returns ``None``. The score of OCRBench is its number of hits
+    out of 1,000 divided by ten, which is the percentage.
     """
     values = {score.benchmark: score.main.value for score in scores}
     if not values.keys() & set(PAPER):
@@ -102,7 +103,7 @@ def wide_console() -> Console:
 
 
 def print_tables(scores: Sequence[Score]) -> None:
-    """Print the summary, and the row of Table 1 where one of its benchmarks is there."""
+    """Print the summary, and the row of Table 1 if one of its benchmarks has a score."""
     console = wide_console()
     print_table(console, "results (%)", COLUMNS, summary_rows(scores))
     if row := paper_row(scores):
@@ -112,7 +113,7 @@ def print_tables(scores: Sequence[Score]) -> None:
 def print_table(
     console: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
-    """Print one table; cells of numbers lean right."""
+    """Print one table; numbers are aligned to the right."""
     table = Table(title=title)
     for name in header:
         table.add_column(name, justify="left" if name in ("benchmark", "metric") else "right")

@@ -1,4 +1,4 @@
-"""Rows of TSV and CSV files, whose images stay in the file until asked for."""
+"""Rows of TSV and CSV files, whose images stay in the file until they are used."""
 
 import ast
 import csv
@@ -13,7 +13,7 @@ from vaopd.evaluation.rows import SHORTEST_BASE64, PlacedRow, RowOrError, TableI
 
 
 class TsvTable:
-    """VLMEvalKit's TSV and any CSV: a header, images in base64 or as paths in ``image``."""
+    """A TSV of VLMEvalKit or any CSV: a header row, and ``image`` with base64 texts or paths."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -25,7 +25,7 @@ class TsvTable:
         self.header: list[str] = []
 
     def rows(self) -> Iterator[RowOrError]:
-        """Yield the rows; the images are dropped and found again by their offset."""
+        """Yield the rows without images; only the offset of each image in the file is kept."""
         csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
         self.offsets.clear()
         self.counts.clear()
@@ -72,7 +72,7 @@ class TsvTable:
         return PlacedRow(place, {k: v for k, v in named.items() if v != ""})
 
     def _count(self, cell: str, number: int) -> int:
-        """Return how many images a cell holds; none where it is empty."""
+        """Return the number of images in a cell; 0 if it is empty."""
         pointed = self._pointed(cell)
         if pointed is not None:
             return self.counts[pointed] if pointed < number else 1
@@ -85,7 +85,7 @@ class TsvTable:
             ) from None
 
     def _pointed(self, cell: str) -> int | None:
-        """Return the row that holds the image, where a cell is but its index."""
+        """Return the row that holds the image if the cell is only an index; else ``None``."""
         return self.rows_by_index.get(cell) if len(cell) < SHORTEST_BASE64 else None
 
     def image(self, row: int, column: str) -> Any:
@@ -98,7 +98,7 @@ class TsvTable:
         return _listed(cell) if pointed in (None, row) else self.image(pointed, column)
 
     def _reader(self, file: Any) -> tuple[Any, Any]:
-        # csv may take several lines for a row; after each row exactly its lines are consumed.
+        # A row may have several lines; csv reads exactly the lines of one row at a time.
         position = file.tell()
 
         def lines() -> Iterator[str]:
@@ -114,7 +114,7 @@ def _listed(cell: str) -> list[str]:
     """Return the base64 texts of a cell; several are written as a Python or a JSON list.
 
     Raises:
-        ValueError: The list does not read, or holds something else than texts.
+        ValueError: The list does not parse, or a member is not a text.
     """
     if not cell.startswith("["):
         return [cell] if cell else []

@@ -1,4 +1,4 @@
-"""Accuracy on held-out problems, with the image and with its degraded copy, and reliance on it."""
+"""Accuracy on held-out problems with the original and the degraded image; reliance on it."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -29,12 +29,12 @@ class ValidationResult:
     """Share of responses without a recognisable answer."""
 
     truncated: float
-    """Share of responses that hit the length limit."""
+    """Share of responses that the length limit ended."""
 
     response_length: float
     accuracy_by_kind: dict[str, float]
     accuracy_pixelated: float | None = None
-    """Accuracy with the degraded image, whatever ``view.name`` is."""
+    """Accuracy with the degraded image, for every ``view.name``."""
 
     answer_change_rate: float | None = None
     """Share of samples whose answer differs between the original and the degraded view."""
@@ -43,7 +43,7 @@ class ValidationResult:
     """Mean teacher advantage of the high group of the student's own responses, nats."""
 
     student_va: float | None = None
-    """Mean advantage that the student itself has on those same tokens, nats."""
+    """Mean advantage of the student on the same tokens, nats."""
 
     va_correlation: float | None = None
     """Spearman correlation of the teacher's and the student's advantage over response tokens."""
@@ -51,11 +51,11 @@ class ValidationResult:
 
 @dataclass(frozen=True)
 class Validation:
-    """The numbers of one validation and the responses behind them."""
+    """The numbers of one validation and its responses."""
 
     result: ValidationResult
     rows: list[dict[str, Any]]
-    """One a response and view, as written to ``validation/step_NNNNNN.jsonl``."""
+    """One row per response and view, as in ``validation/step_NNNNNN.jsonl``."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Answers:
     problems: Sequence[Problem]
     rollouts: list[list[Rollout]]
     texts: list[str]
-    """By rollout, all siblings of the first problem first; grades in the same order."""
+    """Texts of all rollouts, problem by problem; grades have the same order."""
 
     grades: list[Grade]
 
@@ -86,14 +86,14 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class Validator:
-    """Answers held-out problems by a fixed protocol; the same noise every time it is called."""
+    """Answers held-out problems by a fixed protocol, with the same noise in every validation."""
 
     config: RunConfig
     problems: Sequence[Problem]
     teacher: Teacher | None = None
     world: World = field(default_factory=World)
     on_token: Callable[[int, int], None] = lambda rows, tokens: None
-    """Called with the responses that are decoded together, and the tokens of each so far."""
+    """Called with the number of responses decoded together, and of tokens of each until now."""
 
     def __post_init__(self) -> None:
         if all(problem.answer is None for problem in self.problems):
@@ -113,7 +113,7 @@ class Validator:
     ) -> Validation:
         """Return accuracies and advantages of the student as it is now, and its responses.
 
-        Every process answers its turn of the problems and returns the numbers of all.
+        Every process answers its share of the problems and returns the numbers of all problems.
         """
         problems = [problem for problem in self.problems if problem.answer is not None]
         turn = self.world.my_slice(problems)
@@ -218,7 +218,7 @@ def _result(
 def _rows(
     student: VisionLanguageModel, answers: Answers, advantage: TokenAdvantage | None = None
 ) -> list[dict[str, Any]]:
-    """Return a row for each response; with the advantages of its tokens where there are any."""
+    """Return a row for each response, with the advantages of its tokens if they are given."""
     rows = []
     for index, (problem, rollout) in enumerate(answers.flat):
         verdict = answers.grades[index]

@@ -1,4 +1,4 @@
-"""Does the student itself look? Its advantage beside the teacher's, and answers to both views.
+"""How much the student uses the image: its visual advantage, and its answers to both views.
 
 B rollouts, T response tokens (padded).
 """
@@ -26,21 +26,21 @@ from vaopd.teacher.teacher import Teacher, TeacherScores
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TokenAdvantage:
-    """Visual advantage of the same tokens, once by the teacher and once by the student."""
+    """Visual advantage of the same tokens under the teacher and under the student."""
 
     teacher: Float[Tensor, "B T"]
-    """Nats; Eq. 2 of the paper, whatever ``method.advantage`` weighs by."""
+    """Advantage of the teacher, nats: Eq. 2 of the paper for every ``method.advantage``."""
 
     student: Float[Tensor, "B T"]
-    """The same equation with the student in the teacher's place."""
+    """Advantage of the student, nats: the same equation with the student instead of the teacher."""
 
     mask: Bool[Tensor, "B T"]
     high: Bool[Tensor, "B T"]
-    """The teacher's high group."""
+    """Whether a token is in the teacher's high group."""
 
     @property
     def teacher_va(self) -> float | None:
-        """Mean advantage of the teacher over its high group, nats; none without a group."""
+        """Mean advantage of the teacher over its high group, nats; ``None`` without a group."""
         return self.teacher[self.high].mean().item() if self.high.any() else None
 
     @property
@@ -50,10 +50,10 @@ class TokenAdvantage:
 
     @property
     def correlation(self) -> float | None:
-        """Spearman correlation over all response tokens; none where an advantage is constant.
+        """Spearman correlation over all response tokens; ``None`` if an advantage is constant.
 
-        Ranks, because a few tokens hold most of the advantage; equal values (the many zeros)
-        share their mean rank.
+        It uses ranks, because a few tokens have most of the advantage; equal values (many are 0)
+        get their mean rank.
         """
         values = self.teacher[self.mask], self.student[self.mask]
         if any(len(v) < 2 or bool((v == v[0]).all()) for v in values):
@@ -62,7 +62,7 @@ class TokenAdvantage:
         return float(np.corrcoef(*ranks)[0, 1])
 
     def row(self, index: int) -> dict[str, Any]:
-        """Return what a rollout's row of a validation file says of its tokens."""
+        """Return the token columns of a rollout's row in a validation file."""
         tokens = self.mask[index]
         return {
             "visual_advantage": _rounded(self.teacher[index][tokens]),
@@ -83,24 +83,24 @@ def score_advantage(
     """Return both models' visual advantage of every token of the student's responses.
 
     Args:
-        student: The model whose responses these are.
+        student: The model that wrote the responses.
         teacher: Its advantage decides which tokens need the image.
-        views: Prompts with the original and with the degraded images, of this process's turn of
-            the problems.
+        views: Prompts with the original and with the degraded images, for this process's share
+            of the problems.
         rollouts: Responses by problem and sibling, of all problems.
         high_fraction: Share of a response's tokens in the teacher's high group.
-        world: The processes that score together; only this one unless given.
+        world: The processes that score together; by default only this one.
 
     Raises:
         AlignmentError: A log-prob is not finite.
-        EngineError: A teacher elsewhere does not answer, or refuses.
+        EngineError: A teacher on a server does not answer, or refuses.
     """
     world = world or World()
     own_rollouts = world.my_slice(rollouts)
     responses = [[torch.tensor(r.response_ids) for r in group] for group in own_rollouts]
 
     def everybodys(rows: Sequence[Tensor]) -> list[Tensor]:
-        # By problem, because turns go by problem; on the CPU, because processes exchange them.
+        # By problem, because processes share problems; on the CPU, because processes exchange them.
         numbered = iter([row.float().cpu() for row in rows])
         by_problem = [[next(numbered) for _ in group] for group in responses]
         return [row for group in world.in_order(by_problem) for row in group]
@@ -136,7 +136,7 @@ def answer_changes(original: Sequence[Grade], degraded: Sequence[Grade]) -> list
     """Return for each pair of samples whether the degraded image led to another answer.
 
     Two responses without an answer agree. Both were drawn with the same noise, so a student that
-    does not look at the detail changes nothing.
+    does not use the detail gives the same answers.
     """
     return [
         not is_same_answer(first.extracted, second.extracted)

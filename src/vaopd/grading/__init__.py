@@ -1,1 +1,1 @@
-"""From a response to its answer, and from an answer to a verdict. No model and no torch here."""
+"""Extraction of answers from responses, and their verdicts; without a model and without torch."""

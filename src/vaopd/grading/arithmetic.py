@@ -1,4 +1,4 @@
-r"""The value of a number as models write it: ``1,250``, ``2 1/2``, ``5\sqrt{3}``, ``1.2e3``."""
+r"""Values of numbers as models write them: ``1,250``, ``2 1/2``, ``5\sqrt{3}``, ``1.2e3``."""
 
 import math
 import re
@@ -7,16 +7,16 @@ from fractions import Fraction
 from functools import lru_cache
 
 Number = Fraction | float
-"""Exact where the expression is rational, else to about 15 digits."""
+"""Exact if the expression is rational, otherwise to about 15 digits."""
 
 MAX_CHARACTERS = 200
 MAX_DEPTH = 20
 MAX_EXPONENT = 200
 APART = Fraction(1, 10**6)
-"""Difference from which two decimals are two numbers: math-verify rounds to six places."""
+"""Difference from which two decimals are not equal; math-verify rounds to six places."""
 
 CLOSE = 1e-9
-"""Relative difference below which two values are the same number."""
+"""Relative difference below which two values are equal."""
 
 _GROUPED = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+)(?![\d,]| \d)")
 _FRACTIONS_OF_ONE = {
@@ -49,7 +49,7 @@ class _UnreadableError(Exception):
 
 @lru_cache(maxsize=65536)
 def number_of(text: str) -> Number | None:
-    """Return the value of an expression without variables; ``None`` for everything else.
+    """Return the value of an expression without variables; ``None`` for any other text.
 
     Two numbers side by side are not a product: ``1 1`` is neither 11 nor 1.
     """
@@ -68,21 +68,21 @@ def number_of(text: str) -> Number | None:
 
 
 def is_same_number(first: Number, second: Number, tolerance: float = 0.0) -> bool:
-    """Return whether two values are equal, or nearer than an absolute tolerance.
+    """Return whether two values are equal, or differ by at most an absolute tolerance.
 
-    Decimals are compared to six places, as math-verify rounds.
+    Decimals are compared to six places, as in math-verify.
     """
     if isinstance(first, Fraction) and isinstance(second, Fraction):
         difference: Number = abs(first - second)
         allowed: Number = APART
     else:
-        # Converted with care: a fraction may be too large for a float.
+        # A fraction may be too large for a float.
         try:
             difference = abs(float(first) - float(second))
             allowed = CLOSE * max(1.0, abs(float(first)), abs(float(second)))
         except OverflowError:
             return False
-    # A small value is not equal to another small value because both are near zero.
+    # Two different small values are not equal, although both are near zero.
     if max(abs(first), abs(second)) < Fraction(1, 10**4):
         allowed = APART * max(abs(first), abs(second))
         difference = abs(Fraction(first) - Fraction(second))
@@ -112,7 +112,7 @@ def _tokens(text: str) -> list[str]:
 
 
 class _Parser:
-    """Recursive descent over tokens; raises ``_UnreadableError`` at what it does not know."""
+    """Recursive descent over tokens; raises ``_UnreadableError`` at an unknown token."""
 
     def __init__(self, tokens: list[str]) -> None:
         self.tokens = tokens
@@ -151,7 +151,7 @@ class _Parser:
                 self.take()
                 value = value / self.signed()
             elif token in ("frac", "sqrt", "√", "∛", "π", "pi", "(", *_FUNCTIONS):
-                # Side by side is a product, but not for two numbers.
+                # Factors without an operator are a product, but two numbers are not.
                 value = value * self.power()
             else:
                 break
@@ -177,7 +177,7 @@ class _Parser:
         return value
 
     def argument(self) -> Number:
-        """Read ``{..}``, or a single token; of a long number only as written, not by TeX's rule."""
+        """Read ``{..}`` or one token; unlike in TeX, a number of several digits is one token."""
         if self.peek() == "{":
             self.take()
             value = self.sum()
@@ -207,7 +207,7 @@ class _Parser:
     def _fraction(self) -> Number:
         token = self.peek()
         if len(token) == 2 and token.isdigit():
-            # "\frac12" is one half.
+            # "\frac12" means one half.
             self.take()
             return Fraction(int(token[0]), int(token[1]))
         numerator = self.argument()
@@ -245,7 +245,7 @@ def _raised(base: Number, exponent: Number) -> Number:
 
 
 def _exact_root(base: Fraction, degree: int) -> Fraction | None:
-    """Return the rational root where there is one."""
+    """Return the root if it is rational; else ``None``."""
     if base < 0 or not 2 <= degree <= 10 or base.numerator.bit_length() > 200:
         return None
     top, bottom = round(base.numerator ** (1 / degree)), round(base.denominator ** (1 / degree))

@@ -1,4 +1,4 @@
-r"""Where a response commits to an answer: tags, boxes, and words such as "the answer is".
+r"""Commitments of a response to an answer: tags, boxes, and words such as "the answer is".
 
 The grammar, on text without markup::
 
@@ -20,7 +20,7 @@ from vaopd.grading.phrases import is_hypothetical, sentences, undressed
 
 MAX_PAYLOAD = 600
 _MAX_MARKERS = 200
-"""Of a response that loops, only the first and the last are looked at."""
+"""Limit on markers: of a repetitive response only the first and the last ones are read."""
 
 _QUALITY = (
     r"(?:(?:final|correct|right|best|most\s{1,2}(?:appropriate|likely|suitable|accurate|"
@@ -86,7 +86,7 @@ _MARKER_STARTS = re.compile(
     r"chosen|selected)|[最正标本参因所的答故应综我选]",
     re.IGNORECASE,
 )
-"""Every place where a marker can begin. The markers themselves are slow to try everywhere."""
+"""Every place where a marker can begin; the full pattern is too slow to try everywhere."""
 
 _TAG = re.compile(
     r"<(answer|final_answer|finalanswer)>|</(?:answer|final_answer|finalanswer)>|"
@@ -123,29 +123,29 @@ _BETWEEN_BOXES = re.compile(
 
 @dataclass(frozen=True)
 class Commitment:
-    """One place where a response states its answer."""
+    """One place in a response that states its answer."""
 
     start: int
     end: int
-    """After which it may be taken back."""
+    """End in the text; words after it may take the commitment back."""
 
     payload: str
-    """What is stated: a box's content, or the rest of a marker's sentence and line."""
+    """The stated text: the content of a box, or the rest of a marker's sentence and line."""
 
     rule: str
     """``tag``, ``box``, ``label``, ``statement``, ``heading``, ``verdict`` or ``choosing``."""
 
     is_closed: bool = True
-    """Whether anything follows, so that the answer cannot have been cut."""
+    """Whether text follows, so that the length limit did not cut the answer."""
 
 
 @lru_cache(maxsize=64)
 def commitments(text: str, *, is_choice: bool = False) -> tuple[Commitment, ...]:
-    """Return the commitments of a text without markup, in their order.
+    """Return the commitments of a text without markup, in order.
 
     Args:
         text: The answer part of a response, as `plain` returns it.
-        is_choice: Whether options are given, so that "I choose B" is one as well.
+        is_choice: Whether the question has options, so that "I choose B" is a commitment too.
     """
     boxes = _boxes(text)
     found = [*_tags(text), *boxes]
@@ -166,7 +166,7 @@ def commitments(text: str, *, is_choice: bool = False) -> tuple[Commitment, ...]
 
 
 def _markers(text: str) -> list[re.Match[str]]:
-    """Return what ``_MARKER.finditer`` finds."""
+    """Return the matches of ``_MARKER.finditer``."""
     found: list[re.Match[str]] = []
     end = 0
     for start in _MARKER_STARTS.finditer(text):
@@ -200,7 +200,7 @@ def _tags(text: str) -> list[Commitment]:
 
 
 def _boxes(text: str) -> list[Commitment]:
-    r"""Return the boxes; neighbours, as in ``\boxed{3} and \boxed{4}``, are one answer."""
+    r"""Return the boxes; those joined as in ``\boxed{3} and \boxed{4}`` are one answer."""
     found: list[Commitment] = []
     for box, content in boxes_of(text):
         last = found[-1] if found else None
@@ -220,7 +220,7 @@ def _boxes(text: str) -> list[Commitment]:
 
 
 def _marked(text: str, marker: re.Match[str], boxes: list[Commitment]) -> Commitment | None:
-    """Return what a marker states; ``None`` where it states nothing, or a box does it."""
+    """Return the commitment of a marker; ``None`` without an answer or if a box gives it."""
     kind = marker.lastgroup or ""
     if kind != "heading" and is_hypothetical(text[max(0, marker.start() - 80) : marker.start()]):
         return None
@@ -252,7 +252,7 @@ def _after(text: str, marker: re.Match[str], rule: str) -> Commitment:
 
 
 def _below(text: str, marker: re.Match[str]) -> Commitment | None:
-    """Return the first line below a marker that has nothing after it on its own."""
+    """Return the first line with text below a marker that has no text after it in its line."""
     start = marker.end()
     while start < len(text) and not undressed(text[start : _line_end(text, start)]):
         if _line_end(text, start) == len(text):
@@ -271,7 +271,7 @@ def _line_end(text: str, start: int) -> int:
 
 
 def _before(text: str, verdict: re.Match[str]) -> Commitment:
-    """Return what stands in the sentence before "is the correct answer"."""
+    """Return the part of a sentence before "is the correct answer"."""
     start = max(text.rfind("\n", 0, verdict.start()) + 1, verdict.start() - 200)
     said = sentences(text[start : verdict.start()])
     payload = _AMONG.sub("", said[-1]) if said else ""

@@ -1,4 +1,4 @@
-"""Whether a short answer equals a reference: by value with its unit, or word by word."""
+"""Equality of a short answer and a reference: by value and unit, or word by word."""
 
 import re
 from collections.abc import Sequence
@@ -39,9 +39,10 @@ _ANGLE = (("angle", 1),)
 def is_equal(answer: str, references: str | Sequence[str], *, tolerance: float = 0.0) -> bool:
     """Return whether an answer equals a reference, or one of several accepted ones.
 
-    Numbers are equal to six decimals, or within an absolute ``tolerance``. A unit that both have
-    is converted and has to fit; a unit that only one has is not looked at. Sets have no order,
-    points have one. Words are equal but for case, articles and punctuation.
+    Numbers are equal to six decimals, or within an absolute ``tolerance``. If both have a unit,
+    the units are converted and must have the same dimension; a unit on one side only is ignored.
+    Order matters in points, but not in sets. Words are compared without case, articles and
+    punctuation.
     """
     accepted = [references] if isinstance(references, str) else references
     return any(_is_equal(answer, reference, tolerance) for reference in accepted)
@@ -54,7 +55,7 @@ def _is_equal(answer: str, reference: str, tolerance: float) -> bool:
 
 
 def _forms(text: str) -> list[str]:
-    """Return what an answer writes: ``5√3 ≈ 8.66`` is two forms of one value."""
+    """Return the forms of an answer: ``5√3 ≈ 8.66`` has two forms of one value."""
     text = stripped(plain(text))
     pieces = map(stripped, _CHAIN.split(text))
     forms = [text, *(_without_lone_end(piece) for piece in pieces)]
@@ -70,12 +71,12 @@ def _forms(text: str) -> list[str]:
 
 
 def _without_lone_end(piece: str) -> str:
-    """Return a piece without the bracket that closes what an earlier piece opened."""
+    """Return a piece without a closing bracket whose opening one is in an earlier piece."""
     return piece.rstrip(")") if piece.count(")") > piece.count("(") else piece
 
 
 def _names_a_value(side: str) -> bool:
-    """Whether the left side of an equation has variables, and is not a sum that was worked out."""
+    """Whether the left side of an equation has a variable, so that it is not a calculation."""
     return re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", side)) is not None
 
 
@@ -134,7 +135,7 @@ def _formula(value: Value) -> str | None:
 
 
 def _one_of_a_set(mine: Value, gold: Value, tolerance: float) -> bool:
-    """Whether the set of one value is compared with the value."""
+    """Whether a set with one member and a single value are equal."""
     listing, other = (mine, gold) if isinstance(mine, Listing) else (gold, mine)
     assert isinstance(listing, Listing)
     return len(listing.items) == 1 and _same_values(listing.items[0], other, tolerance)
@@ -146,7 +147,7 @@ def _same_quantities(mine: Quantity, gold: Quantity, tolerance: float) -> bool:
     if mine.unit.is_generic or gold.unit.is_generic:
         if is_same_number(mine.number, gold.number, tolerance):
             return True
-        # 80 % is also 0.8.
+        # 80 % equals 0.8.
         shares = [_share(mine), _share(gold)]
         is_percent = _PERCENT in (mine.unit.dimensions, gold.unit.dimensions)
         return is_percent and is_same_number(shares[0], shares[1], tolerance / 100)
@@ -168,7 +169,7 @@ def _factor(unit: Unit, into: Unit) -> Fraction | float:
 
 
 def _settled(number: Number) -> Number:
-    """Return a converted angle without the last digits that pi does not have."""
+    """Return a converted angle without the last digits, which are rounding errors of pi."""
     return round(number, 9) if isinstance(number, float) else number
 
 
@@ -208,13 +209,13 @@ def _same_listings(mine: Listing, gold: Listing, tolerance: float) -> bool:
 
 
 def _is_point(listing: Listing) -> bool:
-    """Whether a listing gives the coordinates of a point by name, in their order."""
+    """Whether a listing gives the coordinates of a point by name and in order."""
     names = [item.symbol for item in listing.items if isinstance(item, Assigned)]
     return len(names) == len(listing.items) and names == ["x", "y", "z"][: len(names)]
 
 
 def _unnamed(listing: Listing) -> list[Value]:
-    """Return the members; names go where all are the same, as in ``x = 1 or x = 2``."""
+    """Return the members; a name that all share is removed, as in ``x = 1 or x = 2``."""
     names = {item.symbol for item in listing.items if isinstance(item, Assigned)}
     if len(names) == 1:
         return [_innermost(item) for item in listing.items]
@@ -233,7 +234,7 @@ def _same_members(mine: list[Value], gold: list[Value], tolerance: float) -> boo
 
 @lru_cache(maxsize=65536)
 def words(text: str) -> str:
-    """Return a text as words: without case, articles, punctuation and LaTeX spacing."""
+    """Return the words of a text: without case, articles, punctuation and LaTeX spacing."""
     low = re.sub(r"\s+", " ", plain(text)).strip().casefold().replace("&", "and")
     return _ARTICLE.sub("", _PUNCTUATION.sub(" ", low).strip()) or low
 
@@ -248,7 +249,7 @@ def _same_words(mine: str, gold: str) -> bool:
 
 
 def _signs_of(text: str) -> str:
-    """Return what ``words`` drops and a formula means: signs, points and brackets."""
+    """Return the signs, points and brackets of a formula, which ``words`` removes."""
     if not re.search(r"[\d\\=]", text):
         return ""
     return " ".join(re.findall(r"[-+()\[\]]|(?<=\d)[.,](?=\d)|\.(?=\d)|\d+", text))

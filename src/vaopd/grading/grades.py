@@ -1,4 +1,4 @@
-"""The verdict on a response: what it answers, and whether that is right."""
+"""The verdict on a response: its answer, and whether the answer is right."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,15 @@ _SAYS = re.compile(r"\b(?:is|are|was|were|has|have|had)\b")
 
 @dataclass(frozen=True)
 class Grade:
-    """What a response answers, and whether that is right."""
+    """The answer of a response, and whether it is right."""
 
     extracted: str | None
-    """``None`` where the response gives no answer (unparsed)."""
+    """The answer; ``None`` if the response gives no answer (unparsed)."""
 
     is_correct: bool
     confidence: Confidence = "none"
     rule: str = ""
-    """Which rule of the grammar read it, or why there is no answer."""
+    """The rule of the grammar that found the answer, or the reason why there is none."""
 
 
 def grade(
@@ -37,10 +37,10 @@ def grade(
 
     Args:
         response: The whole response.
-        answer: The reference, or all accepted ones.
+        answer: The reference, or all accepted references.
         rule: As in `read_answer`.
         is_truncated: Whether the length limit ended the response.
-        tolerance: Absolute difference that numbers may have.
+        tolerance: Largest absolute difference of equal numbers.
     """
     reading = read_answer(response, rule=rule, is_truncated=is_truncated)
     is_correct = reading.text is not None and (
@@ -52,8 +52,8 @@ def grade(
 def _says(reading: Reading, answer: str | Sequence[str]) -> bool:
     """Whether a short sentence begins or ends with a reference in words.
 
-    Of "the gear rotates clockwise" the answer is its last word, of "Sunday had the most visitors"
-    its first; a sentence that negates says neither.
+    The answer in "the gear rotates clockwise" is the last word, in "Sunday had the most visitors"
+    the first word; a sentence with a negation does not count.
     """
     if reading.confidence != "guessed" or NEGATION.search(reading.span):
         return False
@@ -77,13 +77,13 @@ def grade_choice(
     rule: Rule = "last_committed",
     is_truncated: bool = False,
 ) -> Grade:
-    """Return the option that a response chooses and whether it is the one with this letter."""
+    """Return the option that a response chooses and whether its letter is ``letter``."""
     reading = read_choice(response, options, rule=rule, is_truncated=is_truncated)
     return graded(reading, reading.text == letter)
 
 
 def graded(reading: Reading, is_correct: bool) -> Grade:
-    """Return a verdict on a reading."""
+    """Return the grade of a reading."""
     return Grade(
         reading.text, is_correct and reading.text is not None, reading.confidence, reading.rule
     )

@@ -29,10 +29,10 @@ from vaopd.grading.reading import Reading, Rule, no_answer, usable
 from vaopd.grading.thinking import split_reasoning
 
 MAX_LINE = 1000
-"""A longer line is not a bare answer."""
+"""Most characters of a line that is a bare answer."""
 
 MAX_BARE_WORDS = 12
-"""A longer line that begins with a letter is prose."""
+"""Most words of a bare answer that begins with a letter; a longer line is prose."""
 
 _LIST_LINE = re.compile(r"^\W{0,10}(?:option\s|choice\s)?\(?([A-Z])[).:：](?!\w)", re.IGNORECASE)
 _WHOLE = re.compile(
@@ -57,10 +57,10 @@ def read_choice(
 ) -> Reading:
     """Return the letter of the option that a response chooses.
 
-    Like `read_answer`: the last commitment that names an option and is not taken back; without
-    one a bare letter or option text; without that what the response says is right. Several
-    options, hedges, refusals and negations are not an answer. A letter is told from an article, a
-    pronoun and the name of a point.
+    As in `read_answer`, the last commitment counts that names an option and is not taken back;
+    without one a bare letter or option text; without that the option that the response calls
+    right. Several options, hedges, refusals and negations are not an answer. An article, a pronoun
+    and the name of a point are not a letter.
     """
     parts = split_reasoning(response)
     if parts.is_open:
@@ -104,7 +104,7 @@ def _committed(one: Commitment, options: Options) -> str | None:
 
 
 def _uncommitted(text: str, options: Options, *, has_commitment: bool) -> Reading:
-    """Return the option of a response that commits to none by a marker or a box."""
+    """Return the option of a response without a marker or a box that commits to one."""
     lines = without_pleasantries([line for line in text.split("\n") if undressed(line)])
     if not lines:
         return no_answer("empty")
@@ -133,7 +133,7 @@ def _uncommitted(text: str, options: Options, *, has_commitment: bool) -> Readin
 
 
 def _bare(line: str, options: Options, *, is_alone: bool, is_list: bool) -> str | None:
-    """Return the option that a line is, or begins with as an answer does."""
+    """Return the option that is the whole line, or that begins the line as an answer."""
     if len(line) > MAX_LINE or (is_list and _LIST_LINE.match(line)):
         return None
     if is_alone and _NOT_BUT.match(line):
@@ -151,7 +151,7 @@ def _bare(line: str, options: Options, *, is_alone: bool, is_list: bool) -> str 
 
 
 def _at_head(body: str, options: Options, *, is_alone: bool) -> str | None:
-    """Return the letter that opens a line as an answer: "B. red", "B because ..", "(B) ..."."""
+    """Return the letter that begins a line as an answer: "B. red", "B because ..", "(B) ..."."""
     head, letter = HEAD.match(body), by_head(body, options)
     if head is None or letter is None:
         return None
@@ -169,12 +169,12 @@ def _at_head(body: str, options: Options, *, is_alone: bool) -> str | None:
 
 
 def _offers_refusal(options: Options) -> bool:
-    """Whether an option is itself a refusal, such as "cannot be determined"."""
+    """Whether the text of an option is a refusal, such as "cannot be determined"."""
     return any(REFUSAL.search(text) for text in options.texts.values())
 
 
 def _from_words(lines: list[str], options: Options) -> Reading:
-    """Return the option whose text the last sentence, or a short reply, says."""
+    """Return the option whose text is in the last sentence or in a short reply."""
     said = sentences("\n".join(lines))
     candidates = [said[-1]] if len(said) > 2 else [*reversed(said)]
     for whole in candidates:

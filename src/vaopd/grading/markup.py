@@ -1,4 +1,4 @@
-"""Markdown, HTML and LaTeX dress taken off, so that the grammar sees words and values."""
+"""Removal of Markdown, HTML and LaTeX markup, so that the grammar reads words and values."""
 
 import re
 from functools import lru_cache
@@ -47,7 +47,7 @@ _SYMBOLS = (
 )  # fmt: skip
 _DEGREE = re.compile(r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z])|°|\{°\})|(?<=\d)\\circ(?![A-Za-z])")
 CURRENCY = "¤"
-"""Stands for a dollar sign that is money and not the edge of a formula."""
+"""Replaces a dollar sign that means money and is not the delimiter of a formula."""
 
 _ESCAPED_DOLLAR = re.compile(r"\\\$")
 _MONEY = re.compile(r"\$(?=\d)")
@@ -56,10 +56,10 @@ _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}\s+[A-Za-z]{2,}|\s$")
 
 @lru_cache(maxsize=1024)
 def plain(text: str) -> str:
-    r"""Return a response without markup: what a reader sees, with its boxes and its LaTeX values.
+    r"""Return a response without markup; boxes and LaTeX values stay.
 
-    Displays become one line, ``\text{..}`` its content, a dollar of money ``CURRENCY``. The last
-    texts are kept, because a response is read by several rules.
+    A display becomes one line, ``\text{..}`` becomes its content, and a dollar sign of money
+    becomes ``CURRENCY``. The last results are cached, because several rules read a response.
     """
     text = _INVISIBLE.sub("", text if text.isascii() else text.translate(_FULL_WIDTH))
     if "<" in text:
@@ -86,7 +86,7 @@ def plain(text: str) -> str:
 
 
 def _one_line_displays(text: str) -> str:
-    r"""Return the text with line breaks inside ``\[..\]`` and ``$$..$$`` turned into spaces."""
+    r"""Return the text with spaces for line breaks inside ``\[..\]`` and ``$$..$$``."""
     parts: list[str] = []
     position, inside = 0, ""
     for found in _DISPLAY.finditer(text):
@@ -103,19 +103,19 @@ def _one_line_displays(text: str) -> str:
 
 
 def _without_dollars(line: str) -> str:
-    """Return a line without the dollars around formulas; those of money become ``CURRENCY``."""
+    """Return a line without dollar signs of formulas; those of money become ``CURRENCY``."""
     if "$" not in line:
         return line
     line = _ESCAPED_DOLLAR.sub(CURRENCY, line)
     pieces = line.split("$")
     if len(pieces) % 2 == 0 or any(_PROSE.search(piece) for piece in pieces[1::2]):
-        # No pairs: money, or a formula that was cut.
+        # Dollar signs without pairs: money, or a formula that was cut.
         line = _MONEY.sub(CURRENCY, line)
     return line.replace("$", " ")
 
 
 def boxes_of(text: str) -> list[tuple[Box, str]]:
-    """Return the filled boxes of a text that lie in no other, with their contents."""
+    """Return the outermost boxes of a text that are not empty, with their contents."""
     found = [
         (box, without_boxes(text[box.content_start : box.content_end])) for box in outer_boxes(text)
     ]

@@ -1,4 +1,4 @@
-"""Which option a short span names: by letter, by letter and text, by text, or by value."""
+"""The option that a short span names: by letter, by letter and text, by text, or by value."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from vaopd.grading.phrases import NEGATION, sentences, undressed
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SEVERAL = "several"
-"""Stands for more than one option, or for a commitment to none of them: no answer."""
+"""More than one option, or a commitment to none of them; it does not count as an answer."""
 
 EDGE = r"(?![A-Za-z0-9'’_=^+/*(\[]|-[A-Za-z0-9]|\s?=|\s[+*/^]\s)"
 HEAD = re.compile(
@@ -78,19 +78,19 @@ _BUT = re.compile(r"\bbut\s+(?:rather\s+)?|而是")
 
 @dataclass(frozen=True)
 class Options:
-    """Options by letter, with their texts as words."""
+    """Options by letter; their texts are stored as words too."""
 
     texts: Mapping[str, str]
     said: Mapping[str, str]
 
 
 def options_of(texts: Mapping[str, str]) -> Options:
-    """Return options with their texts as words."""
+    """Return the options of a question, with their texts as words."""
     return Options(texts, {letter: words(text) for letter, text in texts.items()})
 
 
 def named_option(span: str, options: Options) -> str | None:
-    """Return the letter that a short answer names, ``SEVERAL``, or ``None`` where it names none."""
+    """Return the letter that a short answer names, ``SEVERAL``, or ``None`` without a name."""
     body = undressed(plain(span))
     if not body:
         return None
@@ -107,7 +107,7 @@ def named_option(span: str, options: Options) -> str | None:
 
 
 def by_head(body: str, options: Options) -> str | None:
-    """Return the letter that a text begins with, told from an article and a variable."""
+    """Return the option letter at the beginning of a text; not an article and not a variable."""
     head = HEAD.match(body)
     if head is None or head[1].upper() not in options.texts:
         return None
@@ -130,7 +130,7 @@ def by_head(body: str, options: Options) -> str | None:
 
 
 def _goes_on_with_another(body: str, head: re.Match[str], options: Options) -> bool:
-    """Whether a second option follows: "B or D", and not the article of "B, a triangle"."""
+    """Whether a second option follows, as in "B or D", but not in "B, a triangle"."""
     also = _ALSO.match(body, head.end())
     if also is None or also[1].upper() not in options.texts or also[1].upper() == head[1].upper():
         return False
@@ -153,7 +153,10 @@ def by_text(span: str, options: Options) -> str | None:
 
 
 def _by_name(sentence: str, options: Options) -> str | None:
-    """Return the only letter that a sentence names as an option, in brackets, or alone."""
+    """Return the only letter that a sentence names as an option, in brackets, or alone.
+
+    It returns ``SEVERAL`` if there is more than one, and ``None`` if there is none.
+    """
     for pattern in (_NAMED, _BRACKETED, _CAPITAL):
         found = dict.fromkeys(
             match[1].upper()
@@ -175,7 +178,7 @@ def _is_chosen(sentence: str, match: re.Match[str], pattern: re.Pattern[str]) ->
         return not GEOMETRY.search(before.rstrip("([（ ")[-25:] + " ")
     if GEOMETRY.search(before[-25:]):
         return False
-    # Alone, a letter counts where it closes its clause.
+    # A letter alone counts only at the end of its clause.
     return (
         re.match(r"\s*(?:$|[.,;:!)。，])", after) is not None
         and re.search(r"(?:is|be|,|:|are|with|choose|select|为|是)\s*$", before) is not None
@@ -183,7 +186,7 @@ def _is_chosen(sentence: str, match: re.Match[str], pattern: re.Pattern[str]) ->
 
 
 def by_value(sentence: str, options: Options, *, is_prose: bool = False) -> str | None:
-    """Return the only option that equals the value which an answer, or a sentence, states."""
+    """Return the only option that equals the value in an answer or a sentence."""
     if is_prose:
         value = whole_value(sentence) or after_verb(sentence) or only_number(sentence)
     else:
@@ -202,16 +205,15 @@ def _is_same(value: str, option: str) -> bool:
 
 
 def _is_denied(before: str) -> bool:
-    """Whether a mention is negated: "not taken at sunset"; what follows "but" is not."""
+    """Whether a mention is negated, as in "not taken at sunset"; "but" ends the negation."""
     clause = re.split(r"\b(?:but|so|therefore|hence|thus|because|since|and|is|are)\b", before)[-1]
     return NEGATING.search(before[-40:]) is not None or NEGATION.search(clause) is not None
 
 
 def by_mention(sentence: str, options: Options) -> str | None:
-    """Return the only option whose text stands in a sentence as whole words, not negated.
+    """Return the only option whose text occurs in a sentence as whole words, without negation.
 
-    Of texts that hold one
-    another the longest is meant.
+    If one option text contains another, the longest counts.
     """
     said = " " + words(sentence) + " "
     at = {

@@ -1,4 +1,4 @@
-"""The value at the head of a sentence: "5 cm, because the sides are 3 and 4" is "5 cm"."""
+"""The value at the beginning of a sentence: "5 cm" of "5 cm, because the sides are 3 and 4"."""
 
 import re
 
@@ -9,11 +9,11 @@ from vaopd.grading.units import unit_of
 from vaopd.grading.values import Quantity, value_of
 
 MAX_WORDS = 12
-"""Longer clauses are prose and no short answer in words."""
+"""Most words of a short answer; longer clauses are prose."""
 
 MAX_SENTENCE = 1000
 MAX_VALUE = 300
-"""Characters of a sentence, and of a value, that are looked at."""
+"""Number of characters of a sentence and of a value that are read."""
 
 _LEAD_IN = re.compile(
     r"(?:(?:approximately|approx\.?|about|around|roughly|nearly|almost|exactly|precisely|"
@@ -144,10 +144,10 @@ _UNIT_WORDS = frozenset(
 
 
 def narrowed(payload: str) -> str | None:
-    """Return the short answer in what a response states; ``None`` where it states none.
+    """Return the short answer in a statement of a response; ``None`` without one.
 
-    The answer is a box in the first sentence; or the value that the sentence begins with; or the
-    value after its verb; or its first clause as words. A later number of the sentence never counts.
+    The answer is a box in the first sentence; or the value at the beginning of the sentence; or
+    the value after its verb; or its first clause as words. A later number never counts.
     """
     said = sentences(payload)
     if not said:
@@ -174,10 +174,10 @@ def narrowed(payload: str) -> str | None:
 
 
 def after_verb(sentence: str, *, is_strict: bool = False) -> str | None:
-    """Return the value that a sentence says of its subject: "the length is 5 cm"."""
+    """Return the value after the verb of a sentence, as in "the length is 5 cm"."""
     body = main_clause(undressed(sentence[:MAX_SENTENCE]).rstrip(".。!"))
     if aside := _ROUNDED.search(body):
-        # "36π cm (about 113 cm)" is one answer in two forms.
+        # "36π cm (about 113 cm)" has two forms of one answer.
         value = after_verb(body[: aside.start()], is_strict=is_strict)
         return f"{value}{aside[0]}" if value else None
     return _counted_subject(body) or _after_verb(body, is_strict=is_strict)
@@ -186,7 +186,7 @@ def after_verb(sentence: str, *, is_strict: bool = False) -> str | None:
 def _after_verb(body: str, *, is_strict: bool) -> str | None:
     verbs = list((_STRONG_COPULA if is_strict else _COPULA).finditer(body))
     if len(verbs) > 1:
-        # "5√3 ≈ 8.66" is one answer in two forms.
+        # "5√3 ≈ 8.66" has two forms of one answer.
         verbs = [verb for verb in verbs if not verb[0].startswith("≈")] or verbs
     if verbs and (quoted := _QUOTED.match(body, verbs[-1].end())):
         return quoted[1]
@@ -210,7 +210,7 @@ def _after_verb(body: str, *, is_strict: bool) -> str | None:
 
 
 def _counted_subject(clause: str) -> str | None:
-    """Return the number that a clause begins with, where a word follows that is not its verb."""
+    """Return the number at the beginning of a clause if the next word is not its verb."""
     found = _FIRST_DIGIT.match(clause)
     if not found or not _STRONG_COPULA.search(clause):
         return None
@@ -221,7 +221,7 @@ def _counted_subject(clause: str) -> str | None:
 
 
 def only_number(sentence: str) -> str | None:
-    """Return the value with the only number of a sentence: "I see 3 people" has one."""
+    """Return the value with the only number of a sentence, as in "I see 3 people"."""
     body = undressed(sentence[:MAX_SENTENCE]).rstrip(".。!")
     places = list(_FIRST_DIGIT.finditer(body))
     if places and (command := _COMMAND.search(body)) and command.start() < places[0].start():
@@ -236,13 +236,13 @@ def only_number(sentence: str) -> str | None:
 
 
 def whole_value(sentence: str) -> str | None:
-    """Return a sentence that is nothing but a value."""
+    """Return the sentence if it is only a value; else ``None``."""
     body = undressed(sentence).rstrip(".。!")
     return body if head_value(body) == body else None
 
 
 def main_clause(body: str) -> str:
-    """Return the sentence without a clause that gives reasons, before or after."""
+    """Return the sentence without a clause of reasons before or after it."""
     if _DEPENDENT.match(body):
         before, comma, rest = body.partition(", ")
         if before.count("(") > before.count(")"):
@@ -273,7 +273,7 @@ def _without_lead_ins(text: str) -> str:
 
 
 def head_value(text: str) -> str | None:
-    """Return the number, formula, point or listing that a text begins with, with its unit."""
+    """Return the number, formula, point or listing at the beginning of a text, with its unit."""
     text = text[:MAX_VALUE].rstrip(" .。,;")
     kept = 0
     tokens = list(_TOKEN.finditer(text))
@@ -290,7 +290,7 @@ def head_value(text: str) -> str | None:
 
 
 def _belongs(tokens: list[re.Match[str]], index: int, before: str) -> bool:
-    """Whether a token goes on with the value before it."""
+    """Whether a token continues the value before it."""
     token = tokens[index][0]
     bare = token.strip("(),.;:[]{}\"'").lower()
     if _is_symbolic(token):
@@ -311,7 +311,7 @@ def _begins_value(token: str) -> bool:
 
 
 def _is_symbolic(token: str) -> bool:
-    """Whether a token has no words in it, but for functions and units at a number."""
+    """Whether a token has no words except functions, and units after a number."""
     bare = token.strip("(),.;:!?\"'")
     if not bare:
         return bool(token.strip(",.;:!?\"'"))
@@ -336,7 +336,7 @@ def _ends_clause(token: str) -> bool:
 
 
 def _goes_on(tokens: list[re.Match[str]], index: int) -> bool:
-    """Whether a value goes on after a comma: with an enumeration or inside a bracket."""
+    """Whether a value continues after a comma, as an enumeration or inside a bracket."""
     text = "".join(token[0] for token in tokens[: index + 1])
     if sum(map(text.count, "([{")) > sum(map(text.count, ")]}")):
         return True
@@ -345,7 +345,7 @@ def _goes_on(tokens: list[re.Match[str]], index: int) -> bool:
 
 
 def _trimmed(head: str) -> str:
-    """Return a head without joints at its end and without a remark in brackets that was cut."""
+    """Return a value without connecting words at its end and without an incomplete remark."""
     head = re.sub(r"(?:\s+(?:and|or|to|by|per))?[\s,;:=≈]*$", "", undressed(head))
     opened = head.rfind(" (")
     if opened > 0 and head.count("(") > head.count(")"):
@@ -362,7 +362,7 @@ def _is_value(head: str) -> bool:
 
 
 def _clause(body: str) -> str | None:
-    """Return the first clause as words; ``None`` for prose that is too long for an answer."""
+    """Return the first clause as words; ``None`` if it is too long for an answer."""
     cut = _SUBORDINATE.search(body)
     clause = undressed(body[: cut.start()] if cut else body).rstrip(" .。!,;:")
     clause = re.sub(r"\s*\((?:[a-z]|as |see |rounded|from )[^()]{0,80}\)\s*$", "", clause)

@@ -1,4 +1,4 @@
-"""Sentences, and the phrases that make or unmake an answer."""
+"""Sentences, and the phrases that state an answer or take it back."""
 
 import re
 
@@ -36,7 +36,7 @@ PLEASANTRY = re.compile(
     r"如果|希望|请告诉|如有)",
     re.IGNORECASE,
 )
-"""A closing line that is friendly and no answer."""
+"""A friendly closing line, which is not an answer."""
 
 NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|none|without)\b|n't\b", re.IGNORECASE)
 REFUSAL = re.compile(
@@ -100,7 +100,7 @@ _CONFIRMED = re.compile(
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences of a text; a full stop inside a number or an abbreviation ends none."""
+    """Return the sentences of a text; a full stop in a number or an abbreviation is not an end."""
     found, start = [], 0
     for end in _SENTENCE_END.finditer(text):
         if end[0] == "." and not _ends(text, start, end.start()):
@@ -112,7 +112,7 @@ def sentences(text: str) -> list[str]:
 
 
 def _ends(text: str, start: int, stop: int) -> bool:
-    """Whether a full stop ends a sentence: not in "B. red", not after an abbreviation."""
+    """Whether a full stop ends a sentence; not in "B. red" and not after an abbreviation."""
     before = text[max(start, stop - 20) : stop].strip(_DRESS + "([")
     following = text[stop + 1 : stop + 4].lstrip(" ")
     if len(before) == 1 and before.isalpha():
@@ -122,13 +122,13 @@ def _ends(text: str, start: int, stop: int) -> bool:
 
 
 def is_hypothetical(before: str) -> bool:
-    """Return whether a marker after these words states no answer: "if the answer is ..."."""
+    """Return whether a marker after these words is hypothetical, as in "if the answer is ..."."""
     sentence = re.split(r"[.!?\n。]\s", before[-80:])[-1]
     return _HYPOTHESIS.search(sentence) is not None
 
 
 def taken_back_at(text: str, start: int) -> int | None:
-    """Return where a commitment that ends at ``start`` is taken back; ``None`` where it stands."""
+    """Return the place where a commitment that ends at ``start`` is taken back, or ``None``."""
     for found in _TAKEN_BACK.finditer(text, max(start - 1, 0)):
         if _IS_RIGHT.search(found[0]):
             continue
@@ -138,16 +138,16 @@ def taken_back_at(text: str, start: int) -> int | None:
 
 
 def without_pleasantries(lines: list[str]) -> list[str]:
-    """Return lines without friendly ones at the end; at least one stays."""
+    """Return the lines without friendly phrases at the end; at least one line stays."""
     while len(lines) > 1 and PLEASANTRY.match(lines[-1]):
         lines = lines[:-1]
     return lines
 
 
 def undressed(text: str) -> str:
-    """Return a text without markers of lists, headings and emphasis around it."""
+    """Return a text without outer markers of lists, headings and emphasis."""
     text = text.strip().strip(_DRESS).strip()
-    # A dash with a blank after it opens a list, without one it is a sign.
+    # A dash before a space begins a list item; other dashes are signs of numbers.
     return (
         _BULLET.sub("", text).rstrip("-").strip(_DRESS)
         if text[:1] in "-+>" or text[-1:] == "-"

@@ -1,4 +1,4 @@
-"""What a response says of an option: that it is right, or that the result is this one."""
+"""Statements that an option is right, or that the result is this option."""
 
 import re
 from collections.abc import Callable
@@ -50,7 +50,7 @@ _MARKED = re.compile(
     r"(?:this is |it is |is )?(?:correct|right|true)\b",
     re.MULTILINE | re.IGNORECASE,
 )
-"""A line of a list of options that calls its own right."""
+"""A line of a list of options that calls its option right."""
 
 _CHINESE = re.compile(
     r"(?:对应|符合|就是|即)(?:的)?(?:是)?(?:选项|答案)\s?(?P<letter>[A-Z])(?![A-Za-z])"
@@ -66,7 +66,7 @@ def last_pointed_at(text: str, options: Options) -> str | None:
     for pattern, holds in _STATEMENTS:
         for match in pattern.finditer(text):
             letter = match["letter"]
-            # Letters are found without case, but a small one is a word or a variable.
+            # The search ignores case, but a lower-case letter is a word or a variable.
             if letter in options.texts and not _is_denied(text, match) and holds(text, match):
                 found.append((match.start(), letter))
     return max(found)[1] if found else None
@@ -79,7 +79,7 @@ def _is_denied(text: str, match: re.Match[str]) -> bool:
 
 
 def _is_called_right(text: str, match: re.Match[str]) -> bool:
-    """Whether "B is right" speaks of an option: not of point B, nor of an article."""
+    """Whether "B is right" is about an option, and not about point B or an article."""
     if re.match(r"\s*(?:not|n't)", text[match.end() : match.end() + 10]):
         return False
     if match["name"]:
@@ -91,7 +91,7 @@ def _is_called_right(text: str, match: re.Match[str]) -> bool:
 
 
 def _is_pointed_at(text: str, match: re.Match[str]) -> bool:
-    """Whether "which is B" means an option, and one alone."""
+    """Whether "which is B" means exactly one option."""
     after = text[match.end() : match.end() + 60]
     if IS_WRONG.match(after) or HEDGE.search(match[0]) or _OR_ANOTHER.match(after):
         return False

@@ -1,4 +1,4 @@
-"""What a response answers, why it is read so, and how sure that is."""
+"""The answer of a response, the rule that found it, and its confidence."""
 
 import re
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ from vaopd.grading.phrases import (
 from vaopd.grading.thinking import split_reasoning
 
 Rule = Literal["last_committed", "first_committed", "last_boxed"]
-"""``last_committed`` is ours; ``first_committed`` the paper's; ``last_boxed`` reads boxes only."""
+"""``last_committed``: the default; ``first_committed``: the paper's; ``last_boxed``: boxes only."""
 
 Confidence = Literal["committed", "bare", "guessed", "none"]
 
 MAX_BARE_WORDS = 8
-"""A longer line without a marker is prose."""
+"""Most words of a bare answer; a longer line without a marker is prose."""
 
 MAX_SENTENCE_WORDS = 12
-"""A longer sentence without a verb of saying is not an answer in words."""
+"""Most words of a sentence that is an answer without a verb that states it."""
 
 _CONCLUDES = re.compile(
     r"^\W*(?:therefore|thus|hence|so\b|consequently|in conclusion|as a result|finally|"
@@ -63,17 +63,17 @@ class Reading:
     """The answer of one response."""
 
     text: str | None
-    """The answer in its shortest form; ``None`` where the response gives none."""
+    """The answer in its shortest form; ``None`` if the response gives no answer."""
 
     rule: str
-    """Which rule of the grammar found it, or why there is none."""
+    """The rule of the grammar that found the answer, or the reason why there is none."""
 
     confidence: Confidence
-    """``committed`` where the response says that this is its answer, ``bare`` where the reply is
-    nothing but an answer, ``guessed`` where it is what the last sentence says."""
+    """``committed`` if the response states that this is its answer, ``bare`` if the reply is only
+    an answer, ``guessed`` if the answer comes from the last sentence."""
 
     span: str = ""
-    """The words it was taken from."""
+    """The words that contain the answer."""
 
     is_truncated: bool = False
 
@@ -88,13 +88,13 @@ def read_answer(
 ) -> Reading:
     """Return the free answer of a response: a value, a formula or a few words.
 
-    Reasoning is left out first. Then the last commitment counts that is not taken back; without
-    one a bare reply; without that what the last sentence concludes. A truncated response answers
-    only what it committed to before the cut.
+    Reasoning is removed first. Then the last commitment counts that is not taken back; without
+    one a bare reply; without that the conclusion of the last sentence. In a truncated response
+    only commitments before the cut count.
 
     Args:
-        response: All that the model wrote.
-        rule: Which commitment counts where there are several.
+        response: The whole text of the model.
+        rule: Which of several commitments counts.
         is_truncated: Whether the length limit ended the response.
     """
     parts = split_reasoning(response)
@@ -121,10 +121,10 @@ def read_answer(
 
 
 def rules_agree(response: str) -> bool:
-    """Return whether the first and the last commitment are sure to be the same reading.
+    """Return whether the first and the last commitment certainly give the same reading.
 
-    So it is where there is at most one, and nothing in the response takes it back. A cheap test
-    that spares most responses the second reading.
+    They do if there is at most one, and the response does not take it back. This fast test makes
+    the second reading unnecessary for most responses.
     """
     text = plain(split_reasoning(response).answer)
     found = commitments(text, is_choice=True)
@@ -132,12 +132,12 @@ def rules_agree(response: str) -> bool:
 
 
 def usable(found: Sequence[Commitment], *, is_truncated: bool) -> list[Commitment]:
-    """Return the commitments of a truncated response that were not cut themselves."""
+    """Return the commitments of a response; if it is truncated, only those before the cut."""
     return [one for one in found if one.is_closed or not is_truncated]
 
 
 def _stated(text: str, found: list[Commitment], rule: Rule) -> tuple[Commitment, str] | None:
-    """Return the first or the last commitment that states an answer, with the answer."""
+    """Return the first or the last commitment with an answer, and this answer."""
     for one in found if rule == "first_committed" else reversed(found):
         answer = _answer_of(one, text)
         if answer:
@@ -157,7 +157,7 @@ def _answer_of(one: Commitment, text: str) -> str | None:
 
 
 def _below_heading(one: Commitment, text: str) -> str | None:
-    """Return the answer on the line below "Answer:", unless reasoning begins there."""
+    """Return the answer in the line below "Answer:", unless reasoning begins there."""
     line = undressed(one.payload)
     value = head_value(line.rstrip(".。"))
     if value is not None and len(line.split()) <= MAX_BARE_WORDS + 4:
@@ -171,7 +171,7 @@ def _below_heading(one: Commitment, text: str) -> str | None:
 
 
 def _uncommitted(text: str, *, is_rest: bool) -> Reading:
-    """Return a bare reply, or what the end of an uncommitted response says."""
+    """Return the reading of a bare reply, or of the end of a response without commitment."""
     lines = [line for line in text.split("\n") if undressed(line)]
     lines = without_pleasantries(lines)
     if not lines:
@@ -200,7 +200,7 @@ def _uncommitted(text: str, *, is_rest: bool) -> Reading:
 
 
 def bare(line: str) -> str | None:
-    """Return what a line says that is nothing but an answer: a value, or a few words."""
+    """Return the answer of a line that holds only an answer: a value, or a few words."""
     body = undressed(undressed(line).rstrip(".。!"))
     if not body or REFUSAL.search(body) or body.endswith(("?", "？", ":")):
         return None
@@ -229,7 +229,7 @@ def _is_heading(line: str) -> bool:
 
 
 def _with_exact(answer: str, sentence: str, lines: list[str]) -> str:
-    """Return an answer that is only the rounded form of the sentence before, in both forms."""
+    """Return an answer; if it rounds the value of the sentence before, the exact value too."""
     said = sentences("\n".join(lines[-2:]))
     earlier = said[said.index(sentence) - 1] if sentence in said[1:] else ""
     exact = _concluded(earlier, is_only=False) if _ROUNDS.match(sentence) and earlier else None
@@ -237,7 +237,7 @@ def _with_exact(answer: str, sentence: str, lines: list[str]) -> str:
 
 
 def _concluded(sentence: str, *, is_only: bool) -> str | None:
-    """Return the value that a sentence ends with, where it concludes or is the whole reply."""
+    """Return the value at the end of a sentence that concludes or is the whole reply."""
     body = undressed(_CONCLUDES.sub("", sentence)).rstrip(".!。")
     if "\\boxed" in body or re.match(r"(?:if|suppose|assum\w+)\b", body, re.IGNORECASE):
         return None

@@ -1,4 +1,4 @@
-"""Equality of formulas with variables, by math-verify within bounds that are sure to end."""
+"""Equality of formulas with variables by math-verify, only where it ends in a short time."""
 
 import logging
 import re
@@ -7,19 +7,19 @@ from functools import lru_cache
 from types import ModuleType
 
 MAX_CHARACTERS = 300
-"""Longer answers are compared as text only: symbolic algebra on them may never end."""
+"""Longer answers are compared as text only, because symbolic algebra on them may never end."""
 
 SECONDS = 3
 """Time limit of one symbolic parse or comparison in the main thread."""
 
 MAX_EXPONENT = 1000
-"""Limit on the product of all exponents: nested powers multiply."""
+"""Limit on the product of all exponents, because exponents of nested powers multiply."""
 
 MAX_EXPONENT_OF_SUM = 12
-"""Limit after a bracket, which may hold a sum that algebra multiplies out."""
+"""Limit on an exponent after a bracket, which may hold a sum that algebra expands."""
 
 MAX_BRACKET_DEPTH = 12
-"""The LaTeX grammar takes exponential time in the depth of brackets."""
+"""Limit on nested brackets: the time of the LaTeX grammar is exponential in their depth."""
 
 _POWER = r"(?:\^|\*\*)"
 _WORDS = re.compile(
@@ -35,18 +35,18 @@ _FORMULA = re.compile(r"[\d\\=<>≤≥^+*/()\[\]{}|_∪∞-]")
 
 
 def is_same_formula(first: str, second: str) -> bool:
-    """Return whether math-verify finds two formulas equal; what it cannot read is not equal."""
+    """Return whether math-verify finds two formulas equal; an unreadable one is not equal."""
     if not (is_formula(first) and is_formula(second)):
         return False
     return _is_same(first, second)
 
 
 def is_formula(text: str) -> bool:
-    """Return whether symbolic comparison means something for this answer and is sure to end.
+    """Return whether symbolic comparison of this answer is meaningful and ends in a short time.
 
-    Words are not products of letters: algebra reads "rat" and "tar" as the same. Powers of powers
-    and large factorials hold the interpreter inside one big-number operation, which no alarm can
-    interrupt, and outside the main thread there is not any alarm.
+    Words are not products of letters: algebra finds "rat" and "tar" equal. Powers of powers and
+    large factorials are one long operation on big numbers, which an alarm signal cannot interrupt;
+    outside the main thread there is no alarm signal.
     """
     plain = re.sub(r"\s", "", text)
     if not plain or len(plain) > MAX_CHARACTERS or _WORDS.search(text):
@@ -64,7 +64,7 @@ def is_formula(text: str) -> bool:
 
 
 def _is_shallow(plain: str) -> bool:
-    # Half-open intervals are written (1, 2], so any bracket may close any other.
+    # Half-open intervals such as (1, 2] have different brackets, so any bracket may close any.
     depth = deepest = 0
     for character in plain:
         depth += (character in "([{") - (character in ")]}")
@@ -76,19 +76,19 @@ def _is_shallow(plain: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _math_verify() -> ModuleType:
-    # Imported at first use: it loads SymPy, which takes most of a second.
+    # Imported at first use, because it loads SymPy, which takes most of a second.
     import math_verify
 
-    # It reports each time limit as a warning; an answer that cannot be compared is a wrong one.
+    # It warns at each time limit; an answer that cannot be compared is wrong.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     return math_verify
 
 
 @lru_cache(maxsize=65536)
 def _is_same(answer: str, reference: str) -> bool:
-    """Remembered: the samples of a problem give the same few answers, and algebra is slow."""
+    """Return whether two formulas are equal; cached, because samples repeat a few answers."""
     library = _math_verify()
-    # Its time limit is an alarm signal, which only the main thread can receive.
+    # The time limit is an alarm signal, which only the main thread can receive.
     in_main_thread = threading.current_thread() is threading.main_thread()
     seconds = SECONDS if in_main_thread else None
     gold, target = (

@@ -1,4 +1,4 @@
-"""The reasoning of a response told apart from its answer."""
+"""Separation of a response into reasoning and answer."""
 
 import re
 from dataclasses import dataclass
@@ -16,27 +16,27 @@ _CLOSING = (
     r"|<\|channel\|>\s{0,4}final\s{0,4}<\|message\|>|\bassistantfinal"
 )
 _MARKS = frozenset("<[◁")
-"""Every tag begins with one of these, but for ``assistantfinal``."""
+"""Every tag except ``assistantfinal`` begins with one of these characters."""
 
 _TAG = re.compile(f"(?P<opening>{_OPENING})|(?P<closing>{_CLOSING})", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A response in two parts."""
+    """A response in two parts: its reasoning and its answer."""
 
     reasoning: str
     answer: str
-    """What stands outside of every block of reasoning; empty where a block never closes."""
+    """The text outside all blocks of reasoning; empty if a block never closes."""
 
     is_open: bool
-    """Whether a block of reasoning never closes: the response has no answer."""
+    """Whether a block of reasoning never closes; then the response has no answer."""
 
 
 def split_reasoning(response: str) -> Parts:
     """Return the reasoning and the answer of a response.
 
-    A closing tag without an opening ends reasoning that the chat template opened in the prompt.
+    A closing tag without an opening tag ends reasoning that the chat template began in the prompt.
     """
     if not _MARKS.intersection(response) and "assistantfinal" not in response.lower():
         return Parts("", response, False)

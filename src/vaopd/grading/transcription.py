@@ -1,4 +1,4 @@
-"""The text that a response reads off an image."""
+"""The text in an image, as a response gives it."""
 
 import re
 
@@ -9,7 +9,7 @@ from vaopd.grading.reading import Reading, Rule, no_answer, usable
 from vaopd.grading.thinking import split_reasoning
 
 SHORT_REPLY_LINES = 3
-"""Longer replies without a commitment are reasoning, of which the last line is the answer."""
+"""A longer reply without a commitment is reasoning, and its last line is the answer."""
 
 _INTRODUCES = re.compile(
     r"\b(?:text|word|number|sign|it|image|label|formula|expression|says?|reads?|is|"
@@ -21,9 +21,9 @@ _INTRODUCES = re.compile(
 def read_transcription(
     response: str, *, rule: Rule = "last_committed", is_truncated: bool = False
 ) -> Reading:
-    """Return the part of a reply that gives the text: all of it where it is short.
+    """Return the part of a reply that gives the text of the image; a short reply is returned whole.
 
-    Friendly lines at the end are left out. A text is kept as it was written, because dots, signs
+    Friendly lines at the end are removed. The text does not change otherwise, because dots, signs
     and case are part of it.
     """
     parts = split_reasoning(response)

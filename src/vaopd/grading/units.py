@@ -1,4 +1,4 @@
-"""Units of measurement: what dimension a unit has, and how large it is."""
+"""Units of measurement: their dimensions and sizes."""
 
 import re
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 _BASES: dict[str, tuple[str, str | Fraction | int, str]] = {
-    # names: dimension, size, what else it is written as
+    # names: dimension, size, other spellings
     "mm": ("length", Fraction(1, 1000), "millimeter millimetre 毫米"),
     "cm": ("length", Fraction(1, 100), "centimeter centimetre 厘米 公分"),
     "dm": ("length", Fraction(1, 10), "decimeter decimetre 分米"),
@@ -103,7 +103,7 @@ _CASED = {
     "in",
     "T",
 }
-"""Symbols that mean something else, or nothing, in another case."""
+"""Symbols whose case matters: in another case they are another unit or not a unit."""
 
 _POWERS = {
     "square": 2, "squared": 2, "sq": 2, "平方": 2, "cubic": 3, "cubed": 3, "cu": 3, "立方": 3,
@@ -136,14 +136,14 @@ class Unit:
     """A product of powers of base units."""
 
     size: Fraction
-    """In the base units of its dimensions."""
+    """Size in the base units of its dimensions."""
 
     dimensions: tuple[tuple[str, int], ...]
     """Dimension and power; empty for counts and for "units" of a figure."""
 
     @property
     def is_generic(self) -> bool:
-        """Whether it names no dimension at all."""
+        """Whether the unit has no dimension."""
         return not self.dimensions
 
 
@@ -152,7 +152,7 @@ NO_UNIT = Unit(Fraction(1), ())
 
 @lru_cache(maxsize=8192)
 def unit_of(text: str) -> Unit | None:
-    """Return the unit that a text writes, such as ``cm²`` or ``square feet``; else ``None``."""
+    """Return the unit in a text such as ``cm²`` or ``square feet``; else ``None``."""
     text = text.strip().strip("()[]{}.").strip()
     if not text:
         return NO_UNIT
@@ -170,7 +170,7 @@ def unit_of(text: str) -> Unit | None:
 
 
 def _factors(text: str) -> list[tuple[tuple[str, Fraction], int]] | None:
-    """Return the base units of a text with their powers; ``None`` where a part is not a unit."""
+    """Return the base units of a text with their powers; ``None`` if a part is not a unit."""
     factors: list[tuple[tuple[str, Fraction], int]] = []
     position, sign, pending = 0, 1, 1
     while position < len(text):

@@ -1,4 +1,4 @@
-"""What kind of value a short answer is: a quantity, a ratio, a listing, or words."""
+"""Kinds of values of short answers: a quantity, a ratio, a listing, or words."""
 
 import re
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ _ASSIGNED = re.compile(r"(?P<symbol>[^=≈<>≤≥]{1,60}?)\s*(?:=|≈|:(?=\s))\
 _COUNTED = re.compile(
     r"(-?\d[\d.,]*)\s?[个只条张位本支名颗辆块把朵头座种次人棵根片件倍]([\u4e00-\u9fff]{0,6})"
 )
-"""A number, a Chinese measure word, and what is counted."""
+"""A number, a Chinese measure word, and the counted things."""
 
 _NAMED_POINT = re.compile(r"([A-Z]'{0,2})\s?(\(.{1,80}\))")
 _RATIO = re.compile(
@@ -88,7 +88,7 @@ class Quantity:
     number: Number
     unit: Unit = NO_UNIT
     label: str = ""
-    """What is counted, where that is not a unit: ``apples``."""
+    """The counted things if they are not a unit, such as ``apples``."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Ratio:
 
     parts: tuple[Number, ...]
     is_clock: bool = False
-    """Whether it may also be a time of day, which is not reduced."""
+    """Whether it may also be a time of day, which is not reduced like a fraction."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Assigned:
-    """A value with the name of what it is the value of."""
+    """A value with its name, as in ``x = 5``."""
 
     symbol: str
     value: "Value"
@@ -120,7 +120,7 @@ class Assigned:
 
 @dataclass(frozen=True)
 class Words:
-    """Anything else: words, or a formula with variables."""
+    """Any other answer: words, or a formula with variables."""
 
     text: str
 
@@ -130,7 +130,7 @@ Value = Quantity | Ratio | Listing | Assigned | Words
 
 @lru_cache(maxsize=65536)
 def value_of(text: str) -> Value:
-    """Return the value that a short answer without markup writes."""
+    """Return the value of a short answer without markup."""
     text = stripped(text)
     if len(text) > MAX_CHARACTERS:
         return Words(text)
@@ -141,8 +141,8 @@ def value_of(text: str) -> Value:
 
 
 def stripped(text: str) -> str:
-    """Return a text without blanks, quotes and stops around it, and without braces around all."""
-    # A point before a digit belongs to the number: ".25".
+    """Return a text without outer spaces, quotes and full stops, and without outer braces."""
+    # A point before a digit is part of the number, as in ".25".
     text = text.lstrip(_STARTS).rstrip(_ENDS)
     while text.startswith("{") and text.endswith("}") and _is_one_group(text[1:-1]):
         text = text[1:-1].lstrip(_STARTS).rstrip(_ENDS)
@@ -174,7 +174,7 @@ def _quantity(text: str) -> Quantity | None:
 
 
 def _said(text: str) -> Quantity | None:
-    """Return a number in words, alone or before what is counted."""
+    """Return a number in words, alone or before the counted things."""
     low = text.lower()
     if low in _SAID_PARTS:
         number = number_of(_SAID_PARTS[low])
@@ -190,7 +190,7 @@ def _said(text: str) -> Quantity | None:
 
 
 def _with_unit(text: str) -> Quantity | None:
-    """Return a number and the longest unit after it, or what it counts."""
+    """Return a number with the longest unit after it, or with the things that it counts."""
     labelled = None
     for boundary in _BOUNDARY.finditer(text):
         at = boundary.start()
@@ -207,7 +207,7 @@ def _with_unit(text: str) -> Quantity | None:
 
 
 def _is_counted(rest: str, joint: str) -> bool:
-    """Whether words after a number are what it counts, and no variable or further clause."""
+    """Whether the words after a number name counted things, not a variable or another clause."""
     words = rest.strip("()").split()
     return (
         " " in joint
@@ -301,7 +301,7 @@ def _ratio(text: str) -> Ratio | None:
 
 
 def _enumeration(text: str) -> Listing | None:
-    """Return values with commas, "and" or "or" between them; words are not an enumeration."""
+    """Return values with commas, "and" or "or" between them; ``None`` if they are words."""
     pieces = [stripped(piece) for piece in _split_joined(text)]
     if len(pieces) < 2 or not all(pieces):
         return None
@@ -320,7 +320,7 @@ def _is_short(value: Words | Listing) -> bool:
 
 
 def _split_top(text: str) -> list[str]:
-    """Return the pieces between commas and semicolons that stand in no brackets."""
+    """Return the pieces of a text, split at commas and semicolons outside brackets."""
     pieces, depth, start = [], 0, 0
     for index, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")

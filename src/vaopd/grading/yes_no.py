@@ -1,4 +1,4 @@
-"""Whether a response says yes or no."""
+"""The answer of a response to a yes-no question."""
 
 import re
 
@@ -40,11 +40,11 @@ _ONLY = re.compile(
 def read_yes_no(
     response: str, *, rule: Rule = "last_committed", is_truncated: bool = False
 ) -> Reading:
-    """Return ``yes`` or ``no``: the committed one, the word that opens the reply, or a verdict.
+    """Return ``yes`` or ``no``: by commitment, by the first word of the reply, or by a verdict.
 
-    Without a commitment a reply that opens with one of the words means it; "no other" and "no
-    doubt" open no answer. Otherwise the last sentence with exactly one of the two counts, and
-    then what is said of the statement: that it is true, or false.
+    Without a commitment the first word of the reply counts if it is one of the two; "no other" and
+    "no doubt" do not count. Otherwise the last sentence with exactly one of the two words counts.
+    Without such a sentence, a verdict that the statement is true or false counts.
     """
     parts = split_reasoning(response)
     if parts.is_open:
@@ -75,7 +75,7 @@ def _is_retracted(text: str, opening: re.Match[str]) -> bool:
 
 
 def _word(payload: str) -> str | None:
-    """Return the word in the first sentence of a commitment."""
+    """Return the ``yes`` or ``no`` in the first sentence of a commitment."""
     said = sentences(payload)
     first = said[0] if said else ""
     opening = _OPENING.match(first)
@@ -87,7 +87,7 @@ def _word(payload: str) -> str | None:
 
 
 def _only(text: str) -> str | None:
-    """Return the only one of the two words that occurs."""
+    """Return the one of the two words that occurs; ``None`` if both or none do."""
     found = {"yes" if match[1] or match[3] else "no" for match in _WORD.finditer(text)}
     return found.pop() if len(found) == 1 else None
 
@@ -112,7 +112,7 @@ def _from_sentences(text: str) -> Reading:
 
 
 def _plain_word(sentence: str) -> str | None:
-    """Return a word that answers: not the "no" of "no line is longer"."""
+    """Return a word that is an answer, unlike the "no" in "no line is longer"."""
     found = {
         "yes" if match[1] or match[3] else "no"
         for match in _WORD.finditer(sentence)

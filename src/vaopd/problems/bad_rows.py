@@ -1,4 +1,4 @@
-"""Rows that cannot be used: why, and the one error that lists them."""
+"""Rows that cannot be used: their reasons, and one error that lists them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ def bad_rows_error(source: str, bad: Sequence[BadRow], total: int, remedy: str) 
     """Return the error about the bad rows of a source: one row, or the first ten and their number.
 
     Args:
-        source: As its user names it.
-        bad: At least one.
-        total: Rows of the source, the good ones included.
-        remedy: What to do beside correcting the rows, as in ``use X to leave them out``; or empty.
+        source: Name of the source, as the user wrote it.
+        bad: The bad rows; at least one.
+        total: Number of all rows of the source.
+        remedy: Another remedy than correcting the rows, as in ``use X to leave them out``; or ''.
     """
     if len(bad) == 1:
         return ProblemError(f"{bad[0].reason}{f' ({remedy})' if remedy else ''}")

@@ -3,7 +3,7 @@ r"""The ``\boxed{..}`` of LaTeX answers, found by counting braces."""
 import re
 from dataclasses import dataclass
 
-# Any number of backslashes: models that learnt from JSON write them doubled.
+# Any number of backslashes, because models trained on JSON write two.
 _TOKEN = re.compile(r"(?P<box>\\+(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
 
 
@@ -21,7 +21,7 @@ def outer_boxes(text: str) -> list[Box]:
     r"""Return the balanced boxes of a text in order, without boxes inside other boxes.
 
     Braces after a backslash are characters of the answer, as in ``\boxed{\{1, 2\}}``. A box
-    that never closes, as a truncated response leaves it, is none.
+    without a closing brace, as at the end of a truncated response, does not count.
     """
     outermost: list[Box] = []
     for box in sorted(_all_boxes(text), key=lambda box: box.start):
@@ -31,7 +31,7 @@ def outer_boxes(text: str) -> list[Box]:
 
 
 def without_boxes(text: str) -> str:
-    """Return the text with every balanced box replaced by its content, and edge space cut."""
+    """Return the text with every balanced box replaced by its content, without outer spaces."""
     cuts = [
         cut
         for box in _all_boxes(text)

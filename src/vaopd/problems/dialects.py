@@ -1,7 +1,7 @@
 """The words of drawn problems: reference responses in one of two dialects.
 
-A teacher and a student trained on different shares of the dialects read the same values and
-word them differently, as real models do, so the scaffolding words cause part of the reverse KL.
+A teacher and a student trained on different shares of the dialects read the same values, but
+word them differently, as real models do. So the scaffolding words cause a part of the reverse KL.
 """
 
 import random
@@ -121,7 +121,7 @@ def write_response(
 ) -> str:
     """Return one reference response; short ones leave out the introduction and the rule.
 
-    For a figure without readings the working is the whole solution.
+    If a figure has no readings, the calculation is the whole solution.
     ``DrawnProblems`` explains the three options.
     """
     values = _misread(figure, misread, rng) if misread else figure.values

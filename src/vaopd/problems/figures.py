@@ -1,7 +1,7 @@
-"""Figures of drawn problems: small printed numbers inside large shapes, and what follows from them.
+"""Figures of drawn problems: small printed numbers inside large shapes, with their answers.
 
-A figure of 96 x 96 pixels keeps its layout when it is pixelated, but loses its numbers, so the
-degraded view still shows *what* is asked and never the value.
+Pixelation of a figure of 96 x 96 pixels keeps the layout and removes the numbers, so the degraded
+view shows *what* is asked, but not the value.
 """
 
 import math
@@ -70,7 +70,7 @@ class Canvas:
         self.font = _font(FONT_PIXELS)
 
     def resize(self, side: int) -> None:
-        """Start over on a blank square sheet of this side in pixels."""
+        """Replace the figure by a blank square sheet with this side in pixels."""
         self.image = Image.new("RGB", (side, side), self.paper)
         self.draw = ImageDraw.Draw(self.image)
 
@@ -206,7 +206,7 @@ def _number(canvas: Canvas) -> Figure:
 
 
 def _sum(canvas: Canvas) -> Figure:
-    """Arithmetic alone, on a blank card: a model that cannot add cannot show what it reads."""
+    """Arithmetic only, on a blank card: a model must add to show which numbers it reads."""
     canvas.resize(2 * CELL_PIXELS)
     rng = canvas.rng
     left, right = _two_digits(rng), _two_digits(rng)
@@ -221,7 +221,7 @@ def _sum(canvas: Canvas) -> Figure:
 
 
 def _numbers(canvas: Canvas) -> Figure:
-    """A table read aloud: the second step of learning to read."""
+    """A table whose numbers are all read: the second step of learning to read."""
     upper, lower = _draw_table(canvas)
     values = (*upper, *lower)
     return Figure(

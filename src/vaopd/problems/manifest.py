@@ -25,7 +25,7 @@ def manifest(
     are counted and get one hash of all texts, because a set may have a hundred thousand images.
 
     Raises:
-        ConfigError: A held-out problem is trained on, by id or by content.
+        ConfigError: A held-out problem is also a training problem, by id or by content.
         ProblemError: An image file cannot be read.
     """
     listed = [{"id": one.id, "sha256": one.content_hash()} for one in held_out or ()]

@@ -1,4 +1,4 @@
-"""One problem: question, images and reference answer, checked when it is made."""
+"""One problem: question, images and reference answer, which are checked at construction."""
 
 import hashlib
 import io
@@ -64,7 +64,7 @@ class Problem:
             )
 
     def load_images(self) -> list[Image.Image]:
-        """Return the images, fully decoded and turned upright, in the mode they are stored in.
+        """Return the images, fully decoded and turned upright, in their stored mode.
 
         Raises:
             ProblemError: An image is missing, is in no known format, or is cut short.
@@ -74,7 +74,7 @@ class Problem:
     def content_hash(self) -> str:
         """Return the SHA-256 of prompt and image bytes, in hex.
 
-        Without id, split and answer, so that the same content has the same hash in two data sets.
+        Id, split and answer are left out, so the same content has the same hash in two data sets.
 
         Raises:
             ProblemError: An image file cannot be read.
@@ -82,14 +82,14 @@ class Problem:
         digest = hashlib.sha256()
         parts = [self._encoded(number, image) for number, image in enumerate(self.images, start=1)]
         for part in (self.prompt.encode(), *parts):
-            # With the length, two parts cannot have the hash of their concatenation.
+            # The length is included, so that two parts do not have the hash of their concatenation.
             digest.update(len(part).to_bytes(8, "big") + part)
         return digest.hexdigest()
 
     def image_sizes(self) -> list[tuple[int, int]]:
-        """Return width and height of the images as they are stored; reads their headers only.
+        """Return width and height of the images as they are stored; only headers are read.
 
-        For a photograph that ``load_images`` turns upright they may be exchanged.
+        If ``load_images`` turns a photograph upright, width and height may be exchanged.
 
         Raises:
             ProblemError: An image is missing or in no known format.
@@ -128,7 +128,7 @@ class Problem:
 
     def _undecodable(self, number: int, image: bytes | Path, error: Exception) -> ProblemError:
         place = "" if isinstance(image, bytes) else f" ({image})"
-        # In-memory bytes print as an address, which does not help.
+        # The default text of bytes in memory is an address, which does not help.
         reason = str(error).split(" <_io.")[0]
         return ProblemError(
             f"image {number} of problem {self.id}{place} cannot be decoded: {reason}; "

@@ -64,7 +64,7 @@ def layout_of(columns: Collection[str]) -> Layout:
     """Return the layout that has these columns.
 
     Raises:
-        ProblemError: They fit no layout, or both.
+        ProblemError: The columns fit no layout, or both.
     """
     fitting = [layout for layout in (GEOMETRY3K, VIRL39K) if layout.required <= set(columns)]
     if len(fitting) == 1:
@@ -81,7 +81,7 @@ def local_rows(path: Path, split: str) -> Iterator[Row | ProblemError]:
     A line that is not a JSON object gives an error instead of a row.
 
     Raises:
-        ProblemError: There is no such file, or it does not read.
+        ProblemError: The file is missing or not readable.
     """
     for file in files_of(path, split):
         if file.suffix == ".parquet":
@@ -138,7 +138,7 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a JSONL file.
 
     Raises:
-        ProblemError: A line is not a JSON object; names the line.
+        ProblemError: A line is not a JSON object; the error names the line.
     """
     for row in jsonl_rows_or_errors(path):
         if isinstance(row, ProblemError):
@@ -170,7 +170,7 @@ def count_rows(path: Path, split: str) -> int:
     """Return the number of rows of a file, or of one split of a folder, without reading cells.
 
     Raises:
-        ProblemError: There is no such file, or it does not read.
+        ProblemError: The file is missing or not readable.
     """
     return sum(_count(file) for file in files_of(path, split))
 

@@ -50,7 +50,7 @@ class Location:
         """Return the numbers, from 0, of the rows that are taken.
 
         Raises:
-            ConfigError: The sample is larger.
+            ConfigError: The sample is larger than the number of rows.
         """
         if self.sample is None:
             return range(count)
@@ -254,7 +254,7 @@ def _image(cell: Any, column: str, folder: Path) -> bytes | Path:
             "expected encoded image bytes, or a path relative to the folder of the file"
         )
     path = folder / cell
-    # Checked now, and not in the middle of a long run.
+    # Checked here, so that a long run does not fail later.
     if not path.is_file():
         raise ProblemError(
             f"the image {cell} is not in {folder}; unpack the images there or correct the path"

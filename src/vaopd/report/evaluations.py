@@ -55,8 +55,8 @@ def _read(path: Path) -> Evaluation:
 def evaluation_tables(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """Return scores by benchmark and evaluation, and their differences to the first.
 
-    All in per cent; a score without a value keeps ``None``. Two evaluations that cannot be
-    compared get the sentence that says why.
+    All numbers are in per cent; a score without a value is ``None``. Two evaluations that cannot be
+    compared get a sentence with the reason.
     """
     compared = [_compared(evaluations[0], other) for other in evaluations[1:]]
     return {

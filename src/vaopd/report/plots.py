@@ -1,7 +1,7 @@
 """Charts as plain data; the page draws them with uPlot.
 
-uPlot (MIT, 50 kB, no dependency) is embedded because a reader wants to point at a curve, compare
-runs and switch between dark and light, which pictures rendered here would not allow.
+uPlot (MIT, 50 kB, no dependency) is embedded, so that readers can point at a curve, compare runs
+and switch between dark and light, which static images do not allow.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +22,7 @@ from vaopd.report.statistics import (
 
 BINS = 20
 MAX_POINTS = 2000
-"""Points of a scatter; more only blacken it."""
+"""Most points of a scatter plot; more points would only overlap."""
 
 Chart = dict[str, Any]
 Series = dict[str, Any]
@@ -143,7 +143,7 @@ def _curve_chart(
             if points:
                 series.append(
                     _series(label, source, number, place, points, len(sources))
-                    # Few and far between: a line alone would hide where they are.
+                    # There are few points, and a line alone would not show them.
                     | {"marks": file == "validation"}
                 )
     return {"title": title, "unit": unit, "x": "step", "kind": "line", "series": series}
@@ -163,7 +163,7 @@ def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Number]:
 def _series(
     label: str, source: Source, run: int, place: int, points: Iterable[tuple], runs: int
 ) -> Series:
-    """Return a line: colour tells runs apart, or what is measured where there is one run."""
+    """Return a line; its colour stands for the run, or for the quantity if there is one run."""
     xs, ys = zip(*sorted(points), strict=True)
     return {
         "label": f"{source.name}: {label}" if runs > 1 else label,
@@ -175,7 +175,7 @@ def _series(
 
 
 def advantage_charts(sources: Sequence[Source]) -> list[Chart]:
-    """Return charts of where visual advantage lies, over all logged rollouts of training."""
+    """Return charts of the distribution of visual advantage over all logged training rollouts."""
     measured = [measured_records(source) for source in sources]
     if not any(measured):
         return []
@@ -191,7 +191,7 @@ def advantage_charts(sources: Sequence[Source]) -> list[Chart]:
 
 
 def measured_records(source: Source) -> list[Record]:
-    """Return the rollouts that carry advantage: of training or scoring, else of validation."""
+    """Return the rollouts with advantage: of training or scoring, otherwise of validation."""
     with_advantage = [record for record in source.records if len(record.advantage)]
     trained = [record for record in with_advantage if record.group.source != "validation"]
     return trained or with_advantage
@@ -233,7 +233,7 @@ def _binned(
     split: bool,
     high: Number | None = None,
 ) -> Chart:
-    """Return a histogram with a line for each run, or for right and wrong where there is one."""
+    """Return a histogram with a line for each run; one run has lines for right and wrong."""
     everything = [value for records in measured for record in records for value in values(record)]
     edges = even_edges(0.0, high or max(everything, default=1.0), BINS)
     series = []
@@ -250,7 +250,7 @@ def _binned(
             if found:
                 counts = histogram(found, edges)
                 shares = [count / len(found) for count in counts]
-                # The line ends where the last bin does.
+                # The line ends at the end of the last bin.
                 points = list(zip(edges, [*shares, shares[-1]], strict=True))
                 name = f"{label} ({len(found):,})"
                 series.append(_series(name, source, number, place, points, len(sources)))
@@ -270,7 +270,7 @@ def _advantage_histogram(sources: Sequence[Source], measured: Sequence[list[Reco
 
 
 def value_or_zero(value: Number | None) -> Number:
-    """Return 0 for a number that is not there."""
+    """Return the number, or 0 for ``None``."""
     return 0.0 if value is None else value
 
 

@@ -1,4 +1,4 @@
-"""The report of one or several runs: one HTML file that needs nothing but a browser."""
+"""The report of one or several runs: one HTML file that needs only a browser."""
 
 import base64
 import hashlib
@@ -222,7 +222,7 @@ def _render(
         title=" and ".join(source.name for source in sources),
         style=Markup("\n".join(_asset(name) for name in STYLES)),
         script=Markup(script),
-        # Only this script can run, whatever text a model has written.
+        # Only this script can run, so text of a model cannot run as a script.
         script_hash=f"sha256-{digest}",
         data=Markup(_embedded(data)),
         overviews=[overview(source) for source in sources],

@@ -32,7 +32,7 @@ class Point:
     label: str
     interval: Interval
     colour: int = 0
-    """Index into `COLOURS`, counted round: an arm keeps its colour from plot to plot."""
+    """Index into `COLOURS`, modulo its length: an arm has the same colour in all plots."""
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ def load_plan(
 
 
 def _check_read(overrides: Sequence[str], tables: Sequence[StudyTable]) -> None:
-    """Refuse a method's key that no arm reads; an arm takes those that its method reads."""
+    """Check that some arm reads each key of a method; an arm keeps the keys its method reads."""
     runs = [run for table in tables for arm in table.arms.values() for run in arm.runs.values()]
     read = {key for run in runs for key in run.config.method.model_dump()}
     for override in overrides:
@@ -276,7 +276,7 @@ def _table(
             f"table {name} has only the arm base, which is read from the run of another arm; add "
             "one, such as opd"
         )
-    # Before its first step the student of every arm is the same and gets the same problems.
+    # Before the first step the students of all arms are equal and get the same problems.
     first = next(iter(trained.values()))
     arms = {
         arm: trained[arm] if arm != BASE_ARM else Arm(first.runs, is_untrained=True)

@@ -20,7 +20,7 @@ from vaopd.study.runs import is_finished, run_folder
 
 TEMPLATES = Path(__file__).parent / "templates"
 NONE = "none"
-"""What a difference is called whose interval contains 0."""
+"""Text for a difference whose interval contains 0."""
 
 
 def _percent(value: float) -> str:

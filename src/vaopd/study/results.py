@@ -1,4 +1,4 @@
-"""From run folders to numbers: rows, intervals of arms, paired comparisons.
+"""Numbers of run folders: rows, intervals of arms, paired comparisons.
 
 Letters in shapes: S seeds, P problems.
 """
@@ -33,7 +33,7 @@ NEEDS_SAME_VIEW = ("accuracy_pixelated", "answer_change_rate", *NEEDS_SAME_TEACH
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """Results of one run, or of the student before it."""
+    """Results of one run, or of its student before training."""
 
     problem_ids: tuple[str, ...]
     by_problem: dict[str, np.ndarray]
@@ -56,7 +56,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class ArmComparison:
-    """The difference of an arm to its table's baseline."""
+    """The difference between an arm and the baseline of its table."""
 
     table: str
     arm: str

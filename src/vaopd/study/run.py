@@ -1,4 +1,4 @@
-"""A study from recipe to page: train what is missing, then compare and write."""
+"""The steps of a study: train missing runs, compare arms, write the results."""
 
 import json
 import platform
@@ -35,7 +35,7 @@ def run_study(
         output: Folder of the study; finished runs in it are not repeated. If it is interrupted, the
             study writes the page of its finished runs.
         jobs: Runs at the same time; the cores are divided among them.
-        console: Where progress goes; standard error unless told otherwise.
+        console: Console for progress; by default standard error.
         command: Command to record; by default that of the process.
 
     Raises:
@@ -46,7 +46,7 @@ def run_study(
     try:
         failures = runner.execute(plan.runs)
     except (KeyboardInterrupt, SystemExit):
-        # A long study that is stopped still shows its results so far.
+        # An interrupted study also shows its results until then.
         write_study(plan, output, {}, command)
         raise
     study = write_study(plan, output, failures, command)

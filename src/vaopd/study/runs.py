@@ -88,7 +88,7 @@ class Runner:
         if (folder / "config.yaml").is_file():
             command.append("--resume")
         elif folder.exists():
-            # Killed before its first file, so there is nothing to continue.
+            # The run was killed before its first file, so there is nothing to continue.
             shutil.rmtree(folder)
         path = self.output / "logs" / f"{run.name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)

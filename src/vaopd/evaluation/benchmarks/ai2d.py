@@ -16,7 +16,7 @@ ASK_LETTER = "Answer with the option's letter from the given choices directly."
 
 
 def item(row: Row) -> Item:
-    """Return one question; the hub's answer is an index, the TSV's a letter."""
+    """Return one question; its answer is an index on the hub and a letter in the TSV."""
     choices, question = cells.options(row), cells.required(row, "question")
     answer = cells.required(row, "answer").strip()
     letter = LETTERS[int(answer)] if answer.isdigit() and int(answer) < 26 else answer

@@ -21,12 +21,12 @@ from vaopd.grading.yes_no import read_yes_no
 
 
 def item(row: Row) -> Item | None:
-    """Return one question with an image; questions without (``visual_input`` 0) are left out."""
+    """Return one question with an image; ``None`` for one without (``visual_input`` is 0)."""
     if cells.text(row, "visual_input") == "0":
         return None
     index = cells.text(row, "index").split("_")
     if "set_id" not in row and len(index) >= 6:
-        # VLMEvalKit's TSV has the three numbers in its index.
+        # The TSV of VLMEvalKit has the three numbers in its index.
         row = {**row, "set_id": index[3], "figure_id": index[4], "question_id": index[5]}
     category = cells.required(row, "category")
     subcategory = cells.required(row, "subcategory", "l2-category", "l2_category")
@@ -43,9 +43,9 @@ def item(row: Row) -> Item | None:
             "answer": "yes" if gold in ("1", "yes") else "no",
             "category": category,
             "figure": f"{group}/{ids[1]}",
-            # Across figures of a set, the same question number asks the same.
+            # In all figures of a set, the same number means the same question.
             "question_group": f"{group}//{ids[2]}",
-            # VLMEvalKit leaves the category out, so that VD/ocr and VS/ocr are one group.
+            # VLMEvalKit ignores the category, so VD/ocr and VS/ocr are one group.
             "official_figure": f"{subcategory}/{ids[0]}/{ids[1]}",
             "official_group": f"{subcategory}/{ids[0]}//{ids[2]}",
             "question": cells.required(row, "question"),
@@ -56,7 +56,10 @@ def item(row: Row) -> Item | None:
 
 
 def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) -> Verdict:
-    """Read yes or no; ``official`` is VLMEvalKit's rule, which refuses a reply with both words."""
+    """Return the verdict on yes or no.
+
+    ``official`` is the rule of VLMEvalKit, by which a reply with both words has no answer.
+    """
     gold = item.reference["answer"]
     reading = read_yes_no(response, rule=rule, is_truncated=is_truncated)
     return Verdict(
@@ -77,9 +80,9 @@ def yes_or_no(text: str) -> str | None:
 def measure(run: Sequence[Graded]) -> Iterable[Measurement]:
     """Yield aAcc over questions, fAcc over figures and qAcc over groups of one question.
 
-    A figure or a group counts when all of its questions are right; ``official`` are the rule and
-    the groups of VLMEvalKit. The three are resampled
-    together by set, because figures and questions of a set share their content.
+    A figure or a group counts if all of its questions are right. ``official`` uses the rule and the
+    groups of VLMEvalKit. The three metrics are resampled together by set, because figures and
+    questions of a set share their content.
     """
     for graded in run:
         reference, value = graded.item.reference, float(graded.verdict.is_correct)
@@ -100,7 +103,7 @@ def measure(run: Sequence[Graded]) -> Iterable[Measurement]:
 
 
 def _grouped(run: Sequence[Graded], key: str) -> Iterable[list[Graded]]:
-    """Return the questions by a key of their references; saved items may lack newer keys."""
+    """Return the questions grouped by a key of their references; old files may lack newer keys."""
     groups: dict[str, list[Graded]] = defaultdict(list)
     for graded in run:
         reference = graded.item.reference

@@ -1,4 +1,4 @@
-"""MATH-Vision: competition problems with one figure, choice or free answer."""
+"""MATH-Vision: competition problems with one figure; choices or free answers."""
 
 import re
 
@@ -25,15 +25,15 @@ _PLACE = re.compile(r"<image(\d+)>")
 
 
 def item(row: Row) -> Item:
-    """Return one problem; its figure stands where ``<image1>`` is.
+    """Return one problem; its figure replaces ``<image1>``.
 
-    Further numbers name parts of the same figure and stay as text.
+    Placeholders with other numbers name parts of the same figure and stay as text.
     """
     question, choices = cells.required(row, "question"), cells.options(row)
     choices = choices if len(choices) > 1 else {}
     answer = cells.required(row, "answer")
     text = f"{ASK_BOX}\n{question}"
-    # Where the figure names the options, they are but their letters, which nobody is shown.
+    # If the figure shows the options, their texts are only letters and are not in the prompt.
     if choices and "".join(choices.values()) != "".join(choices):
         text += "\n" + option_lines(choices, "({letter}) {text}")
     text, count = re.subn(r"<image1>", IMAGE_PLACEHOLDER, text, count=1)
@@ -53,7 +53,7 @@ def item(row: Row) -> Item:
 
 
 def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) -> Verdict:
-    """Compare letters, or free answers by value."""
+    """Return the verdict: letters are compared, or free answers by value."""
     reference = item.reference
     if reference["options"]:
         return grade_letter(response, item, rule, is_truncated=is_truncated)

@@ -1,4 +1,4 @@
-"""MathVerse testmini: each problem in five versions with less and less text."""
+"""MathVerse testmini: each problem has five versions with different amounts of text."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,9 +35,9 @@ _ASK = {
 
 
 def item(row: Row) -> Item | None:
-    """Return one version of one problem; the published query is sent where the row has it.
+    """Return one version of one problem; its prompt is the published query if the row has one.
 
-    ``Text Only`` is a set of its own and has no image.
+    It returns ``None`` for ``Text Only``, a separate set without images.
     """
     metadata = row.get("metadata")
     details: Mapping[str, Any] = metadata if isinstance(metadata, dict) else {}
@@ -50,7 +50,7 @@ def item(row: Row) -> Item | None:
     full = question or cells.text(row, "question_for_eval")
     choices = _choices(row, full) if is_choice else {}
     if is_choice and not choices:
-        # The options stand in the image only.
+        # Only the image shows the options.
         choices = {letter: "" for letter in LETTERS[:6]}
     problem = cells.text(row, "problem_index", "problem_group")
     return Item(
@@ -84,7 +84,7 @@ def _with_choices(question: str, row: Row) -> str:
 
 
 def _query(is_choice: bool, question: str) -> str:
-    """Return the direct query for rows that come without it, as the project page's do."""
+    """Return the direct query for rows without one, such as those of the project page."""
     ask = f"directly answer the question and {_ASK[is_choice]}"
     if not question:
         return f"According to the question shown in the image, please {ask}"
@@ -92,9 +92,9 @@ def _query(is_choice: bool, question: str) -> str:
 
 
 def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) -> Verdict:
-    """Compare letters, or the free answer by value.
+    """Return the verdict: letters are compared, or the free answer by value.
 
-    A rule in place of the two steps by a language model: report it as rule-based.
+    The official scorer uses a language model in two steps, so report this score as rule-based.
     """
     reference = item.reference
     gold, options = reference["answer"], reference["options"]

@@ -1,4 +1,4 @@
-"""MathVista testmini: test use only by its owners' terms; never train on it."""
+"""MathVista testmini; its owners allow use as a test only, so never train on it."""
 
 from dataclasses import replace
 from typing import Any
@@ -34,7 +34,7 @@ _HINTS = {
 
 
 def item(row: Row) -> Item:
-    """Return one question; the published query is sent where the row has it."""
+    """Return one question; its prompt is the published query if the row has one."""
     question, kind = cells.required(row, "question"), cells.required(row, "question_type")
     choices = cells.sequence(row.get("choices"))
     answer_type = cells.text(row, "answer_type") or "text"
@@ -84,10 +84,10 @@ def _query(row: Row, key: str, question: str, choices: list[str]) -> str:
 
 
 def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) -> Verdict:
-    """Bring the answer to the form of its type as the owners do, and compare exactly.
+    """Return the verdict: the answer is normalised as the owners do it, then compared exactly.
 
-    The official scorer lets a language model take the answer out of the response; here our reader
-    does. An integer is cut and a decimal rounded, as the official normaliser does it.
+    The official scorer extracts the answer with a language model; here the rules of vaopd do it.
+    An integer is truncated and a decimal rounded, as by the official normaliser.
     """
     reference = item.reference
     if reference["question_type"] == "multi_choice":
@@ -114,7 +114,7 @@ def _gold(reference: Any) -> str:
 
 def _normalised(answer: str, reference: Any) -> str | None:
     """Return a number or list as the official normaliser writes it, or ``None``."""
-    # Of "x = 5 + 7 = 12" the last side counts.
+    # In "x = 5 + 7 = 12" the last side counts.
     value = value_of(plain(answer).rpartition("=")[2])
     kind = reference["answer_type"]
     if kind == "list":
@@ -128,7 +128,7 @@ def _normalised(answer: str, reference: Any) -> str | None:
 
 
 def _list_text(value: Value) -> str | None:
-    """Return a listing of numbers as Python writes a list."""
+    """Return a listing of numbers as text in the form of a Python list."""
     if not isinstance(value, Listing):
         return None
     numbers = [float(one.number) for one in value.items if isinstance(one, Quantity)]

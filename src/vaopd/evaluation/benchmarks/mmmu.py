@@ -1,4 +1,4 @@
-"""MMMU validation: college-level questions of 30 subjects, some with several images."""
+"""MMMU validation: college-level questions from 30 subjects, some with several images."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -41,13 +41,13 @@ _SIMPLE = re.compile(r"-?(?:\d{1,30}\.\d{1,30}|\.\d{1,30}|\d{1,30}\b)(?![eE][+-]
 
 
 def item(row: Row) -> Item | None:
-    """Return one question with each image where ``<image k>`` stands."""
+    """Return one question; each image replaces its placeholder ``<image k>``."""
     id = cells.required(row, "id", "index")
     if cells.text(row, "split") in ("dev", "test") or id.startswith(("dev_", "test_")):
         return None
     question = cells.required(row, "question")
     choices = cells.options(row)
-    # VLMEvalKit's TSV has no question types; it gives open items no options.
+    # The TSV of VLMEvalKit has no question types, but open items have no options there.
     kind = cells.text(row, "question_type") or ("multiple-choice" if choices else "open")
     is_choice = kind == "multiple-choice"
     text = f"{question}\n{option_lines(choices)}\n\n{ASK_LETTER}" if is_choice else ""
@@ -72,9 +72,9 @@ def _open_answers(row: Row) -> list[str]:
 
 
 def _interleave(text: str, row: Row) -> tuple[str, tuple[ImageSource, ...]]:
-    """Return the prompt with placeholders and the images in the order they are named.
+    """Return the prompt with placeholders, and the images in the order of the text.
 
-    An image that is named twice is sent twice, and one that no text names is not sent.
+    An image that the text names twice is sent twice; one that it does not name is not sent.
     """
     numbers = [int(number) for number in _PLACE.findall(text)]
     listed = cells.images(row, "image", "images")
@@ -91,10 +91,10 @@ def _interleave(text: str, row: Row) -> tuple[str, tuple[ImageSource, ...]]:
 
 
 def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) -> Verdict:
-    """Compare letters, or open answers by value or as the owners do.
+    """Return the verdict: letters are compared, or open answers by value or as the owners do.
 
-    ``official`` is the owners' parser on all of the response. Where it draws an option by lot,
-    its verdict is wrong here.
+    ``official`` is the owners' parser on the whole response. It chooses a random option if it
+    finds none; here such a response is wrong.
     """
     reference = item.reference
     gold, options = reference["answer"], reference["options"]
@@ -111,19 +111,19 @@ def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) 
 
 
 def parse_choice(text: str, options: Mapping[str, str], *, num_words: int) -> str | None:
-    """Return the letter by the official order: ``(B)``, ``B ``, ``B.``, then option texts.
+    """Return the letter in the official order: ``(B)``, ``B ``, ``B.``, then option texts.
 
-    The last one wins among several of a kind. Option texts count in replies of more than five
-    words (``num_words``, of the whole reply) only.
+    Of several matches of one form the last counts. Option texts count only in replies of more
+    than five words (``num_words``, of the whole reply).
     """
-    # The official parser strips these one after the other, each once.
+    # The official parser strips these characters one after the other, each once.
     for character in ",.!?;:'":
         text = text.strip(character)
     text = f" {text} "
     for pattern in ("({})", "{} ", "{}."):
         found = [letter for letter in options if pattern.format(letter) in text]
         if found:
-            # It looks for " B " to order letters without brackets, also those found by "B.".
+            # It orders letters without brackets by the place of " B ", also those found by "B.".
             ordered = "({})" if pattern == "({})" else " {} "
             return max(found, key=lambda letter: text.rfind(ordered.format(letter)))
     if num_words <= 5:
@@ -134,7 +134,7 @@ def parse_choice(text: str, options: Mapping[str, str], *, num_words: int) -> st
 
 
 def is_open_answer(text: str, golds: list[str]) -> bool:
-    """Whether a candidate of the text equals a number of the key or contains a phrase of it."""
+    """Return whether a part of the text equals a reference number or contains a phrase of it."""
     wanted = [form for gold in golds for form in _forms(gold)]
     for candidate in _candidates(text):
         if isinstance(candidate, str):
@@ -146,9 +146,9 @@ def is_open_answer(text: str, golds: list[str]) -> bool:
 
 
 def _candidates(text: str) -> list[str | float]:
-    """Return key phrases, which end a sentence behind an indicator, and the numbers in them."""
+    """Return the phrases after an indicator at the end of sentences, and their numbers."""
     text = text.strip().strip(".").lower()
-    # After lower-casing only line breaks part sentences: so does the official parser.
+    # In lower case only line breaks separate sentences, as in the official parser.
     sentences = text.split("\n")
     phrases = []
     for number, sentence in enumerate(sentences, start=1):
@@ -174,7 +174,7 @@ def _forms(text: str) -> Sequence[str | float]:
         return [round(float(text.replace(",", "")), 2)]
     except ValueError:
         low = text.lower()
-        # A single letter would be found inside any word.
+        # A single letter would occur inside many words.
         return [f" {low}", f"{low} "] if len(low) == 1 else [low]
 
 

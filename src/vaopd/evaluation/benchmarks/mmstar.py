@@ -26,7 +26,7 @@ _OPTION = re.compile(r"(?:^|[\s,(])([A-D])\s*[:.)]\s*(.*?)(?=,?\s*\(?[B-D]\s*[:.
 
 
 def item(row: Row) -> Item:
-    """Return one question; its text lists the options, the TSV has them in columns."""
+    """Return one question; the options are in its text, or in columns of the TSV."""
     question = cells.required(row, "question").strip()
     choices = cells.options(row)
     asked = f"{question}\n{option_lines(choices)}" if choices else question
@@ -51,7 +51,7 @@ def item(row: Row) -> Item:
 
 
 def _options_in(question: str) -> dict[str, str]:
-    """Return the options behind ``Options:``, or four letters where they are only in the image."""
+    """Return the options after ``Options:``, or four letters if only the image shows them."""
     listed = question.rpartition("Options:")[2] if "Options:" in question else question
     found = {letter: text.strip(" ,\n") for letter, text in _OPTION.findall(listed)}
     return {letter: found.get(letter, "") for letter in "ABCD"}

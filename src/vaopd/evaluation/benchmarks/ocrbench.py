@@ -31,7 +31,7 @@ TYPES = (
 
 
 def item(row: Row) -> Item:
-    """Return one question as it stands: nothing is asked beside it."""
+    """Return one question; nothing is added to its text."""
     answer = row.get("answer", row.get("answers"))
     if isinstance(answer, str) and answer.startswith("[") and "dataset_name" not in row:
         answer = cells.sequence(answer)
@@ -54,12 +54,15 @@ def item(row: Row) -> Item:
 
 
 def _dataset_of(kind: str) -> str:
-    # The TSV has no data set, and only that of handwritten formulas has a rule of its own.
+    # The TSV does not name data sets; only the one of handwritten formulas has a special rule.
     return "HME100k" if kind == TYPES[-1] else ""
 
 
 def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) -> Verdict:
-    """Look for a gold text in what the reply gives; ``raw`` is the official look at all of it."""
+    """Return the verdict: right if the answer of the reply contains a gold text.
+
+    ``raw`` is the official rule, which searches the whole reply.
+    """
     reading = read_transcription(response, rule=rule, is_truncated=is_truncated)
     golds, dataset = item.reference["answers"], item.reference["dataset"]
     return Verdict(
@@ -72,7 +75,7 @@ def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) 
 
 
 def contains(text: str, golds: Sequence[str], dataset: str) -> bool:
-    """Whether a gold text occurs: without case, or for HME100k without spaces."""
+    """Return whether a gold text occurs, ignoring case, or for HME100k ignoring spaces."""
     return any(_folded(gold, dataset) in _folded(text, dataset) for gold in golds if gold.strip())
 
 
@@ -82,7 +85,7 @@ def _folded(text: str, dataset: str) -> str:
 
 
 def measure(run: Sequence[Graded]) -> Iterable[Measurement]:
-    """Yield hits of the final span and of the raw text, each overall and by type."""
+    """Yield hits in the answer and in the whole reply, each overall and by type."""
     for graded in run:
         item, verdict = graded.item, graded.verdict
         for part, is_hit in (

@@ -21,10 +21,10 @@ IMAGES = ("images", "image", "image_path")
 
 
 def own_item(row: Row) -> Item:
-    """Return the item of a row of a user's file; its columns are told in docs/own_benchmark.md.
+    """Return the item of a row of a user's file; docs/own_benchmark.md lists the columns.
 
     Raises:
-        ProblemError: The row has no question or no answer, or its answer is none of its options.
+        ProblemError: The row has no question or no answer, or its answer is not an option.
     """
     question, said, pictures = _conversation(row)
     question = question or text(row, *QUESTIONS)
@@ -95,7 +95,7 @@ def _parts(turn: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _bare(answer: str) -> str:
-    """Return the last box of a reference response, else all of it."""
+    """Return the content of the last box of a reference response; without a box all of it."""
     boxes = outer_boxes(answer)
     return (
         without_boxes(answer[boxes[-1].content_start : boxes[-1].content_end]) if boxes else answer

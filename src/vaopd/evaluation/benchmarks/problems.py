@@ -1,4 +1,4 @@
-"""Benchmarks in the layout of training problems: Geometry3K, ViRL39K, drawn, and users' own."""
+"""Benchmarks in the layout of training problems: Geometry3K, ViRL39K, drawn and user files."""
 
 from vaopd.evaluation.benchmark import (
     Benchmark,
@@ -18,7 +18,7 @@ from vaopd.problems.problem import Problem
 def item(row: Row) -> Item | None:
     """Return the item of a row that holds a ``Problem``, or of a user's row.
 
-    A ``Problem`` without an answer has none.
+    For a ``Problem`` without an answer it returns ``None``.
     """
     problem = row.get("problem")
     if not isinstance(problem, Problem):
@@ -38,7 +38,7 @@ def item(row: Row) -> Item | None:
 
 
 def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) -> Verdict:
-    """Compare the free answer by value, the rule of validation during training, or the option."""
+    """Return the verdict: the option, or the free answer by value as in validation of training."""
     reference = item.reference
     if reference.get("options"):
         return grade_letter(response, item, rule, is_truncated=is_truncated)
@@ -91,8 +91,8 @@ PROBLEM_SETS = (
         size=300,
         **_GEOMETRY3K,
     ),
-    # 500 problems that a run must leave out of its training data: the set has no test split. A
-    # model that was trained on all of ViRL39K has seen them, and its score here says nothing.
+    # The set has no test split, so a run must leave these 500 problems out of its training data.
+    # For a model that was trained on all of ViRL39K this score is not valid.
     problem_benchmark(
         "virl39k",
         "ViRL39K held out",
@@ -101,7 +101,7 @@ PROBLEM_SETS = (
         licence="MIT by a third party's table",
         citation="Wang et al. 2025, arXiv:2504.08837",
     ),
-    # Of the test stream, which training never draws from.
+    # From the test stream, which training never uses.
     problem_benchmark(
         "drawn",
         "drawn problems",
@@ -110,4 +110,4 @@ PROBLEM_SETS = (
         licence="Apache-2.0, drawn by this package",
     ),
 )
-"""Sets in the layout of training problems that have a name."""
+"""Named benchmarks in the layout of training problems."""

@@ -1,4 +1,4 @@
-"""WeMath: composite problems and the one-step problems they consist of."""
+"""WeMath: composite problems and their one-step problems."""
 
 import re
 from collections import defaultdict
@@ -54,11 +54,11 @@ def item(row: Row) -> Item | None:
 
 
 def _split_options(text: str) -> dict[str, str]:
-    """Return the options of ``A. ..; B. ..``; a semicolon inside an option does not end it."""
+    """Return the options of ``A. ..; B. ..``; an option may contain a semicolon."""
     choices: dict[str, str] = {}
     for part in text.split(";"):
         matched = _OPTION.fullmatch(part)
-        # Letters come in order, so "5; B" inside an option is no new one unless B is next.
+        # Letters are in order, so "; B" begins a new option only if B is the next letter.
         if matched and ord(matched[1]) - ord("A") == len(choices):
             choices[matched[1]] = matched[2].strip()
         elif choices and part.strip():
@@ -68,7 +68,7 @@ def _split_options(text: str) -> dict[str, str]:
 
 
 def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) -> Verdict:
-    """Compare letters; the published template ``<Answer>: <<B>>`` is one commitment among others.
+    """Return the verdict on the letter; the published form ``<Answer>: <<B>>`` is one commitment.
 
     ``official`` is the published rule: the first character after the last "Answer".
     """
@@ -80,12 +80,12 @@ def grade(response: str, item: Item, rule: Rule, *, is_truncated: bool = False) 
 
 
 def measure(run: Sequence[Graded]) -> Iterable[Measurement]:
-    """Yield the four-way outcome of every tree, and plain accuracy by number of steps.
+    """Yield the outcome of every tree in four classes, and plain accuracy by number of steps.
 
-    IK: some step and the composite problem wrong. IG: all steps right, the composite wrong. CM and
-    RM: the composite right, with all steps right (strict) or any (loose) for CM, else RM. Score =
-    (trees - 0.5 IG - RM - IK) / trees, so a tree is worth 1 for CM, 0.5 for IG and 0 otherwise.
-    A tree of which a question is missing has no outcome.
+    IK: some step and the composite problem are wrong. IG: all steps are right, the composite is
+    wrong. CM: the composite is right, and so are all steps (strict) or at least one (loose). RM:
+    the composite is right, but the steps do not give CM. Score = (trees - 0.5 IG - RM - IK) /
+    trees, so CM counts 1, IG 0.5, and the others 0. A tree without all questions has no outcome.
     """
     trees: dict[str, dict[str, bool]] = defaultdict(dict)
     for graded in run:

@@ -1,1 +1,1 @@
-"""Engines that answer items: in process, or through a server."""
+"""Engines that answer items: in this process, or through a server."""

@@ -11,7 +11,7 @@ from vaopd.errors import ConfigError, EngineError
 
 MAX_ATTEMPTS = 6
 _PASSING_STATUS = (408, 409, 425, 429)
-"""Answers below 500 after which the same request may succeed."""
+"""Status codes below 500 after which the same request may succeed."""
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,23 @@ class Reply:
     prompt_tokens: int | None
     response_tokens: int | None
     reasoning: str | None = None
-    """What a server with a reasoning parser gave beside the answer."""
+    """The reasoning, from a server that separates it from the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """Where requests go and what they cost."""
+    """Address, model and prices of a server."""
 
     base_url: str
-    """Such as ``http://localhost:8000/v1``."""
+    """Address, such as ``http://localhost:8000/v1``."""
 
     api_key: str = ""
     timeout_seconds: float = 600.0
     first_wait_seconds: float = 1.0
-    """Before the second attempt; doubled each time, up to a minute."""
+    """Seconds before the second attempt; doubled each time, up to one minute."""
 
     price_input: float | None = None
-    """For a million prompt tokens, in the currency of the bill."""
+    """Price of a million prompt tokens, in the currency of the bill."""
 
     price_output: float | None = None
 
@@ -54,7 +54,7 @@ class Server:
 
 
 class _Passing(Exception):
-    """A failure that may pass: connection, time-out, rate limit, or a fault of the server."""
+    """A temporary failure: connection, time-out, rate limit, or an error of the server."""
 
     def __init__(self, reason: str, wait_seconds: float | None = None) -> None:
         super().__init__(reason)
@@ -62,7 +62,7 @@ class _Passing(Exception):
 
 
 class ChatClient:
-    """Sends requests from any number of threads and counts their tokens."""
+    """Sends requests from several threads and counts their tokens."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -78,12 +78,12 @@ class ChatClient:
         self.stopped = threading.Event()
 
     def close(self) -> None:
-        """Close connections; requests that wait for another attempt give up."""
+        """Close the connections; requests that wait for another attempt stop."""
         self.stopped.set()
         self.http.close()
 
     def complete(self, payload: dict[str, Any]) -> Reply:
-        """Return the completion of one request, after as many attempts as it takes.
+        """Return the completion of one request; temporary failures are tried again.
 
         Raises:
             EngineError: The server refuses the request, or every attempt failed.
@@ -108,7 +108,7 @@ class ChatClient:
             ) from None
 
     def cost(self) -> float | None:
-        """Return what the tokens cost so far; ``None`` without prices."""
+        """Return the cost of all tokens until now; ``None`` without prices."""
         server = self.server
         if server.price_input is None and server.price_output is None:
             return None
@@ -116,7 +116,7 @@ class ChatClient:
         return (paid_in + self.response_tokens * (server.price_output or 0)) / 1e6
 
     def summary(self) -> str:
-        """Return requests, tokens and cost in one sentence."""
+        """Return the number of requests and tokens, and the cost, in one sentence."""
         cost = self.cost()
         price = "" if cost is None else f", cost {cost:.4f}"
         return (
@@ -143,7 +143,7 @@ class ChatClient:
             choice = body["choices"][0]
             message = choice["message"]
         except (ValueError, KeyError, IndexError, TypeError):
-            # Proxies answer 200 with a page of their own when the server behind them is gone.
+            # A proxy may answer 200 with its own page when its server does not run any more.
             raise _Passing(f"an answer that is no completion: {response.text[:100]!r}") from None
         return self._count(_reply(choice, message, body.get("usage") or {}))
 
@@ -162,7 +162,7 @@ class ChatClient:
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, _Passing) and error.wait_seconds is not None:
             return error.wait_seconds
-        # Jitter, so that requests that failed together do not come back together.
+        # Random delay, so that requests that failed together are not repeated together.
         first = self.server.first_wait_seconds
         wait = tenacity.wait_exponential(multiplier=first, max=60) + tenacity.wait_random(0, first)
         return wait(state)
@@ -172,7 +172,7 @@ def _reply(choice: dict[str, Any], message: dict[str, Any], usage: dict[str, Any
     text = message.get("content") or ""
     reason = "length" if choice.get("finish_reason") == "length" else "stop"
     if not text and (message.get("refusal") or choice.get("finish_reason") == "content_filter"):
-        # Kept as text: a refusal is an answer that parses to nothing.
+        # The text of a refusal is kept: it is a response without an answer.
         text, reason = message.get("refusal") or "", "refused"
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")

@@ -1,4 +1,4 @@
-"""What an engine takes and gives."""
+"""The interface of engines: their requests and results."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from vaopd.evaluation.predictions import Prediction
 
 @dataclass(frozen=True)
 class Request:
-    """An item and the samples of it that are wanted."""
+    """An item and the numbers of the samples to draw for it."""
 
     item: Item
     samples: Sequence[int]
@@ -27,16 +27,16 @@ class Engine(Protocol):
         on_done: Callable[[Item, list[Prediction]], None],
         on_bad_item: Callable[[Item, Exception], None],
     ) -> None:
-        """Call ``on_done`` with the responses of each item as they come.
+        """Call ``on_done`` with the responses of each item when they are complete.
 
-        An item that cannot be turned into a prompt goes to ``on_bad_item``, which raises or not.
+        If an item does not give a valid prompt, ``on_bad_item`` is called; it may raise.
         """
         ...
 
     def summary(self) -> str:
-        """Return what was spent, in one sentence; empty where nothing is counted."""
+        """Return requests, tokens and cost in one sentence; '' if they are not counted."""
         ...
 
     def close(self) -> None:
-        """Give back connections or memory."""
+        """Release connections or memory."""
         ...

@@ -1,4 +1,4 @@
-"""Answers with a transformers model in this process; the samples of an item share one prefill."""
+"""Answers by a transformers model in this process; the samples of an item share one prefill."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -16,11 +16,11 @@ from vaopd.rollouts.sampler import Rollout, SamplingSettings
 from vaopd.rollouts.transformers import TransformersSampler
 
 MAX_PROMPT_TOKENS = 32_768
-"""Seven images of the largest budget and their text."""
+"""Enough for seven images of the largest pixel budget and their text."""
 
 
 def _set_template(family: Any, protocol: Protocol) -> None:
-    """Give a family's chat template the system message and the values of the protocol."""
+    """Set the system message and the values of the protocol in a family's chat template."""
     owner = family.processor if hasattr(family, "processor") else family.tokenizer
     apply = owner.apply_chat_template
     text = [{"type": "text", "text": protocol.system_prompt}]
@@ -33,7 +33,7 @@ def _set_template(family: Any, protocol: Protocol) -> None:
 
 
 class TransformersEngine:
-    """Draws with the keyed noise of training, so a continued run gives what one run would."""
+    """Samples with the keyed noise of training, so a continued run gives the same responses."""
 
     def __init__(
         self, protocol: Protocol, *, device: str = "auto", batch_tokens: int = 131_072
@@ -63,8 +63,8 @@ class TransformersEngine:
     ) -> None:
         """Answer a few items at a time; see ``Engine``.
 
-        All samples of an item are drawn even where some are known: they share the prefill, and
-        the keyed noise makes the known ones come out the same.
+        All samples of an item are drawn, even if some are known: they share the prefill, and
+        the keyed noise gives the known ones again.
         """
         protocol = self.protocol
         settings = SamplingSettings(
@@ -94,11 +94,11 @@ class TransformersEngine:
                 on_done(item, [self._prediction(rollout, prompt_tokens) for rollout in group])
 
     def summary(self) -> str:
-        """Nothing is paid for here."""
+        """Return '': a local model has no cost."""
         return ""
 
     def close(self) -> None:
-        """Nothing is held that the end of the process does not give back."""
+        """Do nothing: the end of the process releases the memory."""
 
     def _prediction(self, rollout: Rollout, prompt_tokens: int) -> Prediction:
         ids = list(rollout.response_ids)

@@ -20,9 +20,9 @@ from vaopd.views import fit_pixel_budget
 
 
 class OpenAIEngine:
-    """One request for each sample, several items at a time.
+    """Sends one request for each sample, for several items at the same time.
 
-    ``sampling`` are further fields of every request, of servers that know more than the protocol.
+    ``sampling`` holds further fields of every request, for servers that extend the protocol.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class OpenAIEngine:
         """Answer items in any order; see ``Engine``.
 
         Raises:
-            EngineError: A request failed for good. What was answered before is kept.
+            EngineError: A request failed after all attempts. Earlier answers are kept.
         """
         lock = threading.Lock()
 
@@ -74,7 +74,7 @@ class OpenAIEngine:
             pool.shutdown(cancel_futures=True)
 
     def summary(self) -> str:
-        """Return requests, tokens and cost."""
+        """Return the number of requests and tokens, and the cost."""
         return self.client.summary()
 
     def close(self) -> None:
@@ -116,7 +116,7 @@ class OpenAIEngine:
             "temperature": protocol.temperature,
             "top_p": protocol.top_p,
             "max_tokens": protocol.max_new_tokens,
-            # Servers that honour a seed give different samples and the same ones again.
+            # On servers that honour a seed, samples differ and a repeated run gives the same ones.
             "seed": int.from_bytes(digest[:4], "little") >> 1,
             **self.sampling,
             **own,

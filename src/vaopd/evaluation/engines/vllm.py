@@ -26,11 +26,11 @@ PROTOCOL_ONLY = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
-"""vLLM takes what a request leaves out from the model's ``generation_config.json``."""
+"""Values of every request; vLLM would take missing ones from ``generation_config.json``."""
 
 
 class VllmEngine:
-    """The engine of OpenAI-compatible servers, with a server of its own."""
+    """An ``OpenAIEngine`` that starts its server itself."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class VllmEngine:
         concurrency: int = 8,
         timeout_seconds: float = 600.0,
     ) -> None:
-        """Start the server and wait for it.
+        """Start the server and wait until it answers.
 
         Raises:
             EngineError: The server ended before it answered.
@@ -74,7 +74,7 @@ class VllmEngine:
             Server(
                 base_url=f"{self.server.address}/v1",
                 timeout_seconds=timeout_seconds,
-                first_wait_seconds=0.1,  # a server of this machine that is gone stays away
+                first_wait_seconds=0.1,  # a local server that ended does not come back
             ),
             concurrency=concurrency,
             sampling=PROTOCOL_ONLY,
@@ -90,7 +90,7 @@ class VllmEngine:
         """Answer items in any order; see ``Engine``.
 
         Raises:
-            EngineError: The server ended or refused. What was answered before is kept.
+            EngineError: The server ended or refused. Earlier answers are kept.
         """
         try:
             self.engine.answer(benchmark, requests, on_done, on_bad_item)
@@ -102,7 +102,7 @@ class VllmEngine:
             raise EngineError(f"{error} (log of the server: {self.server.log})") from None
 
     def summary(self) -> str:
-        """Return requests and tokens."""
+        """Return the number of requests and tokens."""
         return self.engine.summary()
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class VllmEngine:
 
 
 def _write_tiny(protocol: Protocol, folder: Path) -> None:
-    """Write a shipped model as one folder; in the package its tokenizer lies apart."""
+    """Write a shipped model as one folder; the package stores its tokenizer elsewhere."""
     model = load_model(
         protocol.model,
         device=torch.device("cpu"),
