@@ -55,6 +55,7 @@ def install() -> None:
     module.ValidationError = ValueError
     module.model_validator = module.field_validator = lambda *args, **options: _validator()
     module.Discriminator = module.Tag = module.PrivateAttr = lambda *args, **options: None
+    module.model_serializer = lambda function: function
     module.create_model = lambda *args, **options: BaseModel
     module.AfterValidator = module.BeforeValidator = lambda function: None
     sys.modules["pydantic"] = module
