@@ -17,8 +17,9 @@ export MALLOC_TRIM_THRESHOLD_ := 8000000000
 
 # Tests run in parallel, one for each core. Each test uses one thread.
 TEST := VAOPD_LOCK=requirements/dev.txt OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto
-FAST := $(addprefix tests/,objective models/test_packing.py models/test_attention.py training \
-  test_config.py test_house_rules.py)
+FAST := $(addprefix tests/,objective models/test_packing.py models/test_attention.py test_config.py \
+  test_house_rules.py) $(wildcard $(addprefix tests/training/test_,assignment* memory* own_methods* \
+  pipeline* schedule* skipping* step* wiring*))
 # For test-newest: a version that is not the newest. A plain torch is the CUDA build, several GB.
 NEWEST ?= torch==2.13.0
 
