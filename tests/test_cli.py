@@ -153,7 +153,7 @@ def test_wrong_commands_and_options_are_exit_code_2(run: Callable, arguments: li
     ("flags", "message"),
     [
         ([], "exists; choose another --output"),
-        (["--resume"], "is no run folder (no config.yaml); start without --resume"),
+        (["--resume"], "is not a run folder (no config.yaml); start without --resume"),
         (["--overwrite"], "so --overwrite leaves it; choose another --output"),
     ],
 )

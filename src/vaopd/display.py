@@ -1,6 +1,7 @@
 """Shows progress of long work: a bar on a terminal, otherwise a line from time to time."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rich.console import Console, RenderableType
@@ -80,16 +81,15 @@ class Display:
             left: Text about the remaining time; by default it is computed from the speed so far.
         """
         self.progress.update(task, advance=count, note=left or "")
-        bar = next(one for one in self.progress.tasks if one.id == task)
-        elapsed, total = bar.elapsed or 0.0, bar.total or 0.0
+        shown = next(one for one in self.progress.tasks if one.id == task)
+        elapsed, total, done = shown.elapsed or 0.0, shown.total or 0.0, shown.completed
         since = elapsed - self.told_at.get(task, 0.0)
-        if self.console.is_terminal or since < LINE_SECONDS or bar.completed >= total:
+        if self.console.is_terminal or since < LINE_SECONDS or not 0 < done < total:
             return
         self.told_at[task] = elapsed
         if left is None:
-            seconds = elapsed * (total - bar.completed) / bar.completed
-            left = f"about {duration(seconds)} left"
-        self.say(f"{bar.description}: {bar.completed:.0f}/{total:.0f}{left and ', '}{left}")
+            left = f"about {duration(elapsed * (total - done) / done)} left"
+        self.say(f"{shown.description}: {done:.0f}/{total:.0f}{left and ', '}{left}")
 
     def finish(self, task: Any) -> None:
         """Remove a bar."""
@@ -108,9 +108,16 @@ def with_bar(
     console: Console, title: str, total: int, work: Callable[[Callable[[int], None]], T]
 ) -> T:
     """Return the result of long work that reports its progress, and show that progress."""
+    with bar(console, title, total) as advance:
+        return work(advance)
+
+
+@contextmanager
+def bar(console: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function that counts finished work, and show that progress."""
     with Display(console) as display:
-        bar = display.start(title, total)
-        return work(lambda done: display.advance(bar, done))
+        task = display.start(title, total)
+        yield lambda done: display.advance(task, done)
 
 
 def duration(seconds: float) -> str:

@@ -220,7 +220,7 @@ def test_sampling_elsewhere_needs_no_cache_here_but_the_weights_that_are_handed_
 
 
 def test_a_share_that_is_not_a_number_is_one_sentence():
-    with pytest.raises(ConfigError, match="--gpu-memory-utilization 'half', which is no number"):
+    with pytest.raises(ConfigError, match="--gpu-memory-utilization 'half', which is not a number"):
         on_a_gpu("sampling.vllm.arguments=[--gpu-memory-utilization=half]")
 
 

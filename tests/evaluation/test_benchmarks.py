@@ -310,6 +310,24 @@ def test_hallusionbench_counts_figures_and_questions_only_when_all_is_right():
     assert found["mean"] == pytest.approx((75 + 50 + 50) / 3, abs=1e-3)
 
 
+def test_hallusionbench_groups_by_category_and_officially_by_subcategory_alone():
+    # VLMEvalKit names a figure by subcategory, set and figure, so VD/ocr and VS/ocr become one.
+    def ocr(category: str) -> Item:
+        return item("hallusionbench", category=category, subcategory="ocr", visual_input="1",
+                    set_id="0", figure_id="1", question_id="0", question="Is it?",
+                    gt_answer="1")  # fmt: skip
+
+    run = [
+        Graded(ocr(category), Verdict("yes", right, {"official": right}))
+        for category, right in (("VD", True), ("VS", False))
+    ]
+    benchmark = BENCHMARKS["hallusionbench"]
+    found = metrics_of(benchmark, tables_of(benchmark, [run]), resamples=20)
+    assert (found["fAcc"].value, found["qAcc"].value) == (50.0, 50.0)
+    assert (found["fAcc official"].value, found["qAcc official"].value) == (0.0, 0.0)
+    assert found["aAcc official"].value == 50.0
+
+
 # --- AI2D -----------------------------------------------------------------------------------
 
 

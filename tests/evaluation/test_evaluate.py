@@ -246,7 +246,7 @@ def test_parquet_and_tsv_leave_images_in_their_file_until_asked(ai2d_data: Path,
         (("m", "--benchmark", "ai2d", "--output", "x", "--engine", "openai"), 2, "--base-url"),
         (("m", "--benchmark", "ai2d", "--output", "x", "--data", "/no"), 2, "does not exist"),
         (("m", "--benchmark", "no.jsonl", "--output", "x"), 2, "does not exist"),
-        (("--predictions", "/no"), 2, "is no folder"),
+        (("--predictions", "/no"), 2, "is not a folder"),
     ],
 )
 def test_wrong_usage_is_one_sentence(

@@ -180,3 +180,17 @@ def test_the_judge_is_asked_once_and_its_verdicts_stand_beside_the_rules(run: Ru
     verdicts = [json.loads(line) for line in (folder / "verdicts.jsonl").read_text().splitlines()]
     assert [v["is_correct_judge"] for v in verdicts] == [True, True, None, None]
     assert [v["is_correct"] for v in verdicts] == [False, True, False, False]
+    assert aacc(tmp_path / "out") == 25.0
+    with chat_server(behave) as server:
+        code, _, err = run(*command[:-1], server.url, "--score", "judge")
+        assert (code, len(server.requests)) == (0, 0), err
+    # Right twice by the judge; a response without a verdict counts as wrong.
+    assert aacc(tmp_path / "out") == 50.0
+    code, _, err = run("evaluate", "--predictions", tmp_path / "out", "--score", "judge")
+    assert (code, "--score judge needs a judge" in err) == (2, True)
+
+
+def aacc(output: Path) -> float:
+    """Return the per cent of right answers of HallusionBench in the table."""
+    score = json.loads((output / "results.json").read_text())["benchmarks"]["hallusionbench"]
+    return score["metrics"]["aAcc"]["value"]

@@ -36,11 +36,14 @@ def test_several_processes_learn_what_one_learns(folder: Path, case: str, kind: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_that_one_process_finds_not_finite_is_skipped_in_all(folder: Path, kind: str):
-    rows = read_rows(folder / f"skipped-{kind}-3/metrics.jsonl")
+@pytest.mark.parametrize("size", SIZES)
+def test_a_step_that_one_process_finds_not_finite_is_skipped_in_all(
+    folder: Path, kind: str, size: int
+):
+    rows = read_rows(folder / f"skipped-{kind}-{size}/metrics.jsonl")
     assert [row.get("skipped_in_a_row", 0) for row in rows] == [0, 1, 0]
     # Weights that some processes had moved would give another third step.
-    found, expected = folder / f"skipped-{kind}-3", folder / "skipped-one"
+    found, expected = folder / f"skipped-{kind}-{size}", folder / "skipped-one"
     losses = [row["loss"] for row in read_rows(expected / "metrics.jsonl")]
     assert [row["loss"] for row in rows] == pytest.approx(losses, rel=1e-5)
     assert_same_weights(found / "final/model.safetensors", expected / "final/model.safetensors")

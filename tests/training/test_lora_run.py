@@ -122,7 +122,7 @@ def test_an_export_at_half_precision_takes_half(run: Callable, folder: Path, tmp
 @pytest.mark.parametrize(
     ("source", "output", "code", "message"),
     [
-        ("nowhere", "new", 2, "is no folder"),
+        ("nowhere", "new", 2, "is not a folder"),
         ("checkpoints", "new", 1, "holds no model, adapters or complete checkpoint"),
         ("", "checkpoints", 2, "exists; choose another folder"),
     ],

@@ -221,7 +221,7 @@ def test_an_error_beside_training_is_raised_when_its_step_comes(
     "overrides", [(), (VLLM, "method.name=sft"), (VLLM, "method.name=off_policy_kd")]
 )
 def test_a_lag_that_wins_nothing_is_a_sentence(make_config: Callable, overrides: tuple[str, ...]):
-    with pytest.raises(ConfigError, match=r"training\.rollout_lag is 1, but nothing"):
+    with pytest.raises(ConfigError, match=r"training\.rollout_lag is 1, but no on-policy sampling"):
         make_config(LAG, *overrides)
 
 

@@ -316,7 +316,7 @@ def test_a_run_never_writes_into_a_folder_that_exists(make_config: Callable, tmp
 
 def test_resuming_without_a_run_is_refused(make_config: Callable, tmp_path: Path):
     for folder in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(RunFolderError, match="is no run folder"):
+        with pytest.raises(RunFolderError, match="is not a run folder"):
             train(make_config(), folder, resume=True, console=quiet())
     assert list(tmp_path.iterdir()) == []
 
@@ -421,9 +421,9 @@ def test_overwriting_spares_what_is_no_run(make_config: Callable, tmp_path: Path
     (tmp_path / "folder" / "thesis.tex").touch()
     (tmp_path / "file").write_text("precious")
     for name in ("folder", "file"):
-        with pytest.raises(RunFolderError, match="is no run folder"):
+        with pytest.raises(RunFolderError, match="is not a run folder"):
             train(make_config(), tmp_path / name, overwrite=True, console=quiet())
-        with pytest.raises(RunFolderError, match="is no run folder"):
+        with pytest.raises(RunFolderError, match="is not a run folder"):
             remove_run(tmp_path / name)
     assert (tmp_path / "folder" / "thesis.tex").exists()
     assert (tmp_path / "file").read_text() == "precious"

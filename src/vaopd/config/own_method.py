@@ -103,7 +103,7 @@ class OwnMethodOptions(MethodOptions):
             texts = [explain(item, recipe) for item in error.errors()]
             raise ValueError("; ".join(texts)) from None
         self._options = checked.method  # pyright: ignore[reportAttributeAccessIssue]
-        assert self._options.needs.views >= 0, "needs that contradict themselves raise here"
+        _ = self._options.needs  # needs that contradict themselves raise here
         return self
 
     @model_serializer

@@ -50,9 +50,9 @@ class RunConfig(Section):
         is_on_policy = self.method.needs.responses == "student"
         if self.training.rollout_lag and not (is_elsewhere and is_on_policy):
             raise ValueError(
-                "training.rollout_lag is 1, but nothing of this recipe can work beside training; "
-                "set it to 0, or use an on-policy method with sampling.engine=vllm or "
-                "teacher.addresses"
+                "training.rollout_lag is 1, but no on-policy sampling or scoring of this recipe "
+                "runs outside of the training process; set it to 0, or use an on-policy method "
+                "with sampling.engine=vllm or teacher.addresses"
             )
         return self
 

@@ -29,7 +29,7 @@ another; the launcher notices a process that has died, so this limit need not.""
 
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Connection refused",
              "Broken pipe", "Timed out waiting", "Gloo")  # fmt: skip
-"""Words in torch's errors when another process has ended; there is no exception type for this."""
+"""Words in torch's errors after another process has ended. Torch has no exception type for it."""
 
 
 @dataclass(frozen=True)

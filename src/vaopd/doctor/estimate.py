@@ -366,8 +366,8 @@ def memory_share(arguments: Sequence[str]) -> float:
         return float(share)
     except ValueError:
         raise ConfigError(
-            f"sampling.vllm.arguments has {name} {share!r}, which is no number; give a share such "
-            "as 0.4"
+            f"sampling.vllm.arguments has {name} {share!r}, which is not a number; give a share "
+            "such as 0.4"
         ) from None
 
 

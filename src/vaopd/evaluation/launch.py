@@ -114,7 +114,9 @@ def score(
     """
     if output is None:
         if not predictions.is_dir():
-            raise ConfigError(f"--predictions {predictions} is no folder; say where with --output")
+            raise ConfigError(
+                f"--predictions {predictions} is not a folder; say where with --output"
+            )
         output = predictions
     benchmarks = find_benchmarks(names) if names else []
     scored = score_saved(predictions, benchmarks, output, read, options)

@@ -160,7 +160,7 @@ def claim_folder(output: Path, protocol: Protocol) -> None:
         return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(
-            f"output {output} exists and is no evaluation; choose another folder or remove it"
+            f"output {output} exists and is not an evaluation; choose another folder or remove it"
         )
     write_json(path, mine)
 

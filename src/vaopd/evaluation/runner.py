@@ -8,7 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.console import Console
+
 from vaopd.config import OnBadRow
+from vaopd.display import bar
 from vaopd.errors import ConfigError, ProblemError
 from vaopd.evaluation import tables
 from vaopd.evaluation.benchmark import Benchmark, Item
@@ -26,7 +29,6 @@ from vaopd.evaluation.predictions import (
     sample_runs,
     write_items,
 )
-from vaopd.evaluation.progress import shown
 from vaopd.evaluation.protocol import Protocol, claim_folder
 from vaopd.evaluation.registry import BENCHMARKS, find_benchmark
 from vaopd.evaluation.scoring import Score, grade_runs, score_runs, verdict_rows
@@ -146,8 +148,14 @@ def generate(
     log = PredictionLog(folder)
     missing = log.missing(found.items, protocol.samples)
     bad: dict[str, str] = {}
-    with shown(benchmark.name, len(found.items) * protocol.samples, "responses") as advance:
-        advance(len(found.items) * protocol.samples - sum(map(len, missing.values())))
+    total = len(found.items) * protocol.samples
+    console = Console(stderr=True, highlight=False)
+
+    def num_done() -> int:
+        return total - sum(map(len, log.missing(found.items, protocol.samples).values()))
+
+    with bar(console, benchmark.name, total) as advance:
+        advance(num_done())
 
         def save(item: Item, predictions: list[Prediction]) -> None:
             before = len(log.done)
@@ -162,6 +170,7 @@ def generate(
 
         requests = (Request(item, missing[item.id]) for item in found.items if item.id in missing)
         engine.answer(benchmark.name, requests, save, refuse)
+    console.print(f"{benchmark.name}: {num_done()}/{total} responses")
     items = tuple(item for item in found.items if item.id not in bad)
     skipped = (*found.skipped, *bad.values())
     write_items(folder, items)
@@ -196,7 +205,8 @@ def score_folder(
     details: dict[str, Any] = {"extraction": options.rule}
     judged = None
     if options.judge is not None and benchmark.judge_question is not None:
-        with shown(f"{benchmark.name} judge", len(items) * len(runs), "replies") as advance:
+        title, total = f"{benchmark.name} judge", len(items) * len(runs)
+        with bar(Console(stderr=True), title, total) as advance:
             judged = options.judge.judge(benchmark, items, runs, output, advance)
         by_judge = score_runs(
             benchmark,

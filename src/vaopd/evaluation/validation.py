@@ -12,7 +12,8 @@ from vaopd.distributed.world import World
 from vaopd.errors import ConfigError
 from vaopd.evaluation.visual_reliance import TokenAdvantage, answer_changes, score_advantage
 from vaopd.grading.grades import Grade, grade
-from vaopd.models.loading import PromptEncoder, VisionLanguageModel
+from vaopd.models.model import VisionLanguageModel
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt, check_same_prompt
 from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout, SamplingSettings

@@ -35,7 +35,7 @@ def make_method(section: MethodOptions) -> Method[Any]:
             f"method.name is {section.name!r}, whose class is not derived from vaopd.Method; see "
             "docs/methods.md"
         )
-    return section.method or chosen(section.options)
+    return chosen(section.options) if section.method is None else section.method
 
 
 def section_of(method: Method[Any]) -> MethodOptions:

@@ -12,7 +12,6 @@ from vaopd.models import adapters, tiny
 from vaopd.models.families import Family, generic, qwen_vl
 from vaopd.models.model import VisionLanguageModel
 from vaopd.models.pretrained import read_pretrained, read_processor
-from vaopd.models.prompt_encoder import PromptEncoder as PromptEncoder
 from vaopd.models.quantization import quantization_config
 from vaopd.models.supported import check_parts, read_supported
 

@@ -51,7 +51,7 @@ CURVES: tuple[tuple[str, str, tuple[tuple[str, str, str], ...]], ...] = (
         "Divergence from the teacher",
         "nats",
         (
-            ("metrics", "kl/mean", "reverse KL"),
+            ("metrics", "kl/mean", "KL to the target"),
             ("metrics", "nll/mean", "negative log-likelihood"),
         ),
     ),

@@ -28,7 +28,7 @@ def export(source: Path, output: Path, dtype: str = "float32") -> Path:
     if output.exists():
         raise ConfigError(f"output {output} exists; choose another folder or remove it")
     if not source.is_dir():
-        raise ConfigError(f"{source} is no folder; give a run folder, a checkpoint or adapters")
+        raise ConfigError(f"{source} is not a folder; give a run folder, a checkpoint or adapters")
     folder = _model_folder(source)
     cpu = torch.device("cpu")
     model = load_model(str(folder), device=cpu, dtype=torch.float32, compute_dtype=torch.float32)

@@ -43,7 +43,9 @@ def check_same_recipe(config: RunConfig, output: Path) -> None:
     """
     recipe = output / "config.yaml"
     if not recipe.is_file():
-        raise RunFolderError(f"{output} is no run folder (no config.yaml); start without --resume")
+        raise RunFolderError(
+            f"{output} is not a run folder (no config.yaml); start without --resume"
+        )
     saved = load_config(recipe)
     if difference := _difference(saved, config):
         raise ConfigError(
@@ -82,7 +84,7 @@ def _check_removable(output: Path) -> None:
     # Other tools also write a config.yaml; only a run folder has both files.
     if not all((output / name).is_file() for name in ("config.yaml", "environment.json")):
         raise RunFolderError(
-            f"{output} is no run folder (no config.yaml with environment.json), so --overwrite "
+            f"{output} is not a run folder (no config.yaml with environment.json), so --overwrite "
             "leaves it; choose another --output"
         )
 

@@ -48,7 +48,7 @@ class Server:
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
             raise ConfigError(
-                f"base URL {self.base_url!r} is no address; write for example "
+                f"base URL {self.base_url!r} is not an address; write for example "
                 "http://localhost:8000/v1"
             )
 
@@ -144,7 +144,7 @@ class ChatClient:
             message = choice["message"]
         except (ValueError, KeyError, IndexError, TypeError):
             # A proxy may answer 200 with its own page when its server does not run any more.
-            raise _Passing(f"an answer that is no completion: {response.text[:100]!r}") from None
+            raise _Passing(f"an answer that is not a completion: {response.text[:100]!r}") from None
         return self._count(_reply(choice, message, body.get("usage") or {}))
 
     def _count(self, reply: Reply) -> Reply:

@@ -10,7 +10,8 @@ from vaopd.evaluation.benchmark import Item
 from vaopd.evaluation.engines.engine import Request
 from vaopd.evaluation.predictions import Prediction
 from vaopd.evaluation.protocol import Protocol, asked
-from vaopd.models.loading import PromptEncoder, load_model
+from vaopd.models.loading import load_model
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
 from vaopd.rollouts.transformers import TransformersSampler
