@@ -2,7 +2,6 @@
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import torch
@@ -13,6 +12,7 @@ from vaopd.config import RunConfig
 from vaopd.doctor.estimate import PHASES, Lengths, estimate
 from vaopd.doctor.remedies import remedies
 from vaopd.models.families.qwen_vl import PACKED_TYPES
+from vaopd.versions import installed_version
 
 PACKAGES = ("vaopd", "torch", "transformers", "tokenizers", "datasets", "numpy", "pillow")
 EXTRAS = {
@@ -113,10 +113,7 @@ def _main_memory() -> tuple[int, int]:
 def _version(name: str) -> str | None:
     if find_spec({"pillow": "PIL"}.get(name, name)) is None:
         return None
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown version"
+    return installed_version(name) or "unknown version"
 
 
 def _gib(count: int) -> str:

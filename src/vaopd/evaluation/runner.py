@@ -4,7 +4,6 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +33,7 @@ from vaopd.evaluation.registry import BENCHMARKS, find_benchmark
 from vaopd.evaluation.scoring import Score, grade_runs, score_runs, verdict_rows
 from vaopd.grading.reading import Rule
 from vaopd.records import write_json, write_rows, write_text
+from vaopd.versions import installed_version
 
 RESULTS = "results.json"
 VERDICTS = "verdicts.jsonl"
@@ -315,10 +315,5 @@ def write_results(
 
 def _versions() -> dict[str, str]:
     names = ("vaopd", "torch", "transformers", "math-verify", "pillow", "numpy")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {name: version for name in names if (version := installed_version(name))}
+    return {"python": platform.python_version(), **found}

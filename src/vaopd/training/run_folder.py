@@ -4,7 +4,6 @@ import platform
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from vaopd.errors import ConfigError, RunFolderError
 from vaopd.records import keep_rows_up_to
 from vaopd.training.alarms import WARNINGS_FILE
 from vaopd.training.extension import LENGTH_KEYS
+from vaopd.versions import installed_version
 
 
 def check_free(output: Path, overwrite: bool) -> None:
@@ -117,7 +117,7 @@ def environment(world: World) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "processes": world.size,
         "threads": torch.get_num_threads(),
-        "packages": {name: version(name) for name in packages},
+        "packages": {name: installed_version(name) for name in packages},
         "commit": _commit(),
     }
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from vaopd.errors import ConfigError, ModelError
 from vaopd.models.compatibility import check_same_settings
 from vaopd.models.model import VisionLanguageModel
 from vaopd.teacher.remote.messages import PROTOCOL, TeacherInfo
+from vaopd.versions import installed_version
 
 SAMPLES = 64
 """Numbers of each parameter in the fingerprint. Another training changes nearly all of them, and a
@@ -28,7 +28,7 @@ def describe_teacher(
     parts = [_weights_hash(model), tokenizer, settings, dtype, quantization]
     return TeacherInfo(
         protocol=PROTOCOL,
-        version=version("vaopd"),
+        version=installed_version("vaopd") or "not installed",
         name=model.name,
         fingerprint=_hash(json.dumps(parts, sort_keys=True).encode()),
         tokenizer=tokenizer,
