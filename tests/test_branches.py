@@ -61,6 +61,8 @@ BRANCHES = {
     "assignment.all_scores: divergence is None": COMMAND,
     "assignment.all_scores: self.world.size == 1": "the launcher's",
     "assignment.everybodys: self.world.size == 1": "the launcher's",
+    "step._gradient_statistics: every is None or step % every": COMMAND,
+    "step._uniform_norm: not self.method.needs.uniform_gradient": COMMAND,
     "step._with_entropy: not self.method.needs.student_entropy": COMMAND,
     "step.run: coming and self.config.training.rollout_lag": DATA,
     "validation.examine: not self.config.validation.pixelated": COMMAND,

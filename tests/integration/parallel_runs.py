@@ -31,7 +31,13 @@ from vaopd.training.step import Step
 
 RANK = int(os.environ.get("RANK", "0"))
 KINDS = ("ddp", "fsdp2")
-ALONE = ("training.problems_per_step=1", "training.max_steps=2", "data.validation=null")
+ALONE = (
+    "training.problems_per_step=1",
+    "training.max_steps=2",
+    "training.gradient_noise_every=1",
+    "method.match_norm=true",
+    "data.validation=null",
+)
 SHORT = ("sampling.max_new_tokens=12", "data.validation=null")
 ADAPTERS = (*SHORT, "student.lora.rank=4", "training.max_steps=2", "training.save_every=1")
 LAG = (*SHORT, "training.rollout_lag=1", "teacher.addresses=['http://127.0.0.1:1']")

@@ -49,6 +49,7 @@ training:
   keep_checkpoints: null
   validate_every: null
   log_rollouts_every: 1
+  gradient_noise_every: 2
 """
 """Three problems over two processes. Each problem travels alone, so the layouts round alike."""
 
@@ -123,6 +124,8 @@ def test_two_processes_learn_what_one_learns(folder: Path, kind: str):
     expected = [row["loss"] for row in numbers(folder / "one" / "metrics.jsonl")]
     assert losses == pytest.approx(expected, rel=1e-5)
     assert len(set(losses)) == 4
+    measured = [row for row in numbers(folder / kind / "metrics.jsonl") if "gradient/noise" in row]
+    assert [row["step"] for row in measured] == [2, 4]
     for name in ("checkpoints/step_000002", "checkpoints/step_000004", "final"):
         assert_same_weights(
             folder / kind / name / "model.safetensors", folder / "one" / name / "model.safetensors"

@@ -21,7 +21,7 @@ from vaopd.rollouts.sampler import SamplingSettings
 from vaopd.teacher import local
 from vaopd.teacher.local import LocalTeacher
 from vaopd.teacher.teacher import TeacherScores
-from vaopd.training.metrics import advantage_summary, effective_share
+from vaopd.training.metrics import advantage_summary
 from vaopd.training.skipping import Skips
 from vaopd.training.step import Step, StepResult
 
@@ -321,21 +321,6 @@ def test_the_high_group_that_is_logged_is_the_one_that_is_weighted():
     # 8 of 40 tokens carry 1/2 of the weight, 32 the other half.
     torch.testing.assert_close(weights.token[weights.high], torch.full((8,), 1 / 16))
     torch.testing.assert_close(weights.token[~weights.high], torch.full((32,), 1 / 64))
-
-
-def test_the_effective_share_of_tokens_is_as_worked_out_by_hand():
-    # 8 tokens of 1/16 and 32 of 1/64: the squares add up to 5/128, of 40 tokens 25.6 are left.
-    high = torch.arange(40)[None] < 8
-    token = torch.where(high, 1 / 16, 1 / 64)
-    mask = torch.ones(1, 40, dtype=torch.bool)
-    padded = Weights(
-        token=torch.cat([token, torch.full((1, 3), 9.0)], 1),
-        rollout=torch.ones(1),
-        mask=torch.cat([mask, torch.zeros(1, 3, dtype=torch.bool)], 1),
-    )
-    assert effective_share(padded) == pytest.approx(0.64)
-    even = Weights(token=torch.full((2, 3), 0.1), rollout=torch.ones(2), mask=torch.ones(2, 3) > 0)
-    assert effective_share(even) == pytest.approx(1)
 
 
 def test_the_summary_of_the_advantages_is_as_worked_out_by_hand():

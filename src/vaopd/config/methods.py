@@ -74,8 +74,38 @@ class DropOptions(AdvantageOptions):
     """Share of each response's tokens that ``drop`` takes out."""
 
 
-class RolloutOptions(DropOptions):
+class WeightOptions(DropOptions):
+    """Changes of weights that advantage gave, the controls of studies among them."""
+
+    no_suppress: bool = False
+    """Lift every token's weight to at least the uniform one, then scale each problem's weights back
+    to their sum. See `objective/concentration.py`."""
+
+    effective_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Raise the weights, relative to uniform ones, to the power that makes their effective sample
+    size this share of that of uniform weights (``weights/relative_share`` in the metrics);
+    null = as they are."""
+
+    shuffled: bool = False
+    """Control: the same weights at other places, rollout weights permuted among siblings and the
+    high group drawn at random in each response."""
+
+    match_norm: bool = False
+    """Control: scale the gradient of each step to the norm that uniform weights would give on the
+    same rollouts, which costs a second forward and backward."""
+
+    @property
+    def needs(self) -> Needs:
+        """Also the gradient of uniform weights, where its norm is matched."""
+        return replace(super().needs, uniform_gradient=self.match_norm)
+
+
+class RolloutOptions(WeightOptions):
     """How the advantage of siblings becomes their weights (Eq. 3-4)."""
+
+    rollout_score: Literal["mean", "sum", "top"] = "mean"
+    """What the advantage of a sibling is: the mean over its tokens (paper, Eq. 3), which falls with
+    the length of a response; the sum; or the mean over its high group."""
 
     rollout_temperature: Positive = 1.0
     """Temperature of the softmax over siblings (tau)."""
@@ -87,7 +117,7 @@ class RolloutOptions(DropOptions):
     """Nats; smallest standard deviation of the sibling z-score; 0 = paper."""
 
 
-class TokenOptions(DropOptions):
+class TokenOptions(WeightOptions):
     """How the loss is shared between the two groups of tokens (Eq. 5-6)."""
 
     high_mass: Fraction = 0.5

@@ -41,6 +41,9 @@ class Needs:
     student_entropy: bool = False
     """Whether the entropy of the student's own distribution is measured at every token."""
 
+    uniform_gradient: bool = False
+    """Whether each step's gradient is scaled to the norm that uniform weights would give."""
+
     def __post_init__(self) -> None:
         if self.views < 2 and (self.view_divergence or self.degraded_hidden):
             raise ValueError(

@@ -85,6 +85,10 @@ class TrainingConfig(Section):
     log_rollouts_every: FreeOnResume[PositiveInt | None] = 10
     """Steps between rollout records for the report; null = none."""
 
+    gradient_noise_every: FreeOnResume[PositiveInt | None] = None
+    """Steps between measurements of the gradient: its norm and direction against uniform weights,
+    and its signal and noise. Each costs three more forwards and backwards; null = none."""
+
     device: FreeOnResume[str] = "auto"
     """``auto`` takes a GPU when there is one."""
 

@@ -80,6 +80,23 @@ class StepRollouts:
         """Return token weights that share each rollout's weight evenly among its tokens."""
         return rollout[:, None] * self.mask / self.mask.sum(-1, keepdim=True).clamp(min=1)
 
+    def permute(self, rollout: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """Return the values of each problem's rollouts in a random order that the keys decide.
+
+        Empty responses keep theirs.
+        """
+        mixed = rollout.clone()
+        present = self.mask.any(-1)
+        for problem in self.problem_ids.unique():
+            siblings = ((self.problem_ids == problem) & present).nonzero()[:, 0].tolist()
+            # Two orders that do not depend on the places of the siblings in the step.
+            source, place = (
+                sorted(siblings, key=lambda i, side=side: seed_of(f"{side}\x00{self.keys[i]}"))
+                for side in ("source", "place")
+            )
+            mixed[place] = rollout[source]
+        return mixed
+
     def top(
         self, values: Float[Tensor, "B T"], fraction: float, *, purpose: str = ""
     ) -> Bool[Tensor, "B T"]:

@@ -3,7 +3,8 @@
 B rollouts of a step, T longest response.
 """
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vaopd.config.methods import (
@@ -13,11 +14,23 @@ from vaopd.config.methods import (
     TokenOnlyOptions,
     TokenOptions,
     VaOpdOptions,
+    WeightOptions,
 )
 from vaopd.methods.base import StepRollouts, Weights
 from vaopd.methods.distillation import Distillation
-from vaopd.objective.advantage import absolute_advantage, signed_advantage, visual_advantage
-from vaopd.objective.weights import rollout_weights, token_weights, without_tokens
+from vaopd.objective.advantage import (
+    absolute_advantage,
+    rollout_advantage,
+    signed_advantage,
+    visual_advantage,
+)
+from vaopd.objective.concentration import lift, temper
+from vaopd.objective.weights import (
+    rollout_weights,
+    sibling_softmax,
+    token_weights,
+    without_tokens,
+)
 from vaopd.teacher.teacher import TeacherScores
 
 
@@ -53,6 +66,7 @@ class RolloutOnly(Distillation[RolloutOnlyOptions]):
         """Return weights by siblings alone (Eq. 3-4)."""
         advantage = token_advantage(self.options.advantage, batch, scores)
         rollout = sibling_weights(self.options, batch, advantage)
+        _, rollout = adjusted(self.options, batch, batch.spread(rollout), rollout)
         return weigh_evenly(self.options, batch, advantage, rollout)
 
 
@@ -78,14 +92,21 @@ def sibling_weights(
     options: RolloutOptions, batch: StepRollouts, advantage: Float[Tensor, "B T"]
 ) -> Float[Tensor, " B"]:
     """Return a weight for each rollout by the advantage of its siblings (Eq. 3-4)."""
-    return rollout_weights(
-        advantage,
-        batch.mask,
-        batch.problem_ids,
-        temperature=options.rollout_temperature,
-        epsilon=options.epsilon,
-        deviation_floor=options.deviation_floor,
-    )
+    scale = {
+        "temperature": options.rollout_temperature,
+        "epsilon": options.epsilon,
+        "deviation_floor": options.deviation_floor,
+    }
+    if options.rollout_score == "mean":
+        rollout = rollout_weights(advantage, batch.mask, batch.problem_ids, **scale)
+    else:
+        score = advantage.double().sum(-1)
+        if options.rollout_score == "top":
+            high = batch.top(advantage, options.high_fraction)
+            score = rollout_advantage(advantage.double(), high)
+        weights = sibling_softmax(score, batch.mask.any(-1), batch.problem_ids, **scale)
+        rollout = weights.to(advantage.dtype)
+    return batch.permute(rollout) if options.shuffled else rollout
 
 
 def weigh_tokens(
@@ -95,7 +116,7 @@ def weigh_tokens(
     rollout: Float[Tensor, " B"],
 ) -> Weights:
     """Return weights in which the high group of each response carries its share (Eq. 5-6)."""
-    high = batch.top(advantage, options.high_fraction)
+    high = high_tokens(options, batch, advantage)
     token = token_weights(
         advantage,
         batch.mask,
@@ -105,8 +126,36 @@ def weigh_tokens(
         minimum_advantage=options.minimum_advantage,
         high=high,
     )
+    token, rollout = adjusted(options, batch, token, rollout)
     token = drop_tokens(options, batch, advantage, token)
     return Weights(token=token, rollout=rollout, mask=batch.mask, advantage=advantage, high=high)
+
+
+def high_tokens(
+    options: WeightOptions, batch: StepRollouts, advantage: Float[Tensor, "B T"]
+) -> Bool[Tensor, "B T"]:
+    """Return the high group of each response, or as many random tokens as a control."""
+    if options.shuffled:
+        # All values are equal, so the keys decide.
+        return batch.top(torch.zeros_like(advantage), options.high_fraction, purpose="shuffled")
+    return batch.top(advantage, options.high_fraction)
+
+
+def adjusted(
+    options: WeightOptions,
+    batch: StepRollouts,
+    token: Float[Tensor, "B T"],
+    rollout: Float[Tensor, " B"],
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, " B"]]:
+    """Return the weights after ``method.no_suppress`` and ``method.effective_share``."""
+    if not options.no_suppress and options.effective_share is None:
+        return token, rollout
+    if options.no_suppress:
+        token = lift(token, batch.uniform, batch.problem_ids)
+    if options.effective_share is not None:
+        share = options.effective_share
+        token = temper(token, batch.uniform, batch.problem_ids, share=share)
+    return token, token.sum(-1)
 
 
 def weigh_evenly(

@@ -58,24 +58,56 @@ def rollout_weights(
             non-finite advantage.
         ConfigError: An option is out of its range.
     """
+    _check_finite(advantage, response_mask)
+    weights = sibling_softmax(
+        rollout_advantage(advantage.double(), response_mask),
+        response_mask.any(-1),
+        problem_ids,
+        temperature=temperature,
+        epsilon=epsilon,
+        deviation_floor=deviation_floor,
+    )
+    return weights.to(advantage.dtype)
+
+
+def sibling_softmax(
+    score: Float[Tensor, " B"],
+    present: Bool[Tensor, " B"],
+    problem_ids: Int[Tensor, " B"] | Sequence[Hashable],
+    *,
+    temperature: float = 1.0,
+    epsilon: float = 1e-6,
+    deviation_floor: float = 0.0,
+) -> Float[Tensor, " B"]:
+    """Return `rollout_weights` by any score of a rollout in place of its mean advantage.
+
+    Args:
+        score: One finite number for each rollout; ignored where it is not present.
+        present: Rollouts that have tokens; the others get weight 0.
+        problem_ids: The problem of each rollout; siblings have equal ids.
+        temperature: tau; large values approach equal weights.
+        epsilon: Added to the standard deviation, in the unit of the score.
+        deviation_floor: Smallest standard deviation to divide by, in the unit of the score.
+
+    Raises:
+        AlignmentError: The numbers of ids and rollouts differ.
+        ConfigError: An option is out of its range.
+    """
     _check_temperature(temperature)
     _check_nats("epsilon", epsilon)
     _check_nats("deviation_floor", deviation_floor)
-    _check_finite(advantage, response_mask)
-    problem = _problem_indices(problem_ids, response_mask)
-    present = response_mask.any(-1)
-    mean_advantage = rollout_advantage(advantage.double(), response_mask)
+    problem = _problem_indices(problem_ids, present)
+    score = score.double()
     total = partial(_sibling_totals, problem=problem, present=present)
-    count = total(torch.ones_like(mean_advantage)).clamp(min=1)
+    count = total(torch.ones_like(score)).clamp(min=1)
     # A shift does not change softmax, so the gap to the best sibling can replace the deviation
     # from the mean: nothing overflows, and equal siblings get exactly equal weights.
-    gap = _gap_to_best(mean_advantage, problem, present)
+    gap = _gap_to_best(score, problem, present)
     variance = total((gap - total(gap) / count).square()) / count
     scale = variance.sqrt().clamp(min=deviation_floor) + epsilon
     z = gap / scale.clamp(min=torch.finfo(torch.float64).tiny)
     share = (z / temperature).exp().masked_fill(~present, 0.0)
-    weights = share / total(share).clamp(min=torch.finfo(torch.float64).tiny)
-    return weights.to(advantage.dtype)
+    return share / total(share).clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def _sibling_totals(values: Tensor, problem: Tensor, present: Tensor) -> Tensor:

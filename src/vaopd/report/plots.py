@@ -87,6 +87,7 @@ CURVES: tuple[tuple[str, str, tuple[tuple[str, str, str], ...]], ...] = (
             ("metrics", "weights/rollout_max", "largest"),
             ("metrics", "weights/rollout_min", "smallest"),
             ("metrics", "weights/effective_share", "effective share of tokens"),
+            ("metrics", "weights/relative_share", "effective share against uniform"),
         ),
     ),
     ("Tokens per second", "tokens/s", (("metrics", "tokens_per_second", "response tokens"),)),

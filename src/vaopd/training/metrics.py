@@ -6,15 +6,20 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
+from scipy.stats import rankdata
+from torch import Tensor
 
 from vaopd.evaluation.validation import response_text
 from vaopd.grading.grades import Grade, grade
-from vaopd.methods.base import Weights
+from vaopd.methods.base import StepRollouts, Weights
 from vaopd.models.model import VisionLanguageModel
 from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.objective.advantage import rollout_advantage
+from vaopd.objective.concentration import effective_share, relative_share
 from vaopd.pictures import save_picture
 from vaopd.problems.problem import Problem
 from vaopd.training.step import StepResult
@@ -42,11 +47,12 @@ def step_metrics(
         "loss": result.loss,
         f"{result.measure}/mean": divergence.mean().item(),
         **advantage_summary(result.weights),
-        "weights/effective_share": effective_share(result.weights),
+        **weight_summary(result.weights, result.responses),
         "response/length": fmean(lengths),
         "response/tokens": sum(lengths),
         "response/truncated_share": fmean(r.finish_reason == "length" for r in result.rollouts),
         "gradient_norm": result.gradient_norm,
+        **result.gradient_statistics,
         "learning_rate": learning_rate,
         "micro_batch_tokens": result.micro_batch_tokens,
         "rollout/lag": result.lag,
@@ -82,14 +88,28 @@ def advantage_summary(weights: Weights) -> dict[str, float]:
     }
 
 
-def effective_share(weights: Weights) -> float:
-    """Return the effective sample size of the token weights, as a share of all tokens.
+def weight_summary(weights: Weights, responses: StepRollouts) -> dict[str, float]:
+    """Return how unevenly a step's weights lie, and whether longer siblings weigh more."""
+    return {
+        "weights/effective_share": effective_share(weights.token, weights.mask),
+        "weights/relative_share": relative_share(weights.token, responses.uniform),
+        "weights/length_correlation": length_correlation(weights.rollout, responses),
+    }
 
-    This is Kish's effective sample size (sum w)^2 / sum w^2, divided by the number of tokens. It is
-    1 if all weights are equal. The variance of a step's gradient grows as it falls.
+
+def length_correlation(rollout: Float[Tensor, " B"], responses: StepRollouts) -> float:
+    """Return the mean over problems of Spearman's correlation of siblings' weight and length.
+
+    Problems whose siblings all have one weight or one length are left out; not a number if all are.
     """
-    token = weights.token[weights.mask].double()
-    return (token.sum() ** 2 / (token**2).sum() / len(token)).item()
+    lengths = responses.mask.sum(-1)
+    found = []
+    for problem in responses.problem_ids.unique():
+        siblings = responses.problem_ids == problem
+        weight, length = rollout[siblings], lengths[siblings]
+        if len(weight.unique()) > 1 and len(length.unique()) > 1:
+            found.append(float(np.corrcoef(rankdata(weight), rankdata(length))[0, 1]))
+    return fmean(found) if found else math.nan
 
 
 Pictures = dict[str, dict[str, list[str]]]

@@ -29,6 +29,7 @@ from vaopd.rollouts.sampler import Rollout
 from vaopd.teacher.teacher import TeacherScores
 from vaopd.training.activation_offload import ActivationOffload
 from vaopd.training.entropy import response_entropy
+from vaopd.training.gradient import Gradient, gradient_statistics
 from vaopd.training.pipeline import Pipeline, ScoredBatch
 from vaopd.training.skipping import Skips
 from vaopd.training.stopwatch import Stopwatch
@@ -55,6 +56,9 @@ class StepResult:
     """Token budget of a forward that fit into memory."""
 
     weights: Weights
+    responses: StepRollouts
+    """The responses as the method weighed them."""
+
     rollouts: list[Rollout]
     scores: TeacherScores | None
     skipped_in_a_row: int = 0
@@ -62,6 +66,9 @@ class StepResult:
 
     lag: int = 0
     """Number of updates between the weights that sampled and those that were trained."""
+
+    gradient_statistics: dict[str, float] = field(default_factory=dict)
+    """Metrics of `gradient_statistics`, at the steps at which they are measured."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds by phase; their sum is the time of the step."""
@@ -103,11 +110,11 @@ class Step:
         if coming and self.config.training.rollout_lag:
             # Start the next step before the student changes.
             pipeline.begin(coming, step + 1, watch)
-        loss, divergence = world.agree_unless_sharded(
-            lambda: self._in_memory(batch, lambda: self._seeded_accumulate(step, batch, weights))
-        )
+        statistics = self._gradient_statistics(step, batch, weights)
+        norm = self._uniform_norm(step, batch)
+        loss, divergence = self._accumulate(step, batch, weights.token)
         loss = world.sum(loss)
-        gradient_norm = self.apply_gradient(loss)
+        gradient_norm = self.apply_gradient(loss, norm)
         divergence = batch.shares.everybodys(divergence)
         watch.lap("train")
         return StepResult(
@@ -117,10 +124,12 @@ class Step:
             gradient_norm=gradient_norm,
             micro_batch_tokens=self.micro_batch_tokens,
             weights=weights,
+            responses=rollouts,
             rollouts=[rollout for group in batch.groups for rollout in group],
             scores=batch.scores,
             skipped_in_a_row=self.skips.in_a_row,
             lag=batch.lag,
+            gradient_statistics=statistics,
             seconds=watch.seconds,
             seconds_beside=batch.seconds_beside,
         )
@@ -137,13 +146,45 @@ class Step:
         own = self.world.agree_unless_sharded(lambda: self._in_memory(batch, measured))
         return replace(batch.rollouts, student_entropy=batch.shares.everybodys(own))
 
-    def _seeded_accumulate(
+    def _gradient_statistics(
         self, step: int, batch: ScoredBatch, weights: Weights
+    ) -> dict[str, float]:
+        every = self.config.training.gradient_noise_every
+        if every is None or step % every:
+            return {}
+        rollouts = batch.rollouts
+        return gradient_statistics(
+            weights.token,
+            rollouts.uniform,
+            rollouts.problem_ids,
+            lambda token: self._gradient(step, batch, token),
+        )
+
+    def _uniform_norm(self, step: int, batch: ScoredBatch) -> float | None:
+        """Return the norm of uniform weights' gradient, where the method's is scaled to it."""
+        if not self.method.needs.uniform_gradient:
+            return None
+        return self._gradient(step, batch, batch.rollouts.uniform).norm
+
+    def _gradient(self, step: int, batch: ScoredBatch, token: Tensor) -> Gradient:
+        """Return the gradient of the loss with some token weights; no gradient is left behind."""
+        self._accumulate(step, batch, token)
+        parameters = list(self.student.model.parameters())
+        self.world.sum_gradients(parameters)
+        return Gradient.taken_from(parameters)
+
+    def _accumulate(
+        self, step: int, batch: ScoredBatch, token: Tensor
     ) -> tuple[float, list[Tensor]]:
-        if self.config.student.lora.dropout > 0:
-            # A resumed run and a second try draw the same dropout as an uninterrupted run.
-            torch.manual_seed(seed_of(f"dropout\x00{self.config.training.seed}\x00{step}"))
-        return self.accumulate(batch, weights)
+        """Accumulate the gradient with some token weights in as little memory as there is."""
+
+        def seeded() -> tuple[float, list[Tensor]]:
+            if self.config.student.lora.dropout > 0:
+                # A resumed run and a second try draw the same dropout as an uninterrupted run.
+                torch.manual_seed(seed_of(f"dropout\x00{self.config.training.seed}\x00{step}"))
+            return self.accumulate(batch, token)
+
+        return self.world.agree_unless_sharded(lambda: self._in_memory(batch, seeded))
 
     def _in_memory(self, batch: ScoredBatch, work: Callable[[], T]) -> T:
         """Return the result of ``work``; if memory runs out, halve the budget and try again.
@@ -185,8 +226,10 @@ class Step:
         )
         return self.micro_batch_tokens > longest
 
-    def accumulate(self, batch: ScoredBatch, weights: Weights) -> tuple[float, list[Tensor]]:
-        """Accumulate the gradient of this share of the loss.
+    def accumulate(
+        self, batch: ScoredBatch, token: Float[Tensor, "B T"]
+    ) -> tuple[float, list[Tensor]]:
+        """Accumulate the gradient of this share of the loss, with the step's token weights.
 
         Returns the loss of this share and the divergence of each token. Rollouts are numbered
         within this share; ``shares.rollouts`` has their numbers in the step.
@@ -200,8 +243,7 @@ class Step:
             for micro in self._micro_batches(batch):
                 numbers = [shares.rollouts[i] for i in micro.rollouts]
                 parts = [
-                    weights.token[n, : lengths[i]]
-                    for n, i in zip(numbers, micro.rollouts, strict=True)
+                    token[n, : lengths[i]] for n, i in zip(numbers, micro.rollouts, strict=True)
                 ]
                 # Eq. 6 is averaged over problems: all count the same, for any length and process.
                 token_weight = _cat(parts) / shares.num_problems
@@ -264,10 +306,22 @@ class Step:
             degraded_hidden=None if blind is None else joined(blind),
         )
 
-    def apply_gradient(self, loss: float) -> float:
-        """Apply the gradient if it is finite in all processes; return its norm."""
+    def apply_gradient(self, loss: float, wanted_norm: float | None = None) -> float:
+        """Apply the gradient if it is finite in all processes; return its norm.
+
+        Args:
+            loss: The step's loss.
+            wanted_norm: The norm that the gradient is scaled to, before it is clipped.
+        """
         parameters = list(self.student.model.parameters())
         self.world.sum_gradients(parameters)
+        if wanted_norm is not None:
+            found = torch.nn.utils.get_total_norm(
+                [p.grad for p in parameters if p.grad is not None]
+            )
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad *= wanted_norm / whole(found).clamp(min=1e-30)
         clipped = torch.nn.utils.clip_grad_norm_(parameters, self.config.training.max_gradient_norm)
         norm = whole(clipped).item()
         # Processes may round norms differently; a step is applied in all processes or in none.
