@@ -36,7 +36,7 @@ def test_the_list_has_one_line_for_each_recipe_that_ends_as_a_sentence(run: Call
     lines = dict(line.split("  ", maxsplit=1) for line in out.splitlines())
     assert code == 0
     assert [name.strip() for name in lines] == list(shipped_recipes())
-    assert len(lines) == 7
+    assert len(lines) == 8
     for sentence in lines.values():
         assert sentence.strip()[0].isupper()
         assert sentence.endswith(".")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vaopd.records import write_json, write_rows, write_text
-from vaopd.study.recipe import PlannedRun
+from vaopd.study.plan import PlannedRun
 from vaopd.study.runs import run_folder
 
 BASE = """

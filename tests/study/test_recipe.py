@@ -7,7 +7,8 @@ import pytest
 from vaopd.config import RunConfig
 from vaopd.errors import ConfigError
 from vaopd.records import write_text
-from vaopd.study.recipe import PlannedRun, load_plan
+from vaopd.study.plan import PlannedRun
+from vaopd.study.recipe import load_plan
 
 
 def test_every_arm_has_a_run_for_each_seed_that_differs_in_nothing_else(recipe: Path):

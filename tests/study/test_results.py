@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,14 +6,14 @@ import numpy as np
 import pytest
 
 from vaopd.report.statistics import SHARES
-from vaopd.study.recipe import Plan, load_plan
+from vaopd.study.measuring import learning_curve, record_of, sparsity
+from vaopd.study.plan import Plan
+from vaopd.study.recipe import load_plan
 from vaopd.study.results import (
     NEEDS_SAME_VIEW,
     collect,
-    learning_curve,
-    sparsity,
 )
-from vaopd.study.runs import run_folder
+from vaopd.study.runs import is_finished, run_folder
 
 WRONG, ONE, HALF, ALL = [False] * 4, [True] + [False] * 3, [True, True, False, False], [True] * 4
 
@@ -64,8 +65,13 @@ def test_differences_are_paired_with_the_baseline_over_the_same_seeds(plan: Plan
     rows = [comparison.row() for comparison in collect(plan, tmp_path / "out").comparisons]
     (gain,) = (row for row in rows if (row["arm"], row["metric"]) == ("va_opd", "accuracy"))
     assert set(gain) == {
-        "table", "arm", "baseline", "metric", "difference", "low", "high", "seeds"
+        "table", "arm", "baseline", "metric", "difference", "low", "high", "seeds",
+        "standard_error", "p", "p_holm", "smallest_visible",
     }  # fmt: skip
+    # One trained arm beside the baseline: nothing to correct. The untrained student is not tested.
+    assert gain["p_holm"] == gain["p"] > 0.05
+    (base,) = (row for row in rows if (row["arm"], row["metric"]) == ("base", "accuracy"))
+    assert base["p_holm"] is None
     # 1/2 - 1/4 and 1 - 1/2.
     assert (gain["baseline"], gain["difference"], gain["seeds"]) == ("opd", 0.375, [0, 1])
     assert gain["low"] < 0.375 < gain["high"]
@@ -124,3 +130,14 @@ def test_sparsity_is_the_share_of_advantage_in_the_top_tokens():
 
 def test_without_advantage_there_is_no_sparsity():
     assert sparsity([{"visual_advantage": [0.0, 0.0]}, {}]) == []
+
+
+def test_records_say_the_same_after_the_run_folders_are_gone(plan: Plan, tmp_path: Path):
+    output = tmp_path / "out"
+    before = collect(plan, output)
+    shutil.rmtree(output / "runs")
+    assert collect(plan, output) == before
+    for run in plan.runs.values():
+        assert record_of(output, run).curve[-1]["steps"] == 2
+        assert is_finished(output, run)
+    assert sum(path.stat().st_size for path in (output / "records").glob("*.json")) < 8000

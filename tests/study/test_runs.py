@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from vaopd.errors import StudyError
-from vaopd.study.recipe import Plan, load_plan
+from vaopd.study.plan import Plan
+from vaopd.study.recipe import load_plan
 from vaopd.study.run import run_study
 from vaopd.study.runs import Runner, run_folder
 
@@ -93,7 +94,8 @@ def test_a_study_whose_runs_fail_is_written_all_the_same(plan: Plan, tmp_path: P
     with pytest.raises(
         StudyError, match=r"2 of 6 runs failed, first va_opd-seed\d-.*no blur today"
     ):
-        run_study(plan, tmp_path / "out", jobs=2, console=console, command=["x", "study", "a b"])
+        runner = Runner(tmp_path / "out", jobs=2, console=console)
+        run_study(plan, tmp_path / "out", runner=runner, command=["x", "study", "a b"])
     study = json.loads((tmp_path / "out" / "study.json").read_text())
     assert {row["arm"] for row in study["rows"]} == {"base", "opd", "va_opd"}
     assert [(row["table"], row["arm"], row["seed"]) for row in study["failures"]] == [
@@ -111,9 +113,12 @@ def test_an_interrupted_study_shows_what_is_finished(plan: Plan, tmp_path: Path,
         finish(run, [True] * 4, [True] * 4)
     Path(sys.executable).write_text("#!/bin/sh\nkill -INT $PPID\nexec sleep 60\n")
     with pytest.raises(KeyboardInterrupt):
-        run_study(plan, tmp_path / "out", jobs=1, console=Console(file=io.StringIO()))
+        runner = Runner(tmp_path / "out", jobs=1, console=Console(file=io.StringIO()))
+        run_study(plan, tmp_path / "out", runner=runner)
     study = json.loads((tmp_path / "out" / "study.json").read_text())
-    assert {row["arm"] for row in study["rows"]} == {"base", "opd"}
+    # Both arms of the first seed.
+    assert {row["arm"] for row in study["rows"]} == {"base", "opd", "va_opd"}
+    assert {row["seed"] for row in study["rows"]} == {0}
     assert (tmp_path / "out" / "study.html").is_file()
 
 

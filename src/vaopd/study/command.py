@@ -1,12 +1,15 @@
 """``vaopd study``: options first, further imports when there is work."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vaopd.errors import ConfigError
 from vaopd.recipes.command import RECIPE, Debug
+
+if TYPE_CHECKING:
+    from vaopd.study.plan import Plan
 
 
 def study(  # noqa: PLR0913  # a parameter for each option of the command
@@ -23,6 +26,12 @@ def study(  # noqa: PLR0913  # a parameter for each option of the command
     quick: Annotated[bool, typer.Option("--quick", help="The recipe's short version.")] = False,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs side by side; 2 unless there is one core.")
+    ] = None,
+    budget_minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Begin no run that is not expected to end in time; call again to go on."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the recipe and list the runs only.")
@@ -41,14 +50,29 @@ def study(  # noqa: PLR0913  # a parameter for each option of the command
         is_quick=quick,
     )
     if dry_run:
-        for name in plan.runs:
+        for name in [*plan.tuning_runs, *plan.runs]:
             typer.echo(name)
         return
-    from vaopd.study.run import run_study
-    from vaopd.study.runs import num_cores
+    _run(plan, output, jobs, None if budget_minutes is None else 60 * budget_minutes)
 
-    run_study(plan, output, jobs=jobs or min(2, num_cores()))
-    typer.echo(f"{len(plan.runs)} runs; page: {output / 'study.html'}")
+
+def _run(plan: "Plan", output: Path, jobs: int | None, budget_seconds: float | None) -> None:
+    from rich.console import Console
+
+    from vaopd.study.run import run_study, tune
+    from vaopd.study.runs import Runner, num_cores
+
+    console, num_jobs = Console(stderr=True), jobs or min(2, num_cores())
+    runner = Runner(output, jobs=num_jobs, console=console, budget_seconds=budget_seconds)
+    if plan.tuning:
+        choices = tune(plan, output, runner)
+        if choices is None:
+            typer.echo("no settings are chosen yet, because the budget ended before")
+            return
+        plan = plan.with_choices(choices)
+    run_study(plan, output, runner=runner)
+    done = len(plan.runs) - runner.postponed
+    typer.echo(f"{done} of {len(plan.runs)} runs; page: {output / 'study.html'}")
 
 
 def _split(text: str | None) -> list[str] | None:

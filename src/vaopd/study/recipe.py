@@ -1,19 +1,13 @@
-"""The recipe of a study: tables of arms over one base recipe; and the plan of its runs."""
+"""Reads the recipe of a study: its base recipe, tables, arms and grids become a plan of runs."""
 
-import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from vaopd.config import (
-    OwnMethodOptions,
-    RunConfig,
-    Section,
     explain,
     parse_config,
     parse_overrides,
@@ -22,130 +16,17 @@ from vaopd.config import (
 from vaopd.config.methods import BUILT_IN, methods_with
 from vaopd.errors import ConfigError
 from vaopd.recipes.shipped import find_recipe
-
-BASE_ARM = "base"
-"""The untrained student: read from the first validation of another arm's run."""
-
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
-Overrides = tuple[str, ...]
-
-
-class AxisConfig(Section):
-    """The place of a table on an axis of the regime map."""
-
-    name: str
-    """Name of the quantity that varies; tables of one name share a plot."""
-
-    value: float
-    """Value of this table on the axis."""
-
-
-class TableConfig(Section):
-    """Arms that are compared with one baseline."""
-
-    title: str
-    """Heading in the report."""
-
-    baseline: str
-    """The arm that all others are compared with."""
-
-    arms: Annotated[dict[str, Overrides], Field(min_length=1)]
-    """Name and settings of each arm; ``base`` is the untrained student and has no settings."""
-
-    overrides: Overrides = ()
-    """Settings of all arms of the table."""
-
-    figures: tuple[Literal["intervals", "curves", "sparsity"], ...] = ("intervals",)
-    """Plots below the table."""
-
-    axis: AxisConfig | None = None
-    """Makes the table one point of a regime map."""
-
-    seeds: Seeds | None = None
-    """Seeds of this table; by default the study's. ``--seeds`` can only leave some out."""
-
-
-class QuickConfig(Section):
-    """Changes by ``--quick``."""
-
-    seeds: Seeds
-    overrides: Overrides = ()
-    tables: tuple[str, ...]
-
-
-class StudyConfig(Section):
-    """A study recipe: a base recipe, tables of arms, seeds."""
-
-    recipe: str
-    """Base recipe: a path relative to this file, or the name of one that ships."""
-
-    tables: Annotated[dict[str, TableConfig], Field(min_length=1)]
-    seeds: Seeds
-    overrides: Overrides = ()
-    """Settings of all runs."""
-
-    quick: QuickConfig | None = None
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One training of a study; tables that need the same one share it."""
-
-    config: RunConfig
-
-    @cached_property
-    def name(self) -> str:
-        """Folder of the run: method, seed and the hash of what the recipe sets.
-
-        Values that equal their default are left out, so a key that a later version adds does not
-        make finished runs look like others.
-        """
-        values = self.config.model_dump(mode="json", exclude_defaults=True)
-        text, method = json.dumps(values, sort_keys=True), self.config.method
-        if isinstance(method, OwnMethodOptions):
-            text += method.code
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        label = method.label if isinstance(method, OwnMethodOptions) else method.name
-        return f"{label}-seed{self.config.training.seed}-{digest}"
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One row of a table: the same recipe with every seed."""
-
-    runs: dict[int, PlannedRun]
-    """By seed; for the base arm, the runs whose first validation is read."""
-
-    is_untrained: bool = False
-
-
-@dataclass(frozen=True)
-class StudyTable:
-    """A planned table."""
-
-    name: str
-    settings: TableConfig
-    arms: dict[str, Arm]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All runs and tables of a study."""
-
-    tables: list[StudyTable]
-    seeds: list[int]
-    text: str
-    """The study recipe as it was read."""
-
-    @property
-    def runs(self) -> dict[str, PlannedRun]:
-        """Every run once, by name, in the order of the tables."""
-        return {
-            run.name: run
-            for table in self.tables
-            for arm in table.arms.values()
-            for run in arm.runs.values()
-        }
+from vaopd.study.plan import (
+    BASE_ARM,
+    Arm,
+    Candidate,
+    Plan,
+    PlannedRun,
+    StudyTable,
+    TunedArm,
+    with_untrained,
+)
+from vaopd.study.schema import ArmConfig, Overrides, StudyConfig, TableConfig, TuningConfig
 
 
 def load_plan(
@@ -160,7 +41,7 @@ def load_plan(
     """Return the plan of a study recipe, or of an ordinary recipe with ``arms`` as its methods.
 
     Values win in this order, the last one first: base recipe, the study's overrides, those of
-    ``quick``, ``overrides`` given here, the table's, the arm's, and the seed.
+    ``quick``, ``overrides`` given here, the table's, the arm's, its choice of a grid, and the seed.
 
     Raises:
         ConfigError: A file is missing or breaks its schema, an option does not fit the recipe, or
@@ -182,16 +63,17 @@ def load_plan(
                 f"{path} is a study recipe, which names its arms itself; leave out --arms or "
                 "choose among its tables by --tables"
             )
-    shared = [*study.overrides]
+    shared, tuning = [*study.overrides], study.tuning
     chosen, used_seeds = list(study.tables), list(study.seeds)
     if is_quick:
         if study.quick is None:
             raise ConfigError(f"{path} has no quick version; add a quick section or drop --quick")
         shared += study.quick.overrides
+        tuning = study.quick.tuning or tuning
         chosen, used_seeds = study.quick.tables, list(study.quick.seeds)
     chosen, used_seeds = list(tables or chosen), list(seeds or used_seeds)
     base = find_recipe(study.recipe, beside=path.parent)
-    planned = []
+    planned, tuned = [], []
     for name in chosen:
         settings = _named(study, name, path)
         own = [seed for seed in settings.seeds or used_seeds if seed in used_seeds]
@@ -200,9 +82,12 @@ def load_plan(
                 f"table {name} has the seeds {_listed(settings.seeds)}, none of which is among "
                 f"{_listed(used_seeds)}; give one of them to --seeds"
             )
-        planned.append(_table(name, settings, base, [*shared, *overrides], own))
+        common = [*shared, *overrides, *settings.overrides]
+        table, own_tuning = _table(name, settings, base, common, own, tuning)
+        planned.append(table)
+        tuned += own_tuning
     _check_read([*shared, *overrides], planned)
-    return Plan(planned, used_seeds, path.read_text(encoding="utf-8"))
+    return Plan(planned, tuned, used_seeds, path.read_text(encoding="utf-8"))
 
 
 def _check_read(overrides: Sequence[str], tables: Sequence[StudyTable]) -> None:
@@ -230,7 +115,9 @@ def _plain_study(
     table = TableConfig(
         title=path.stem,
         baseline=arms[0],
-        arms={arm: () if arm == BASE_ARM else (f"method.name={arm}",) for arm in arms},
+        arms={
+            arm: ArmConfig(set=() if arm == BASE_ARM else (f"method.name={arm}",)) for arm in arms
+        },
         figures=("intervals", "curves"),
     )
     return StudyConfig(recipe=str(path.absolute()), tables={"study": table}, seeds=tuple(seeds))
@@ -248,7 +135,7 @@ def _parse_study(values: dict[str, Any], path: Path) -> StudyConfig:
                 f"study recipe {path}: table {name} has no arm {table.baseline!r} for a baseline; "
                 f"choose among {', '.join(table.arms)}"
             )
-        if table.arms.get(BASE_ARM):
+        if table.arms.get(BASE_ARM, ArmConfig()) != ArmConfig():
             raise ConfigError(
                 f"study recipe {path}: table {name} gives values to the arm base, which is the "
                 "untrained student; rename that arm or empty it"
@@ -263,26 +150,64 @@ def _named(study: StudyConfig, name: str, path: Path) -> TableConfig:
 
 
 def _table(
-    name: str, settings: TableConfig, base: Path, shared: list[str], seeds: list[int]
-) -> StudyTable:
-    common = [*shared, *settings.overrides]
-    trained = {
-        arm: Arm({seed: _run(base, common, list(own), seed) for seed in seeds})
-        for arm, own in settings.arms.items()
-        if arm != BASE_ARM
-    }
+    name: str,
+    settings: TableConfig,
+    base: Path,
+    common: list[str],
+    seeds: list[int],
+    tuning: TuningConfig | None,
+) -> tuple[StudyTable, list[TunedArm]]:
+    """Return a table, with the first point of every grid, and its arms that have a grid."""
+
+    def runs(arm: ArmConfig, more: Overrides, numbers: Sequence[int]) -> dict[int, PlannedRun]:
+        return {seed: _run(base, common, [*arm.set, *more], seed) for seed in numbers}
+
+    def candidate(arm: ArmConfig, point: Overrides) -> Candidate:
+        tried = runs(arm, (*point, *tuning.overrides), tuning.seeds) if tuning else {}
+        return Candidate(point, tried, Arm(runs(arm, point, seeds)))
+
+    trained = {name: arm for name, arm in settings.arms.items() if name != BASE_ARM}
     if not trained:
         raise ConfigError(
             f"table {name} has only the arm base, which is read from the run of another arm; add "
             "one, such as opd"
         )
-    # Before the first step the students of all arms are equal and get the same problems.
-    first = next(iter(trained.values()))
+    points = {arm: _points(one.grid or settings.grid) for arm, one in trained.items()}
+    has_grid = _check_grids(name, {arm: len(found) for arm, found in points.items()}, tuning)
+    candidates = {
+        arm: [candidate(one, point) for point in points[arm]] for arm, one in trained.items()
+    }
     arms = {
-        arm: trained[arm] if arm != BASE_ARM else Arm(first.runs, is_untrained=True)
+        arm: candidates[arm][0].chosen if arm != BASE_ARM else Arm({}, is_untrained=True)
         for arm in settings.arms
     }
-    return StudyTable(name, settings, arms)
+    tuned = [TunedArm(name, arm, found) for arm, found in candidates.items()] if has_grid else []
+    return StudyTable(name, settings, with_untrained(arms)), tuned
+
+
+def _points(grid: Mapping[str, Sequence[Any]]) -> list[Overrides]:
+    """Return all combinations of a grid's values, the last key changing fastest."""
+    return [
+        tuple(f"{key}={value}" for key, value in zip(grid, point, strict=True))
+        for point in product(*grid.values())
+    ]
+
+
+def _check_grids(table: str, sizes: Mapping[str, int], tuning: TuningConfig | None) -> bool:
+    """Return whether a table has grids; all its arms must have one of the same size."""
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{arm} {size}" for arm, size in sizes.items())
+        raise ConfigError(
+            f"table {table} gives its arms grids of different size ({listed}), and an arm with "
+            "more choices has an advantage; give all as many"
+        )
+    has_grid = max(sizes.values()) > 1
+    if has_grid and tuning is None:
+        raise ConfigError(
+            f"table {table} has a grid, but the study has no section tuning; add it with seeds, "
+            "and with held-out problems of its own under overrides"
+        )
+    return has_grid
 
 
 def _run(base: Path, common: list[str], own: list[str], seed: int) -> PlannedRun:

@@ -11,12 +11,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup
 
 from vaopd.evaluation.statistics import Interval
-from vaopd.records import read_rows
 from vaopd.report.statistics import SHARES
 from vaopd.study.figures import Line, Point, gain_plot, interval_plot, line_plot, with_own_ids
-from vaopd.study.recipe import Plan, StudyTable
-from vaopd.study.results import Results, learning_curve, sparsity
-from vaopd.study.runs import is_finished, run_folder
+from vaopd.study.measuring import record_of
+from vaopd.study.plan import Plan, StudyTable
+from vaopd.study.results import Results
+from vaopd.study.runs import is_finished
 
 TEMPLATES = Path(__file__).parent / "templates"
 NONE = "none"
@@ -114,6 +114,7 @@ def _table(
         "rows": _rows(table, results, shown),
         "kinds": kinds,
         "kind_rows": _rows(table, results, kinds),
+        "tests": _tests(table, results),
         "failures": [row for row in failures if row["table"] == table.name],
         "figures": _inline(_figures(table, results, output), table.name),
     }
@@ -135,6 +136,18 @@ def _rows(table: StudyTable, results: Results, metrics: list[MetricColumn]) -> l
         is_compared = any(key[0] == arm for key in gaps)
         rows.append({"arm": arm, "seeds": seeds, "own": own, "gaps": other if is_compared else []})
     return rows
+
+
+def _tests(table: StudyTable, results: Results) -> list[str]:
+    """Return a sentence for each trained arm: its corrected test, and what it could have shown."""
+    tested = [c for c in results.comparisons if c.table == table.name and c.p_holm is not None]
+    return [
+        f"{c.arm}: {_signed(c.interval.mean, _percent)} points, p = {c.p_holm:.3f} after "
+        f"correction for {len(tested)} arms; a true difference of "
+        f"{_percent(c.smallest_visible)} points would have been found with a chance of 80 %."
+        for c in tested
+        if c.smallest_visible is not None
+    ]
 
 
 def _mean_cell(mean: Any, metric: MetricColumn) -> Cell:
@@ -184,9 +197,7 @@ def _curves(table: StudyTable, results: Results, output: Path) -> list[str]:
     """Return accuracy against steps, seconds and tokens (Fig. 5 of the paper)."""
     by_arm = {
         name: [
-            learning_curve(run_folder(output, run))
-            for run in arm.runs.values()
-            if is_finished(output, run)
+            record_of(output, run).curve for run in arm.runs.values() if is_finished(output, run)
         ]
         for name, arm in table.arms.items()
         if not arm.is_untrained
@@ -216,8 +227,8 @@ def _sparsity_figure(table: StudyTable, results: Results, output: Path) -> list[
         runs = []
         for run in arm.runs.values():
             if is_finished(output, run):
-                files = sorted((run_folder(output, run) / "validation").glob("step_*.jsonl"))
-                found = sparsity(read_rows(files[0 if arm.is_untrained else -1]))
+                record = record_of(output, run)
+                found = (record.before if arm.is_untrained else record.after).sparsity
                 if found:
                     runs.append((tokens, np.array(found)))
         if runs:

@@ -1,14 +1,11 @@
-"""Numbers of run folders: rows, intervals of arms, paired comparisons.
+"""Numbers of a study: rows, intervals of arms, paired comparisons.
 
 Letters in shapes: S seeds, P problems.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 import numpy as np
 
@@ -16,12 +13,10 @@ from vaopd.config import RunConfig
 from vaopd.config.methods import high_fraction
 from vaopd.errors import StudyError
 from vaopd.evaluation.statistics import Interval, mean_interval, paired_difference
-from vaopd.records import read_rows
-from vaopd.report.statistics import SHARES, concentration
-from vaopd.study.recipe import Arm, Plan, PlannedRun, StudyTable
-from vaopd.study.runs import is_finished, run_folder
-
-Row = dict[str, Any]
+from vaopd.study.inference import PairedTest, holm, paired_test, smallest_visible
+from vaopd.study.measuring import MeasuredRun, Row, RunRecord, record_of
+from vaopd.study.plan import Arm, Plan, PlannedRun, StudyTable
+from vaopd.study.runs import is_finished
 
 NEEDS_SAME_TEACHER = ("student_va", "va_correlation", "va_mass_top_10")
 """Metrics over tokens that the teacher (and ``method.high_fraction``) choose: comparable only where
@@ -29,18 +24,6 @@ both arms have the same."""
 
 NEEDS_SAME_VIEW = ("accuracy_pixelated", "answer_change_rate", *NEEDS_SAME_TEACHER)
 """Metrics that mean the same in two arms only if both degrade the image in the same way."""
-
-
-@dataclass(frozen=True)
-class MeasuredRun:
-    """Results of one run, or of its student before training."""
-
-    problem_ids: tuple[str, ...]
-    by_problem: dict[str, np.ndarray]
-    """A number for each problem by metric; nan if a problem has none."""
-
-    by_run: dict[str, float]
-    """A single number by metric."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +49,24 @@ class ArmComparison:
     seeds: list[int]
     """Seeds that both arms have finished."""
 
+    test: PairedTest | None = None
+    """Of accuracy, with two seeds or more."""
+
+    p_holm: float | None = None
+    """The test's p-value, corrected for the number of arms of the table."""
+
+    smallest_visible: float | None = None
+    """The true difference that this comparison would have shown with a chance of 80 %."""
+
     def row(self) -> Row:
         """Return the comparison in the format of ``study.json``."""
         values = asdict(self)
-        interval = values.pop("interval")
+        interval, test = values.pop("interval"), values.pop("test")
         difference = {"difference": interval["mean"], "low": interval["low"]}
-        return values | difference | {"high": interval["high"], "seeds": self.seeds}
+        values |= difference | {"high": interval["high"], "seeds": self.seeds}
+        if self.test is not None:
+            values |= {"standard_error": test["standard_error"], "p": self.test.p_value}
+        return values
 
 
 @dataclass(frozen=True)
@@ -87,119 +82,48 @@ class Results:
 
 def collect(plan: Plan, output: Path) -> Results:
     """Return the numbers of every finished run of the plan, by table and arm."""
-    cache: dict[tuple[str, bool], MeasuredRun] = {}
+    cache: dict[str, RunRecord] = {}
     rows: list[Row] = []
     means: list[Mean] = []
     comparisons: list[ArmComparison] = []
     for table in plan.tables:
         arms = {name: _measured(arm, table, output, cache) for name, arm in table.arms.items()}
+        found = []
         for name, by_seed in arms.items():
             rows += _seed_rows(table.name, name, by_seed)
             means += _means(table.name, name, by_seed)
             if name != table.settings.baseline:
-                comparisons += _comparisons(table, name, arms)
+                found += _comparisons(table, name, arms)
+        comparisons += corrected(found, table)
     return Results(rows, means, comparisons)
 
 
-def measure(folder: Path, *, is_untrained: bool) -> MeasuredRun:
-    """Return the results of a finished run, or of its student before the first step."""
-    files = sorted((folder / "validation").glob("step_*.jsonl"))
-    responses = read_rows(files[0] if is_untrained else files[-1])
-    validations = read_rows(folder / "validation.jsonl")
-    numbers = validations[0] if is_untrained else validations[-1]
-    ids, by_problem = _by_problem(responses)
-    by_run = {}
-    if numbers.get("va_correlation") is not None:
-        by_run["va_correlation"] = numbers["va_correlation"]
-    shares = sparsity(responses)
-    if shares:
-        by_run["va_mass_top_10"] = shares[SHARES.index(10)]
-    if not is_untrained:
-        steps = read_rows(folder / "metrics.jsonl")
-        by_run["seconds"] = sum((step_seconds(row) for row in steps), 0.0)
-        by_run["tokens_trained"] = float(sum(row["response/tokens"] for row in steps))
-    return MeasuredRun(ids, by_problem, by_run)
-
-
-def step_seconds(row: Row) -> float:
-    """Return the seconds of one step, without validations and checkpoints."""
-    return sum((value for key, value in row.items() if key.startswith("time/")), 0.0)
-
-
-def learning_curve(folder: Path) -> list[Row]:
-    """Return accuracy at each validation with the steps, seconds and tokens spent until then."""
-    steps = read_rows(folder / "metrics.jsonl")
-    curve = []
-    for row in read_rows(folder / "validation.jsonl"):
-        past = [step for step in steps if step["step"] <= row["step"]]
-        curve.append(
-            {
-                "steps": row["step"],
-                "seconds": sum(step_seconds(step) for step in past),
-                "tokens": sum(step["response/tokens"] for step in past),
-                "accuracy": row["accuracy"],
-            }
-        )
-    return curve
-
-
-def sparsity(responses: Sequence[Row]) -> list[float]:
-    """Return the `concentration` of the teacher's advantage over the tokens of all responses."""
-    return concentration(value for row in responses for value in row.get("visual_advantage", ()))
-
-
-def _by_problem(responses: list[Row]) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in responses:
-        groups[row["view"], row["problem_id"]].append(row)
-    ids = tuple(problem for view, problem in groups if view == "original")
-    seen = [groups["original", problem] for problem in ids]
-    values = {
-        "accuracy": _each(seen, lambda row: row["is_correct"]),
-        "response_length": _each(seen, lambda row: len(row["token_ids"])),
-        "truncated": _each(seen, lambda row: row["finish_reason"] == "length"),
-        "student_va": np.array([_student_va(group) for group in seen]),
-    }
-    for kind in sorted({group[0]["kind"] for group in seen if group[0]["kind"]}):
-        values[f"accuracy/{kind}"] = np.where(
-            [group[0]["kind"] == kind for group in seen], values["accuracy"], np.nan
-        )
-    if all(("degraded", problem) in groups for problem in ids):
-        blind = [groups["degraded", problem] for problem in ids]
-        values["accuracy_pixelated"] = _each(blind, lambda row: row["is_correct"])
-        values["answer_change_rate"] = _each(blind, lambda row: row["is_changed"])
-    return ids, {name: v for name, v in values.items() if not np.isnan(v).all()}
-
-
-def _each(groups: list[list[Row]], number: Callable[[Row], float]) -> np.ndarray:
-    """Return the mean over the samples of each problem."""
-    return np.array([fmean(number(row) for row in group) for group in groups])
-
-
-def _student_va(group: list[Row]) -> float:
-    """Return the student's mean advantage on the teacher's high tokens of one problem, nats."""
-    values = [
-        value
-        for row in group
-        if "is_high" in row
-        for value, is_high in zip(row["student_visual_advantage"], row["is_high"], strict=True)
-        if is_high
+def corrected(comparisons: list[ArmComparison], table: StudyTable) -> list[ArmComparison]:
+    """Return a table's comparisons with p-values corrected over its trained arms."""
+    tested = [
+        (place, one.test)
+        for place, one in enumerate(comparisons)
+        if one.test is not None and not table.arms[one.arm].is_untrained
     ]
-    return fmean(values) if values else float("nan")
+    p_values = holm([test.p_value for _, test in tested])
+    done = list(comparisons)
+    for (place, test), p_value in zip(tested, p_values, strict=True):
+        visible = smallest_visible(test, len(tested))
+        done[place] = replace(done[place], p_holm=p_value, smallest_visible=visible)
+    return done
 
 
 def _measured(
-    arm: Arm, table: StudyTable, output: Path, cache: dict[tuple[str, bool], MeasuredRun]
+    arm: Arm, table: StudyTable, output: Path, cache: dict[str, RunRecord]
 ) -> dict[int, MeasuredRun]:
     found = {}
     for seed, planned in arm.runs.items():
         choices = _same_start(planned, table, seed) if arm.is_untrained else [planned]
         run = next((run for run in choices if is_finished(output, run)), None)
         if run is not None:
-            key = (run.name, arm.is_untrained)
-            if key not in cache:
-                cache[key] = measure(run_folder(output, run), is_untrained=arm.is_untrained)
-            found[seed] = cache[key]
+            if run.name not in cache:
+                cache[run.name] = record_of(output, run)
+            found[seed] = cache[run.name].before if arm.is_untrained else cache[run.name].after
     return found
 
 
@@ -273,8 +197,12 @@ def _comparisons(
         )
         complete = ~np.isnan(first - second).any(0)
         if complete.any():
-            interval = paired_difference(first[:, complete], second[:, complete])
-            comparisons.append(ArmComparison(table.name, arm, baseline, metric, interval, seeds))
+            first, second = first[:, complete], second[:, complete]
+            interval = paired_difference(first, second)
+            test = paired_test(first - second) if metric == "accuracy" else None
+            comparisons.append(
+                ArmComparison(table.name, arm, baseline, metric, interval, seeds, test)
+            )
     return comparisons
 
 

@@ -10,23 +10,42 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from vaopd.errors import StudyError
 from vaopd.records import write_json, write_text
-from vaopd.study.recipe import Plan
+from vaopd.study.measuring import record_of
+from vaopd.study.plan import Choices, Plan
 from vaopd.study.report import render
 from vaopd.study.results import Mean, collect, failed_arms
-from vaopd.study.runs import Runner, is_finished, num_cores, run_folder
+from vaopd.study.runs import Runner, is_finished, num_cores
+from vaopd.study.tuning import CHOICES_FILE, choose, chosen
+
+
+def tune(plan: Plan, output: Path, runner: Runner) -> Choices | None:
+    """Train the candidates of every grid; write ``choices.json`` and return the choices.
+
+    Returns ``None`` if the runner's budget had no time for all of them.
+
+    Raises:
+        StudyError: A candidate's run failed.
+    """
+    failures = runner.execute(plan.tuning_runs)
+    if failures:
+        name, message = next(iter(failures.items()))
+        raise StudyError(
+            f"{len(failures)} of {len(plan.tuning_runs)} tuning runs failed, first {name}: "
+            f"{message}; without them no settings can be chosen, and the same command tries again"
+        )
+    if runner.postponed:
+        return None
+    rows = choose(plan.tuning, output)
+    write_json(output / CHOICES_FILE, rows)
+    for row in rows:
+        runner.display.say(f"{row['table']}, {row['arm']}: {' '.join(row['chosen'])}")
+    return chosen(rows)
 
 
 def run_study(
-    plan: Plan,
-    output: Path,
-    *,
-    jobs: int,
-    console: Console | None = None,
-    command: Sequence[str] | None = None,
+    plan: Plan, output: Path, *, runner: Runner, command: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """Train every run of the plan that is not finished, write json and page; return the json.
 
@@ -34,14 +53,12 @@ def run_study(
         plan: What to run and compare.
         output: Folder of the study; finished runs in it are not repeated. If it is interrupted, the
             study writes the page of its finished runs.
-        jobs: Runs at the same time; the cores are divided among them.
-        console: Console for progress; by default standard error.
+        runner: Trains the runs.
         command: Command to record; by default that of the process.
 
     Raises:
         StudyError: Runs failed; the results of the others are written nevertheless.
     """
-    runner = Runner(output, jobs=jobs, console=console or Console(stderr=True))
     command = command or sys.argv
     try:
         failures = runner.execute(plan.runs)
@@ -78,8 +95,8 @@ def write_study(
 
 def protocol(plan: Plan, output: Path, command: Sequence[str]) -> dict[str, Any]:
     """Return the protocol that others need to repeat the study."""
-    finished = [run_folder(output, run) for run in plan.runs.values() if is_finished(output, run)]
-    environments = [_read_json(folder / "environment.json") for folder in finished]
+    finished = [run for run in plan.runs.values() if is_finished(output, run)]
+    environments = [record_of(output, run).environment for run in finished]
     first = environments[0] if environments else {}
     return {
         "command": shlex.join(["vaopd", *command[1:]]),
@@ -89,6 +106,7 @@ def protocol(plan: Plan, output: Path, command: Sequence[str]) -> dict[str, Any]
         f"{first.get('threads', '?')} threads a run, {platform.platform()}",
         "versions": {"python": platform.python_version(), **first.get("packages", {})},
         "date": datetime.now(UTC).date().isoformat(),
+        "choices": _read_json(choices) if (choices := output / CHOICES_FILE).is_file() else [],
         "recipe": plan.text,
     }
 
@@ -98,5 +116,5 @@ def _mean_row(mean: Mean) -> dict[str, Any]:
     return values | values.pop("interval")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import IO
 
 from rich.console import Console
 
 from vaopd.display import Display, duration
 from vaopd.records import write_text
-from vaopd.study.recipe import PlannedRun
+from vaopd.study.plan import PlannedRun
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 10.0
@@ -29,9 +30,15 @@ def run_folder(output: Path, run: PlannedRun) -> Path:
     return output / "runs" / run.name
 
 
+def record_file(output: Path, run: PlannedRun) -> Path:
+    """Return the small file with the results of a finished run."""
+    return output / "records" / f"{run.name}.json"
+
+
 def is_finished(output: Path, run: PlannedRun) -> bool:
-    """Return whether the run is finished."""
-    return (run_folder(output, run) / "summary.json").is_file()
+    """Return whether the run is finished; its record is enough, the folder may be deleted."""
+    files = (record_file(output, run), run_folder(output, run) / "summary.json")
+    return any(file.is_file() for file in files)
 
 
 @dataclass
@@ -45,9 +52,23 @@ class _Process:
 class Runner:
     """Trains every run of a plan, a few at a time."""
 
-    def __init__(self, output: Path, *, jobs: int, console: Console) -> None:
+    def __init__(
+        self, output: Path, *, jobs: int, console: Console, budget_seconds: float | None = None
+    ) -> None:
+        """Prepare to train.
+
+        Args:
+            output: Folder of the study.
+            jobs: Runs at the same time; the cores are divided among them.
+            console: Console for progress.
+            budget_seconds: Time from now in which runs are begun that are expected to end in it;
+                none = no limit.
+        """
         self.output = output
         self.jobs = jobs
+        self.end = None if budget_seconds is None else time.monotonic() + budget_seconds
+        self.durations: list[float] = []
+        self.postponed = 0
         self.display = Display(console)
         self.signal: int | None = None
 
@@ -55,7 +76,7 @@ class Runner:
         """Train the runs that are not finished; return the messages of failed runs, by name.
 
         An interrupted run continues from its newest checkpoint. A failing run does not stop
-        the others.
+        the others. Runs for which the budget has no time are counted in ``postponed``.
         """
         waiting = [run for run in runs.values() if not is_finished(self.output, run)]
         done = len(runs) - len(waiting)
@@ -67,6 +88,9 @@ class Runner:
             bar = self.display.start("runs", len(runs), done)
             while waiting or active:
                 while waiting and len(active) < self.jobs:
+                    if not self._fits():
+                        self._postpone(waiting)
+                        break
                     active.append(self._start(waiting.pop(0)))
                 time.sleep(POLL_SECONDS)
                 self._check_signal()
@@ -79,6 +103,19 @@ class Runner:
                 note = _time_left(time.monotonic() - begun, open_before - left, left)
                 self.display.advance(bar, len(ended), note)
         return failures
+
+    def _fits(self) -> bool:
+        """Return whether a run that takes as long as the others did ends within the budget."""
+        expected = fmean(self.durations) if self.durations else 0.0
+        return self.end is None or time.monotonic() + expected < self.end
+
+    def _postpone(self, waiting: list[PlannedRun]) -> None:
+        self.postponed += len(waiting)
+        self.display.say(
+            f"the budget has no time for {len(waiting)} more runs, first {waiting[0].name}; the "
+            "same command goes on with them"
+        )
+        waiting.clear()
 
     def _start(self, run: PlannedRun) -> _Process:
         folder = run_folder(self.output, run)
@@ -109,6 +146,7 @@ class Runner:
         name = process.run.name
         if process.popen.returncode == 0 and is_finished(self.output, process.run):
             self.display.say(f"{count} {name}: done in {seconds:.0f} s")
+            self.durations.append(seconds)
             return
         failures[name] = _message(self.output / "logs" / f"{name}.txt", process.popen.returncode)
         self.display.say(f"{count} {name}: failed after {seconds:.0f} s: {failures[name]}")
