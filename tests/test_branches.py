@@ -64,7 +64,7 @@ BRANCHES = {
     "step._gradient_statistics: every is None or step % every": COMMAND,
     "step._uniform_norm: not self.method.needs.uniform_gradient": COMMAND,
     "step._with_entropy: not self.method.needs.student_entropy": COMMAND,
-    "step.run: coming and self.config.training.rollout_lag": DATA,
+    "step.accumulate_gradient: coming and self.config.training.rollout_lag": DATA,
     "validation.examine: not self.config.validation.pixelated": COMMAND,
     "validation.examine: self.teacher is not None": COMMAND,
     "visual_reliance.score_advantage: own": "the two views",

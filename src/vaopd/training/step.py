@@ -51,7 +51,6 @@ class StepResult:
     measure: Literal["kl", "nll"]
     """Kind of ``token_divergence``: a divergence to the target, or a negative log-likelihood."""
 
-    gradient_norm: float
     micro_batch_tokens: int
     """Token budget of a forward that fit into memory."""
 
@@ -61,6 +60,12 @@ class StepResult:
 
     rollouts: list[Rollout]
     scores: TeacherScores | None
+    gradient_norm: float = math.nan
+    """Before clipping; not a number until the gradient is applied."""
+
+    uniform_norm: float | None = None
+    """Norm that the gradient is scaled to, where the method asks for it."""
+
     skipped_in_a_row: int = 0
     """Skipped steps up to this one, whose loss or gradient was not finite."""
 
@@ -99,7 +104,32 @@ class Step:
             step: Number of this step; the first is 1.
             coming: Problems of the next step; their preparation starts while this step runs.
         """
-        watch, world, pipeline = Stopwatch(self.student.device), self.world, self.pipeline
+        watch = Stopwatch(self.student.device)
+        result = self.accumulate_gradient(problems, step, coming, watch=watch)
+        norm = self.apply_gradient(result.loss, result.uniform_norm)
+        watch.lap("train")
+        return replace(result, gradient_norm=norm, skipped_in_a_row=self.skips.in_a_row)
+
+    def accumulate_gradient(
+        self,
+        problems: Sequence[Problem],
+        step: int,
+        coming: Sequence[Problem] = (),
+        *,
+        watch: Stopwatch | None = None,
+        share: float = 1.0,
+    ) -> StepResult:
+        """Sample, score and weigh; add the gradient of the loss to the parameters'.
+
+        Args:
+            problems: Problems of this step.
+            step: Number of this step; the first is 1.
+            coming: Problems of the next step.
+            watch: Measures the phases.
+            share: Factor of the gradient, for an update that adds the gradients of several calls.
+        """
+        watch = watch or Stopwatch(self.student.device)
+        world, pipeline = self.world, self.pipeline
         if coming:
             pipeline.encode_ahead(coming)
         # Sampled and scored now, or during the previous step.
@@ -111,25 +141,23 @@ class Step:
             # Start the next step before the student changes.
             pipeline.begin(coming, step + 1, watch)
         statistics = self._gradient_statistics(step, batch, weights)
-        norm = self._uniform_norm(step, batch)
-        loss, divergence = self._accumulate(step, batch, weights.token)
-        loss = world.sum(loss)
-        gradient_norm = self.apply_gradient(loss, norm)
+        uniform_norm = self._uniform_norm(step, batch)
+        loss, divergence = self._accumulate(step, batch, weights.token * share)
+        loss = world.sum(loss) / share
         divergence = batch.shares.everybodys(divergence)
         watch.lap("train")
         return StepResult(
             loss=loss,
             token_divergence=divergence,
             measure=self.method.measure,
-            gradient_norm=gradient_norm,
             micro_batch_tokens=self.micro_batch_tokens,
             weights=weights,
             responses=rollouts,
             rollouts=[rollout for group in batch.groups for rollout in group],
             scores=batch.scores,
-            skipped_in_a_row=self.skips.in_a_row,
             lag=batch.lag,
             gradient_statistics=statistics,
+            uniform_norm=uniform_norm,
             seconds=watch.seconds,
             seconds_beside=batch.seconds_beside,
         )

@@ -1,7 +1,5 @@
 """A user's own file as a benchmark: free answers, choices, several answers, a tolerance."""
 
-import ast
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +10,7 @@ from vaopd.evaluation.options import lettered, option_lines
 from vaopd.evaluation.rows import image_of
 from vaopd.grading.naming import LETTERS
 from vaopd.problems.boxed import outer_boxes, without_boxes
+from vaopd.problems.conversations import conversation_of, listed
 from vaopd.problems.problem import IMAGE_PLACEHOLDER
 
 ASK_LETTER = "Answer with the option's letter."
@@ -55,43 +54,10 @@ def own_item(row: Row) -> Item:
 
 
 def _conversation(row: Row) -> tuple[str, list[str], tuple[ImageSource, ...]]:
-    """Return question, answers and images of ``messages``, or of ``prompt`` and ``completion``."""
-    turns = _listed(row.get("messages") or row.get("conversations"))
-    prompt, completion = row.get("prompt"), row.get("completion")
-    if not turns and prompt is not None:
-        turns = _turns(prompt, "user") + _turns(completion, "assistant")
-    asked = [turn for turn in turns if _role(turn) == "user"][-1:]
-    said = [turn for turn in turns if _role(turn) == "assistant"][-1:]
-    pieces: list[str] = []
-    images: list[ImageSource] = []
-    for turn in asked:
-        for part in _parts(turn):
-            if found := _images(part.get("image") or part.get("image_url") or part.get("url")):
-                images += found
-            if part.get("type") in ("image", "image_url"):
-                pieces.append(IMAGE_PLACEHOLDER)
-            else:
-                pieces.append(str(part.get("text") or ""))
-    answers = ["".join(str(p.get("text") or "") for p in _parts(turn)) for turn in said]
-    return "".join(pieces), [_bare(one) for one in answers if one.strip()], tuple(images)
-
-
-def _turns(cell: Any, role: str) -> list[Mapping[str, Any]]:
-    if isinstance(cell, str) and not cell.lstrip().startswith("["):
-        return [{"role": role, "content": cell}]
-    return _listed(cell)
-
-
-def _role(turn: Mapping[str, Any]) -> str:
-    role = str(turn.get("role") or turn.get("from") or "")
-    return {"human": "user", "gpt": "assistant"}.get(role, role)
-
-
-def _parts(turn: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    content = turn.get("content", turn.get("value"))
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    return [part for part in content or [] if isinstance(part, Mapping)]
+    """Return question, answers and images of a row that holds a conversation."""
+    found = conversation_of(row)
+    images = [image for cell in found.images for image in _images(cell)]
+    return found.question, [_bare(one) for one in found.answers], tuple(images)
 
 
 def _bare(answer: str) -> str:
@@ -102,21 +68,9 @@ def _bare(answer: str) -> str:
     )
 
 
-def _listed(cell: Any) -> list[Any]:
-    """Return a list cell; in CSV and TSV it is the text of a JSON or Python list."""
-    if isinstance(cell, str) and cell.lstrip().startswith(("[", "{")):
-        for read in (json.loads, ast.literal_eval):
-            try:
-                cell = read(cell)
-                break
-            except (ValueError, SyntaxError):
-                continue
-    return list(cell) if isinstance(cell, list | tuple) else []
-
-
 def _several(cell: Any) -> list[str]:
-    if listed := _listed(cell):
-        return [str(one).strip() for one in listed if str(one).strip()]
+    if found := listed(cell):
+        return [str(one).strip() for one in found if str(one).strip()]
     return (
         []
         if cell is None or isinstance(cell, list)
@@ -128,8 +82,8 @@ def _options(row: Row) -> dict[str, str]:
     cell = row.get("options") or row.get("choices")
     if isinstance(cell, Mapping):
         return {str(k).strip().upper(): str(v) for k, v in cell.items() if v not in (None, "")}
-    if listed := _listed(cell):
-        return lettered([str(one) for one in listed])
+    if found := listed(cell):
+        return lettered([str(one) for one in found])
     columns = {k: str(row[k]) for k in LETTERS if row.get(k) not in (None, "")}
     return columns if {"A", "B"} <= columns.keys() else {}
 
@@ -161,5 +115,5 @@ def _tolerance(cell: str) -> float:
 def _images(cell: Any) -> tuple[ImageSource, ...]:
     if isinstance(cell, StoredImage):
         return (cell,)
-    cells = cell if isinstance(cell, list) else _listed(cell) or [cell]
+    cells = cell if isinstance(cell, list) else listed(cell) or [cell]
     return tuple(found for one in cells if (found := image_of(one)) is not None)

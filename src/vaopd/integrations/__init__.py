@@ -1,0 +1,1 @@
+"""vaopd inside of other tools."""
