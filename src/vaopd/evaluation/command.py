@@ -96,7 +96,7 @@ def compare(
     ] = None,
     debug: Debug = False,  # read by main()
 ) -> None:
-    """Compare two evaluations item by item: paired bootstrap and McNemar."""
+    """Compare two evaluations item by item: paired intervals and McNemar."""
     from vaopd.evaluation.comparison import COLUMNS, compare_folders, comparison_row
     from vaopd.evaluation.tables import print_table, wide_console
     from vaopd.records import write_json, write_text
