@@ -63,10 +63,10 @@ def _engine(protocol: Any, output: Path, answering: Answering) -> Any:
         own = {
             "python": answering.vllm_python,
             "arguments": answering.vllm_arguments,
-            "device": answering.device,
+            "devices": answering.devices,
         }
         return launch.vllm_engine(protocol, output, **own, **limits)
-    return launch.transformers_engine(protocol, answering.device, answering.batch_tokens)
+    return launch.transformers_engine(protocol, output, answering.devices, answering.batch_tokens)
 
 
 def benchmarks(debug: Debug = False) -> None:  # debug is read by main()

@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,18 +165,26 @@ def vllm_engine(
     return make
 
 
-def transformers_engine(protocol: Protocol, device: str, batch_tokens: int) -> Callable[[], Engine]:
-    """Return a function that loads the model into this process, after the items are read."""
+def transformers_engine(
+    protocol: Protocol, output: Path, devices: str, batch_tokens: int
+) -> Callable[[], Engine]:
+    """Return a function that loads the model, after the items are read.
+
+    One device is used in this process; each of several has a process of its own.
+    """
 
     def make() -> Engine:
         # Imported here: torch and transformers take seconds.
-        from transformers.utils import logging as transformers_logging
+        from vaopd.devices import list_devices
+        from vaopd.evaluation.engines.data_parallel import DataParallelEngine
+        from vaopd.evaluation.engines.local import engine_of_device
 
-        from vaopd.evaluation.engines.local import TransformersEngine
-
-        # The progress bars of transformers would break those of vaopd.
-        transformers_logging.disable_progress_bar()
-        return TransformersEngine(protocol, device=device, batch_tokens=batch_tokens)
+        names = list_devices(devices)
+        make_one = partial(engine_of_device, protocol, batch_tokens, len(names))
+        if len(names) == 1:
+            return make_one(names[0])
+        typer.echo(f"loading the model in {len(names)} processes, on {', '.join(names)}", err=True)
+        return DataParallelEngine(make_one, names, logs=output)
 
     return make
 

@@ -170,6 +170,7 @@ def generate(
 
         requests = (Request(item, missing[item.id]) for item in found.items if item.id in missing)
         engine.answer(benchmark.name, requests, save, refuse)
+    log.sort(found.items)
     console.print(f"{benchmark.name}: {num_done()}/{total} responses")
     items = tuple(item for item in found.items if item.id not in bad)
     skipped = (*found.skipped, *bad.values())
