@@ -26,8 +26,10 @@ PROTOCOL_ONLY = {
     "repetition_penalty": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
+    "return_token_ids": True,
 }
-"""Values of every request; vLLM would take missing ones from ``generation_config.json``."""
+"""Fields of every request: vLLM would take missing values from ``generation_config.json``, and the
+number of tokens of each of several samples is known by their ids."""
 
 
 PARALLEL = {
@@ -88,6 +90,7 @@ class VllmEngine:
                 first_wait_seconds=0.1,  # a local server that ended does not come back
             ),
             concurrency=concurrency,
+            in_one_request=True,
             sampling=PROTOCOL_ONLY,
         )
 
