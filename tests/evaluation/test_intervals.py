@@ -78,7 +78,7 @@ def test_intervals_of_differences_hold_the_truth_in_93_percent_of_simulations(
 ):
     # An item is right with the probability of a beta distribution: for both the same, times second
     # / first for the second, or for each its own. Percentiles of the bootstrap held the truth in 89
-    # to 96 % of these cases.
+    # to 97 % of these cases.
     generator = np.random.default_rng(1)
     shape = (1000, 1, items)
     own = [generator.beta(share, 1 - share, shape) for share in (first, second)]

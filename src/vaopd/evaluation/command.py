@@ -1,4 +1,4 @@
-"""Commands ``evaluate``, ``compare`` and ``benchmarks``; slow imports only when needed."""
+"""Commands of evaluations and benchmarks; slow imports only when needed."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -86,6 +86,33 @@ def benchmarks(debug: Debug = False) -> None:  # debug is read by main()
         for one in BENCHMARKS.values()
     ]
     print_table(wide_console(), "benchmarks", header, rows)
+
+
+def export_predictions(
+    run: Annotated[Path, typer.Argument(help="Output folder of an evaluation.")],
+    output: Annotated[Path, typer.Option(help="Folder for NAME/NAME_DATASET.tsv.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="VLMEvalKit's TSV or its folder (~/LMUData); else what RUN was read from."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the model in the files; the name of RUN unless given.")
+    ] = None,
+    debug: Debug = False,  # read by main()
+) -> None:
+    """Write responses as prediction files of VLMEvalKit, one for each benchmark and sample."""
+    from vaopd.evaluation.vlmevalkit import ExportedFile, export
+
+    if not run.is_dir():
+        raise ConfigError(f"{run} is not a folder; name the output folder of vaopd evaluate")
+    for one in export(run, output, name or run.resolve().name, data):
+        if isinstance(one, ExportedFile):
+            left_out = f", {one.num_left_out} of the data set were not evaluated"
+            typer.echo(f"{one.num_rows} rows{left_out if one.num_left_out else ''}: {one.path}")
+        else:
+            typer.echo(one, err=True)
 
 
 def compare(
