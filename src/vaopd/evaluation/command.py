@@ -52,6 +52,7 @@ def _engine(protocol: Any, output: Path, answering: Answering) -> Any:
     """Return a function that makes the chosen engine."""
     from vaopd.evaluation import launch
 
+    launch.check_devices(answering.devices, answering.engine)
     limits: dict[str, Any] = {
         "concurrency": answering.concurrency,
         "timeout_seconds": answering.timeout,

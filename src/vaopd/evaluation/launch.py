@@ -1,6 +1,7 @@
 """The work of ``vaopd evaluate``: from its options to engines, judges and tables."""
 
 import os
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -163,6 +164,21 @@ def vllm_engine(
         return VllmEngine(protocol, python=found, arguments=words, log=log, **options)
 
     return make
+
+
+def check_devices(names: str, engine: str) -> None:
+    """Check ``--devices`` before anything is read or written, and without torch.
+
+    Raises:
+        ConfigError: A name is not one of torch, or the engine is a server that runs elsewhere.
+    """
+    if engine == "openai" and names != "auto":
+        raise ConfigError(f"--devices {names} says nothing to the openai engine; leave it out")
+    one = r"\s*(cpu|mps|cuda(:\d+)?)\s*"
+    if names != "auto" and not re.fullmatch(f"{one}(,{one})*", names):
+        raise ConfigError(
+            f"--devices {names!r} is not a list of devices; write auto, cpu, or cuda:0,cuda:1"
+        )
 
 
 def transformers_engine(
