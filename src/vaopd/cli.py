@@ -253,6 +253,7 @@ def doctor(  # noqa: PLR0913  # a parameter for each option of the command
 
 app.command()(command.evaluate)
 app.command()(command.compare)
+app.command()(command.export_predictions)
 app.command()(study)
 app.command()(command.benchmarks)
 app.command()(serve_teacher)

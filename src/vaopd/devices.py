@@ -7,8 +7,12 @@ from vaopd.errors import ConfigError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def pick_device(name: str) -> torch.device:
-    """Return the device of ``training.device``; ``auto`` takes a GPU when there is one.
+def pick_device(name: str, setting: str = "training.device") -> torch.device:
+    """Return a device by name; ``auto`` takes a GPU when there is one.
+
+    Args:
+        name: As torch writes it, or ``auto``.
+        setting: What the user wrote it in, for the error.
 
     Raises:
         ConfigError: This machine has no such device.
@@ -21,9 +25,31 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:150]
         raise ConfigError(
-            f"training.device is {name!r}, which is not usable here ({reason}); use auto or cpu"
+            f"{setting} is {name!r}, which is not usable here ({reason}); use auto or cpu"
         ) from None
     return device
+
+
+def list_devices(names: str) -> list[str]:
+    """Return the devices of ``--devices``; ``auto`` is every visible GPU, or the CPU.
+
+    Nothing is stored on the GPUs: the process that asks need not be the one that computes.
+
+    Raises:
+        ConfigError: There are fewer GPUs.
+    """
+    count = torch.cuda.device_count()
+    if names == "auto":
+        return [f"cuda:{number}" for number in range(count)] or ["cpu"]
+    listed = [name.strip() for name in names.split(",")]
+    for name in listed:
+        device = torch.device(name)
+        if device.type == "cuda" and (device.index or 0) >= count:
+            raise ConfigError(
+                f"--devices {names}: {name!r} is not there, this machine shows {count} GPUs; "
+                "use auto or cpu"
+            )
+    return listed
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

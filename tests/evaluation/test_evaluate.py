@@ -116,8 +116,9 @@ def test_saved_responses_are_scored_without_torch_and_compared(run: Run, tmp_pat
     assert [one["benchmark"] for one in compared] == list(PAPER)
     for one in compared:
         assert one["low"] <= one["difference"] <= one["high"]
+    # With itself an evaluation of 60 items has no discordant pair: z sqrt(2 / 62) / sqrt(62).
     same = run("compare", tmp_path / "a", tmp_path / "a")[1]
-    assert "+0.00 to +0.00" in same
+    assert "-4.47 to +4.47" in same
 
 
 def test_only_what_both_answered_in_full_is_compared(run: Run, tmp_path: Path):
@@ -244,6 +245,24 @@ def test_parquet_and_tsv_leave_images_in_their_file_until_asked(ai2d_data: Path,
         (("m", "--benchmark", "ai2d", "--output", "x", "--top-p", "0"), 2, "--top-p is 0"),
         (("m", "--benchmark", "ai2d", "--output", "x", "--temperature", "0"), 2, "--samples 1"),
         (("m", "--benchmark", "ai2d", "--output", "x", "--engine", "openai"), 2, "--base-url"),
+        (("m", "--benchmark", "ai2d", "--output", "x", "--devices", "gpu"), 2, "list of devices"),
+        (
+            (
+                "m",
+                "--benchmark",
+                "ai2d",
+                "--output",
+                "x",
+                "--engine",
+                "openai",
+                "--base-url",
+                "http://x",
+                "--devices",
+                "cuda:1",
+            ),
+            2,
+            "leave it out",
+        ),
         (("m", "--benchmark", "ai2d", "--output", "x", "--data", "/no"), 2, "does not exist"),
         (("m", "--benchmark", "no.jsonl", "--output", "x"), 2, "does not exist"),
         (("--predictions", "/no"), 2, "is not a folder"),

@@ -60,6 +60,14 @@ def test_a_request_that_is_wrong_is_not_tried_again():
     assert len(server.requests) == 1
 
 
+def test_a_server_that_gives_fewer_samples_than_asked_for_is_an_error():
+    with chat_server(lambda n, _: "Answer: B") as server:
+        chat = client(server.url)
+        with pytest.raises(EngineError, match="gives 1 of 2 samples in one request"):
+            chat.complete_all({**PAYLOAD, "n": 2})
+        chat.close()
+
+
 def test_an_address_without_a_server_is_an_error_and_a_bad_address_a_wrong_usage():
     chat = client("http://127.0.0.1:9/v1")
     with pytest.raises(EngineError, match="failed 6 times"):

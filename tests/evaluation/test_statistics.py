@@ -11,9 +11,9 @@ from vaopd.evaluation.statistics import (
     mcnemar_p,
     mean_interval,
     paired_difference,
+    paired_ends,
     percentile_ends,
     resample_counts,
-    two_sided_p,
 )
 
 TABLES = arrays(np.float64, (3, 7), elements=st.integers(0, 8).map(lambda n: n / 8))
@@ -154,8 +154,35 @@ def test_the_ends_of_an_interval_leave_a_fortieth_on_each_side_and_pass_over_wha
     assert all(math.isnan(end) for end in percentile_ends(np.array([np.nan])))
 
 
-def test_the_bootstraps_p_counts_what_crosses_zero_and_is_never_zero():
-    # 1 of 99 at or below zero: 2 x (1 + 1) / 100.
-    assert two_sided_p(np.array([-1.0] + [1.0] * 98)) == pytest.approx(0.04)
-    assert two_sided_p(np.ones(99)) == pytest.approx(0.02)
-    assert two_sided_p(np.zeros(99)) == 1.0
+def test_the_interval_of_a_paired_difference_is_that_of_bonett_and_price():
+    # 20 pairs, 3 for the second, 1 for the first: d = 2/20, e = 4/20, so d' = 2/22, e' = 6/22;
+    # error sqrt((0.272727 - 0.008264) / 22) = 0.109640, times 1.959964: 0.214891 (by hand).
+    variance = (0.2 - 0.01) / 20
+    low, high, p = paired_ends(0.1, 0.2, variance, num_clusters=20, num_pairs=20)
+    assert (low, high) == pytest.approx((0.090909 - 0.214891, 0.090909 + 0.214891), abs=2e-6)
+    # 0.090909 / 0.109640 = 0.8292 errors; 2 (1 - Phi(0.8292)) = 0.4070 in a table.
+    assert p == pytest.approx(0.4070, abs=5e-4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(arrays(np.int8, st.integers(3, 60), elements=st.integers(-1, 1)))
+def test_it_is_the_plain_interval_of_pairs_with_one_more_for_each_side(pairs: np.ndarray):
+    longer = np.append(pairs, [1, -1]).astype(float)
+    reach = 1.959964 * longer.std() / len(longer) ** 0.5
+    d, e, count = pairs.mean(), (pairs**2.0).mean(), len(pairs)
+    low, high, p = paired_ends(
+        float(d), float(e), float(e - d * d) / count, num_clusters=count, num_pairs=count
+    )
+    plain = max(-1, longer.mean() - reach), min(1, longer.mean() + reach)
+    assert (low, high) == pytest.approx(plain, abs=1e-6)
+    assert (p < 0.05) == (low > 0 or high < 0)
+    back = paired_ends(
+        -float(d), float(e), float(e - d * d) / count, num_clusters=count, num_pairs=count
+    )
+    assert back == pytest.approx((-high, -low, p))
+
+
+def test_no_discordant_pair_has_an_interval_with_a_width():
+    # d = e = 0 of 98: error sqrt(2 / 100 / 100), times z: 2.77 points.
+    low, high, p = paired_ends(0.0, 0.0, 0.0, num_clusters=98, num_pairs=784)
+    assert (low, high, p) == pytest.approx((-0.027718, 0.027718, 1.0), abs=1e-6)

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from fake_vllm import fake_python
 
+from vaopd.evaluation.engines.openai import runs_of
+from vaopd.records import read_rows
+
 Run = Callable[..., tuple[int, str, str]]
 OPTIONS = ("--engine", "vllm", "--samples", 2, "--min-pixels", 1024, "--concurrency", 1)
 
@@ -17,7 +20,8 @@ def test_the_server_is_started_asked_and_stopped(run: Run, ai2d_data: Path, tmp_
         *OPTIONS, "--vllm-python", fake_python(tmp_path), "--vllm-arguments", "--seed '1 2'",
     )  # fmt: skip
     assert code == 0, err
-    assert "8 requests, 0 retries" in out
+    # 4 items, each with its 2 samples in one request.
+    assert "4 requests, 0 retries, 36 prompt" in out
     assert "vLLM is starting; its log is" in err
     protocol = json.loads((output / "protocol.json").read_text())
     assert (protocol["engine"], protocol["base_url"]) == ("vllm", None)
@@ -29,6 +33,33 @@ def test_the_server_is_started_asked_and_stopped(run: Run, ai2d_data: Path, tmp_
     assert not folder.exists()
 
 
+def test_samples_grow_to_what_one_run_of_all_of_them_gives(
+    run: Run, ai2d_data: Path, tmp_path: Path
+):
+    def rows(output: Path, *calls: int) -> list[dict]:
+        python = fake_python(tmp_path)
+        for samples in calls:
+            code, _, err = run(
+                "evaluate", "tiny:student", "--benchmark", "ai2d", "--data", ai2d_data, "--output",
+                output, *OPTIONS, "--samples", samples, "--vllm-python", python,
+            )  # fmt: skip
+            assert code == 0, err
+        return read_rows(output / "ai2d" / "predictions.jsonl")
+
+    grown, at_once = rows(tmp_path / "grown", 2, 4), rows(tmp_path / "once", 4)
+    assert grown == at_once
+    # The answer of the server is the seed: no two samples have the same one.
+    assert len({row["response"] for row in grown}) == 16
+    # Each sample has a count of its own, and usage has the sum of four.
+    assert {row["response_tokens"] for row in grown} <= {2, 3, 4, 5, 6}
+
+
+def test_samples_that_follow_each_other_are_one_request():
+    assert runs_of([0, 1, 2, 3]) == [[0, 1, 2, 3]]
+    assert runs_of([1, 3, 4]) == [[1], [3, 4]]
+    assert runs_of([0, 1, 3], longest=1) == [[0], [1], [3]]
+
+
 def test_a_server_that_dies_leaves_its_answers_and_the_same_command_goes_on(
     run: Run, ai2d_data: Path, tmp_path: Path
 ):
@@ -37,17 +68,17 @@ def test_a_server_that_dies_leaves_its_answers_and_the_same_command_goes_on(
         "evaluate", "tiny:student", "--benchmark", "ai2d", "--data", ai2d_data, "--output", output,
         *OPTIONS, "--vllm-python", fake_python(tmp_path),
     )  # fmt: skip
-    code, _, err = run(*command, "--vllm-arguments", "--kill-at 4")
+    code, _, err = run(*command, "--vllm-arguments", "--kill-at 3")
     assert code == 1
     assert err.splitlines()[-1] == (
         f"error: the vLLM server ended with exit code -9; see {output / 'vllm.log'}; "
         "the same command goes on from here"
     )
     predictions = output / "ai2d" / "predictions.jsonl"
-    assert len(predictions.read_text().splitlines()) == 3
+    assert len(predictions.read_text().splitlines()) == 4
     code, out, err = run(*command)
     assert code == 0, err
-    assert "5 requests" in out
+    assert "2 requests" in out
     assert len(predictions.read_text().splitlines()) == 8
 
 

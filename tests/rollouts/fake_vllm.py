@@ -67,8 +67,15 @@ class FakeVllm:
         if path == "/update_weight_version":
             self.version = body["new_version"]
         if path == "/v1/chat/completions":
-            message = {"role": "assistant", "content": r"\boxed{7}"}
-            return {"choices": [{"message": message, "finish_reason": "stop"}], "usage": {}}
+            # As in vLLM: choice k has the seed of the request plus k, and usage is their sum.
+            seeds = [body["seed"] + k for k in range(body.get("n", 1))]
+            choices = [
+                {"index": k, "message": {"role": "assistant", "content": f"\\boxed{{{seed}}}"},
+                 "finish_reason": "stop", "token_ids": [1] * (2 + seed % 5)}
+                for k, seed in enumerate(seeds)
+            ]  # fmt: skip
+            spent = sum(len(one["token_ids"]) for one in choices)
+            return {"choices": choices, "usage": {"prompt_tokens": 9, "completion_tokens": spent}}
         return {"success": True}
 
     def read(self, folder: Path) -> None:

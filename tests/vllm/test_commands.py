@@ -188,3 +188,21 @@ def test_an_evaluation_goes_on_and_answers_like_the_transformers_engine(tmp_path
     assert theirs.keys() == ours.keys()
     assert len(ours) == 20
     assert sum(theirs[id] == text for id, text in ours.items()) >= 19
+
+
+def test_all_samples_of_an_item_are_one_request_and_samples_grow(tmp_path: Path):
+    path = tmp_path / "out" / "drawn" / "predictions.jsonl"
+    kept: list[dict] = []
+    for samples in (2, 4):
+        code, out, err = finish(start(
+            "evaluate", "tiny:teacher-s", "--benchmark", "drawn", "--limit", 5, "--engine", "vllm",
+            "--samples", samples, "--max-new-tokens", 112, "--output", tmp_path / "out",
+        ))  # fmt: skip
+        assert code == 0, err
+        assert "5 requests, 0 retries" in out
+        rows = read_rows(path)
+        assert len(rows) == 5 * samples
+        assert all(row in rows for row in kept)
+        kept = rows
+    assert all(row["response_tokens"] > 0 for row in kept)
+    assert len({row["response"] for row in kept}) > 10

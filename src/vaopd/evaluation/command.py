@@ -1,4 +1,4 @@
-"""Commands ``evaluate``, ``compare`` and ``benchmarks``; slow imports only when needed."""
+"""Commands of evaluations and benchmarks; slow imports only when needed."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,6 +52,7 @@ def _engine(protocol: Any, output: Path, answering: Answering) -> Any:
     """Return a function that makes the chosen engine."""
     from vaopd.evaluation import launch
 
+    launch.check_devices(answering.devices, answering.engine)
     limits: dict[str, Any] = {
         "concurrency": answering.concurrency,
         "timeout_seconds": answering.timeout,
@@ -63,10 +64,10 @@ def _engine(protocol: Any, output: Path, answering: Answering) -> Any:
         own = {
             "python": answering.vllm_python,
             "arguments": answering.vllm_arguments,
-            "device": answering.device,
+            "devices": answering.devices,
         }
         return launch.vllm_engine(protocol, output, **own, **limits)
-    return launch.transformers_engine(protocol, answering.device, answering.batch_tokens)
+    return launch.transformers_engine(protocol, output, answering.devices, answering.batch_tokens)
 
 
 def benchmarks(debug: Debug = False) -> None:  # debug is read by main()
@@ -88,6 +89,33 @@ def benchmarks(debug: Debug = False) -> None:  # debug is read by main()
     print_table(wide_console(), "benchmarks", header, rows)
 
 
+def export_predictions(
+    run: Annotated[Path, typer.Argument(help="Output folder of an evaluation.")],
+    output: Annotated[Path, typer.Option(help="Folder for NAME/NAME_DATASET.tsv.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="VLMEvalKit's TSV or its folder (~/LMUData); else what RUN was read from."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the model in the files; the name of RUN unless given.")
+    ] = None,
+    debug: Debug = False,  # read by main()
+) -> None:
+    """Write responses as prediction files of VLMEvalKit, one for each benchmark and sample."""
+    from vaopd.evaluation.vlmevalkit import ExportedFile, export
+
+    if not run.is_dir():
+        raise ConfigError(f"{run} is not a folder; name the output folder of vaopd evaluate")
+    for one in export(run, output, name or run.resolve().name, data):
+        if isinstance(one, ExportedFile):
+            left_out = f", {one.num_left_out} of the data set were not evaluated"
+            typer.echo(f"{one.num_rows} rows{left_out if one.num_left_out else ''}: {one.path}")
+        else:
+            typer.echo(one, err=True)
+
+
 def compare(
     first: Annotated[Path, typer.Argument(help="Output folder of an evaluation: A.")],
     second: Annotated[Path, typer.Argument(help="The one it is compared with: B.")],
@@ -96,7 +124,7 @@ def compare(
     ] = None,
     debug: Debug = False,  # read by main()
 ) -> None:
-    """Compare two evaluations item by item: paired bootstrap and McNemar."""
+    """Compare two evaluations item by item: paired intervals and McNemar."""
     from vaopd.evaluation.comparison import COLUMNS, compare_folders, comparison_row
     from vaopd.evaluation.tables import print_table, wide_console
     from vaopd.records import write_json, write_text

@@ -83,7 +83,15 @@ class Answering:
         Literal["transformers", "vllm", "openai"],
         typer.Option(help="In process, a vLLM server started for it, or a server that runs."),
     ] = "transformers"
-    device: Annotated[str, typer.Option(help="Of the transformers engine.")] = "auto"
+    devices: Annotated[
+        str,
+        typer.Option(
+            "--devices",
+            "--device",
+            help="One copy of the model on each: auto = every visible GPU, else the CPU; or "
+            "cuda:0,cuda:2. Not for the openai engine.",
+        ),
+    ] = "auto"
     batch_tokens: Annotated[
         int, typer.Option(help="Key-value cache of the transformers engine, in tokens.")
     ] = 131_072

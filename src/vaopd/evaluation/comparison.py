@@ -14,14 +14,14 @@ from vaopd.evaluation.predictions import ITEMS, read_items
 from vaopd.evaluation.protocol import protocol_in
 from vaopd.evaluation.registry import BENCHMARKS, PAPER
 from vaopd.evaluation.runner import VERDICTS
-from vaopd.evaluation.scoring import cluster_weights, metric_values, tables_of
-from vaopd.evaluation.statistics import mcnemar_p, percentile_ends, two_sided_p
+from vaopd.evaluation.scoring import cluster_weights, metric_sizes, metric_values, tables_of
+from vaopd.evaluation.statistics import mcnemar_p, paired_ends
 from vaopd.evaluation.tables import number, title_of
 from vaopd.records import read_rows
 
 RESAMPLES = 5000
 COLUMNS = (
-    "benchmark", "metric", "items", "A", "B", "B - A", "95 % interval", "p bootstrap",
+    "benchmark", "metric", "items", "A", "B", "B - A", "95 % interval", "p",
     "A only / B only", "p McNemar", "unparsed A / B", "left out A / B",
 )  # fmt: skip
 
@@ -40,7 +40,7 @@ class Comparison:
 
     low: float
     high: float
-    p_bootstrap: float
+    p_difference: float
     """Two-sided p-value under the hypothesis of no difference."""
 
     first_only: int
@@ -106,20 +106,19 @@ def _compare(name: str, first: Path, second: Path) -> Comparison:
     benchmark = BENCHMARKS.get(name) or problem_benchmark(name, name, source="")
     items = _common_items(name, first, second)
     runs = [_graded_runs(folder, items) for folder in (first, second)]
-    a, b, resampled = paired_bootstrap(benchmark, *runs)
+    found = paired_scores(benchmark, *runs)
     wins = discordant(*runs)
-    low, high = percentile_ends(resampled)
     shares = [_unparsed(one) for one in runs]
     return Comparison(
         benchmark=name,
         metric=benchmark.headline,
         num_items=len(items),
-        first=a,
-        second=b,
-        difference=b - a,
-        low=low,
-        high=high,
-        p_bootstrap=two_sided_p(resampled),
+        first=found.first,
+        second=found.second,
+        difference=found.second - found.first,
+        low=found.low,
+        high=found.high,
+        p_difference=found.p,
         first_only=wins[0],
         second_only=wins[1],
         p_mcnemar=mcnemar_p(*wins),
@@ -172,26 +171,41 @@ def _graded_runs(folder: Path, items: Sequence[Item]) -> list[list[Graded]]:
     ]
 
 
-def paired_bootstrap(
+@dataclass(frozen=True)
+class ScoreDifference:
+    """Both scores and their paired difference with its 95 % interval, in percent."""
+
+    first: float
+    second: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_scores(
     benchmark: Benchmark,
     first: Sequence[Sequence[Graded]],
     second: Sequence[Sequence[Graded]],
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> tuple[float, float, np.ndarray]:
-    """Return both headline scores and the resampled differences, in percent.
+) -> ScoreDifference:
+    """Return both headline scores and the interval of their difference; see ``paired_ends``.
 
     Each resample draws clusters of items once and uses them for both evaluations, so the
     difficulty of an item cancels in the difference.
+
+    Raises:
+        ConfigError: The headline score is not defined for these items.
     """
+    name = benchmark.headline
     tables = [tables_of(benchmark, runs) for runs in (first, second)]
     assert tables[0].clusters == tables[1].clusters, "items come in one order"
     ones = np.ones((1, len(tables[0].clusters)))
-    weights = cluster_weights(len(tables[0].clusters), resamples, seed)
-    points, draws = [], []
+    weights = cluster_weights(ones.size, resamples, seed)
+    points: list[float] = []
+    draws: list[np.ndarray] = []
     for table in tables:
-        name = benchmark.headline
         value = metric_values(benchmark, table, ones).get(name)
         if value is None:
             raise ConfigError(
@@ -199,7 +213,38 @@ def paired_bootstrap(
             )
         points.append(float(value[0]))
         draws.append(metric_values(benchmark, table, weights)[name])
-    return points[0], points[1], draws[1] - draws[0]
+    resampled = (draws[1] - draws[0]) / 100
+    resampled = resampled[np.isfinite(resampled)]
+    num_clusters, num_pairs = metric_sizes(benchmark, tables[0])[name]
+    low, high, p = paired_ends(
+        (points[1] - points[0]) / 100,
+        mean_squared_difference(benchmark, first, second),
+        float(resampled.var()) if len(resampled) else 0.0,
+        num_clusters=num_clusters,
+        num_pairs=num_pairs,
+    )
+    return ScoreDifference(points[0], points[1], 100 * low, 100 * high, p)
+
+
+def mean_squared_difference(
+    benchmark: Benchmark,
+    first: Sequence[Sequence[Graded]],
+    second: Sequence[Sequence[Graded]],
+) -> float:
+    """Return the mean of (second - first)² over pairs of measurements of the headline score.
+
+    A pair is the same sample of the same item. Of a combined score it is the weighted mean of the
+    parts.
+    """
+    weights = benchmark.combinations.get(benchmark.headline, {benchmark.headline: 1.0})
+    squares: dict[str, list[float]] = {part: [] for part in weights}
+    # Evaluations without a protocol may have different numbers of samples.
+    for pair in zip(first, second, strict=False):
+        a, b = ([m for m in benchmark.measure(run) if m.part in weights] for run in pair)
+        for one, other in zip(a, b, strict=True):
+            assert (one.part, one.cluster) == (other.part, other.cluster), "items come in one order"
+            squares[one.part].append((other.value - one.value) ** 2)
+    return sum(weight * float(np.mean(squares[part])) for part, weight in weights.items())
 
 
 def discordant(
@@ -232,7 +277,7 @@ def comparison_row(one: Comparison) -> tuple[str, ...]:
         number(one.second),
         f"{one.difference:+.2f}",
         f"{one.low:+.2f} to {one.high:+.2f}",
-        f"{one.p_bootstrap:.4f}",
+        f"{one.p_difference:.4f}",
         f"{one.first_only} / {one.second_only}",
         f"{one.p_mcnemar:.4f}",
         f"{one.unparsed[0]:.1%} / {one.unparsed[1]:.1%}",

@@ -29,10 +29,11 @@ svg {{ max-width: 100%; height: auto; }}
 <p>A: <code>{first}</code><br>B: <code>{second}</code></p>
 <figure aria-label="Difference B minus A with its 95 % interval, by benchmark">{plot}</figure>
 <div class="scroll">{table}</div>
-<p>Scores are percentages, averaged over sample runs. Intervals and p of the bootstrap come from
-resampling items (with the other questions of their figure, problem or tree) for both evaluations
-together. McNemar counts an item for the side with more right samples; with one sample a side this
-is McNemar's exact test. Neither p is corrected for the number of benchmarks.</p>
+<p>Scores are percentages, averaged over sample runs. Intervals and p are those of Bonett and Price
+for paired shares, with the variance of resampled items (with the other questions of their figure,
+problem or tree), drawn once for both evaluations. McNemar counts an item for the side with more
+right samples; with one sample a side this is McNemar's exact test. Neither p is corrected for the
+number of benchmarks.</p>
 </body>
 </html>
 """

@@ -1,8 +1,10 @@
 """The work of ``vaopd evaluate``: from its options to engines, judges and tables."""
 
 import os
+import re
 import shlex
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,18 +166,41 @@ def vllm_engine(
     return make
 
 
-def transformers_engine(protocol: Protocol, device: str, batch_tokens: int) -> Callable[[], Engine]:
-    """Return a function that loads the model into this process, after the items are read."""
+def check_devices(names: str, engine: str) -> None:
+    """Check ``--devices`` before anything is read or written, and without torch.
+
+    Raises:
+        ConfigError: A name is not one of torch, or the engine is a server that runs elsewhere.
+    """
+    if engine == "openai" and names != "auto":
+        raise ConfigError(f"--devices {names} says nothing to the openai engine; leave it out")
+    one = r"\s*(cpu|mps|cuda(:\d+)?)\s*"
+    if names != "auto" and not re.fullmatch(f"{one}(,{one})*", names):
+        raise ConfigError(
+            f"--devices {names!r} is not a list of devices; write auto, cpu, or cuda:0,cuda:1"
+        )
+
+
+def transformers_engine(
+    protocol: Protocol, output: Path, devices: str, batch_tokens: int
+) -> Callable[[], Engine]:
+    """Return a function that loads the model, after the items are read.
+
+    One device is used in this process; each of several has a process of its own.
+    """
 
     def make() -> Engine:
         # Imported here: torch and transformers take seconds.
-        from transformers.utils import logging as transformers_logging
+        from vaopd.devices import list_devices
+        from vaopd.evaluation.engines.data_parallel import DataParallelEngine
+        from vaopd.evaluation.engines.local import engine_of_device
 
-        from vaopd.evaluation.engines.local import TransformersEngine
-
-        # The progress bars of transformers would break those of vaopd.
-        transformers_logging.disable_progress_bar()
-        return TransformersEngine(protocol, device=device, batch_tokens=batch_tokens)
+        names = list_devices(devices)
+        make_one = partial(engine_of_device, protocol, batch_tokens, len(names))
+        if len(names) == 1:
+            return make_one(names[0])
+        typer.echo(f"loading the model in {len(names)} processes, on {', '.join(names)}", err=True)
+        return DataParallelEngine(make_one, names, logs=output)
 
     return make
 

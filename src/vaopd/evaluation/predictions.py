@@ -107,6 +107,17 @@ class PredictionLog:
             os.fsync(file.fileno())
         self.done.update((one.id, one.sample) for one in new)
 
+    def sort(self, items: Sequence[Item]) -> None:
+        """Bring the file into the order of the items and their samples."""
+        place = {item.id: number for number, item in enumerate(items)}
+        rows = read_rows(self.path) if self.path.is_file() else []
+        # Rows of other items, from an earlier call without --limit, stay at the end.
+        ordered = sorted(
+            rows, key=lambda row: (place.get(str(row["id"]), len(place)), row.get("sample", 0))
+        )
+        if ordered != rows:
+            write_rows(self.path, ordered)
+
 
 def write_items(folder: Path, items: Sequence[Item]) -> None:
     """Write the items next to the predictions, so that scoring needs no benchmark data."""

@@ -170,6 +170,7 @@ def generate(
 
         requests = (Request(item, missing[item.id]) for item in found.items if item.id in missing)
         engine.answer(benchmark.name, requests, save, refuse)
+    log.sort(found.items)
     console.print(f"{benchmark.name}: {num_done()}/{total} responses")
     items = tuple(item for item in found.items if item.id not in bad)
     skipped = (*found.skipped, *bad.values())
@@ -241,7 +242,7 @@ def score_saved(
         ConfigError: There are no predictions, or their benchmark is not known.
     """
     scored = []
-    for benchmark, file in _saved(path, names):
+    for benchmark, file in saved_benchmarks(path, names):
         beside = file.with_name(ITEMS)
         if beside.is_file():
             items: Sequence[Item] = read_items(beside)[: read.limit]
@@ -262,7 +263,12 @@ def score_saved(
     return scored
 
 
-def _saved(path: Path, names: Sequence[Benchmark]) -> list[tuple[Benchmark, Path]]:
+def saved_benchmarks(path: Path, names: Sequence[Benchmark]) -> list[tuple[Benchmark, Path]]:
+    """Return the benchmarks of saved responses with their files; all of a folder without names.
+
+    Raises:
+        ConfigError: There are no predictions, or their benchmark is not known.
+    """
     if path.is_dir():
         files = {file.parent.name: file for file in sorted(path.glob(f"*/{PREDICTIONS}"))}
         if (path / PREDICTIONS).is_file():

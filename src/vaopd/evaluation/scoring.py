@@ -176,7 +176,7 @@ def metrics_of(
     point = metric_values(benchmark, table, np.ones((1, len(table.clusters))))
     resampled = metric_values(benchmark, table, weights)
     metrics = {}
-    sizes = _sizes(benchmark, table)
+    sizes = metric_sizes(benchmark, table)
     for name, values in resampled.items():
         share = float(point[name][0]) / 100
         if np.isfinite(share) and not 0 <= share <= 1:
@@ -187,7 +187,7 @@ def metrics_of(
     return metrics
 
 
-def _sizes(benchmark: Benchmark, table: ClusterTable) -> dict[str, tuple[int, int]]:
+def metric_sizes(benchmark: Benchmark, table: ClusterTable) -> dict[str, tuple[int, int]]:
     """Return the numbers of clusters and of responses by metric.
 
     A combined metric has the clusters of its smallest part and the responses of all its parts.

@@ -24,6 +24,8 @@ class Reply:
 
     prompt_tokens: int | None
     response_tokens: int | None
+    """``None`` for one of several choices of which the server does not count the tokens."""
+
     reasoning: str | None = None
     """The reasoning, from a server that separates it from the answer."""
 
@@ -83,7 +85,11 @@ class ChatClient:
         self.http.close()
 
     def complete(self, payload: dict[str, Any]) -> Reply:
-        """Return the completion of one request; temporary failures are tried again.
+        """Return the completion of one request; see ``complete_all``."""
+        return self.complete_all(payload)[0]
+
+    def complete_all(self, payload: dict[str, Any]) -> list[Reply]:
+        """Return the ``n`` (or 1) choices of one request; temporary failures are tried again.
 
         Raises:
             EngineError: The server refuses the request, or every attempt failed.
@@ -124,7 +130,7 @@ class ChatClient:
             f"{self.response_tokens} response tokens{price}"
         )
 
-    def _once(self, payload: dict[str, Any]) -> Reply:
+    def _once(self, payload: dict[str, Any]) -> list[Reply]:
         try:
             response = self.http.post("chat/completions", json=payload)
         except httpx2.TimeoutException as error:
@@ -138,21 +144,27 @@ class ChatClient:
                 f"the server {self.server.base_url} refuses the request with {_said(response)}; "
                 "correct the model name, the key or the options"
             )
+        count = payload.get("n", 1)
         try:
             body = response.json()
-            choice = body["choices"][0]
-            message = choice["message"]
-        except (ValueError, KeyError, IndexError, TypeError):
+            usage = body.get("usage") or {}
+            choices = sorted(body["choices"], key=lambda choice: choice.get("index", 0))[:count]
+            replies = [_reply(choice, usage, is_alone=count == 1) for choice in choices]
+            if not replies:
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError):
             # A proxy may answer 200 with its own page when its server does not run any more.
             raise _Passing(f"an answer that is not a completion: {response.text[:100]!r}") from None
-        return self._count(_reply(choice, message, body.get("usage") or {}))
-
-    def _count(self, reply: Reply) -> Reply:
+        if len(replies) < count:
+            raise EngineError(
+                f"the server {self.server.base_url} gives {len(replies)} of {count} samples in one "
+                "request; use a server that knows the field n"
+            )
         with self.lock:
             self.requests += 1
-            self.prompt_tokens += reply.prompt_tokens or 0
-            self.response_tokens += reply.response_tokens or 0
-        return reply
+            self.prompt_tokens += usage.get("prompt_tokens") or 0
+            self.response_tokens += usage.get("completion_tokens") or 0
+        return replies
 
     def _count_retry(self, state: tenacity.RetryCallState) -> None:
         with self.lock:
@@ -168,15 +180,18 @@ class ChatClient:
         return wait(state)
 
 
-def _reply(choice: dict[str, Any], message: dict[str, Any], usage: dict[str, Any]) -> Reply:
+def _reply(choice: dict[str, Any], usage: dict[str, Any], *, is_alone: bool) -> Reply:
+    message = choice["message"]
     text = message.get("content") or ""
     reason = "length" if choice.get("finish_reason") == "length" else "stop"
     if not text and (message.get("refusal") or choice.get("finish_reason") == "content_filter"):
         # The text of a refusal is kept: it is a response without an answer.
         text, reason = message.get("refusal") or "", "refused"
+    ids = choice.get("token_ids")
+    # Usage counts the tokens of all choices together.
+    tokens = usage.get("completion_tokens") if is_alone else len(ids) if ids else None
     reasoning = message.get("reasoning_content") or message.get("reasoning")
-    tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    return Reply(text, reason, *tokens, reasoning)
+    return Reply(text, reason, usage.get("prompt_tokens"), tokens, reasoning)
 
 
 def _said(response: httpx2.Response) -> str:

@@ -3,6 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
+from transformers.utils import logging as transformers_logging
+
 from vaopd.config import DataConfig, ViewConfig
 from vaopd.devices import pick_device, pick_dtype
 from vaopd.errors import ProblemError
@@ -40,7 +43,7 @@ class TransformersEngine:
         self, protocol: Protocol, *, device: str = "auto", batch_tokens: int = 131_072
     ) -> None:
         self.protocol = protocol
-        place = pick_device(device)
+        place = pick_device(device, "--devices")
         dtype = pick_dtype("auto", place)
         self.model = load_model(
             protocol.model, device=place, dtype=dtype, compute_dtype=dtype, seed=protocol.seed
@@ -111,3 +114,16 @@ class TransformersEngine:
             prompt_tokens=prompt_tokens,
             response_tokens=len(ids),
         )
+
+
+def engine_of_device(
+    protocol: Protocol, batch_tokens: int, num_processes: int, device: str
+) -> TransformersEngine:
+    """Return the engine of one of several processes on this machine."""
+    # The progress bars of transformers would break those of vaopd.
+    transformers_logging.disable_progress_bar()
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
+    return TransformersEngine(protocol, device=device, batch_tokens=batch_tokens)

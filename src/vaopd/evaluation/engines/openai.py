@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -22,7 +22,9 @@ from vaopd.views import fit_pixel_budget
 class OpenAIEngine:
     """Sends one request for each sample, for several items at the same time.
 
-    ``sampling`` holds further fields of every request, for servers that extend the protocol.
+    With ``in_one_request`` all samples of an item are one request, for servers that give choice i
+    of a request the seed ``seed + i``, as vLLM does. ``sampling`` holds further fields of every
+    request, for servers that extend the protocol.
     """
 
     def __init__(
@@ -31,9 +33,11 @@ class OpenAIEngine:
         server: Server,
         *,
         concurrency: int = 8,
+        in_one_request: bool = False,
         sampling: Mapping[str, Any] | None = None,
     ) -> None:
         self.protocol = protocol
+        self.in_one_request = in_one_request
         self.sampling = dict(sampling or {})
         self.client = ChatClient(server)
         self.concurrency = concurrency
@@ -52,9 +56,9 @@ class OpenAIEngine:
         """
         lock = threading.Lock()
 
-        def save(item: Item, prediction: Prediction) -> None:
+        def save(item: Item, predictions: list[Prediction]) -> None:
             with lock:
-                on_done(item, [prediction])
+                on_done(item, predictions)
 
         pool = ThreadPoolExecutor(self.concurrency)
         futures: dict[Future[None], Item] = {}
@@ -82,13 +86,12 @@ class OpenAIEngine:
         self.client.close()
 
     def _answer_item(
-        self, benchmark: str, request: Request, save: Callable[[Item, Prediction], None]
+        self, benchmark: str, request: Request, save: Callable[[Item, list[Prediction]], None]
     ) -> None:
         content = self._content(asked(request.item.problem(benchmark), self.protocol))
-        for sample in request.samples:
-            reply = self.client.complete(self._payload(content, request.item.id, sample))
-            save(
-                request.item,
+        for samples in runs_of(request.samples, longest=None if self.in_one_request else 1):
+            replies = self.client.complete_all(self._payload(content, request.item.id, samples))
+            predictions = [
                 Prediction(
                     id=request.item.id,
                     sample=sample,
@@ -97,16 +100,22 @@ class OpenAIEngine:
                     finish_reason=reply.finish_reason,
                     prompt_tokens=reply.prompt_tokens,
                     response_tokens=reply.response_tokens,
-                ),
-            )
+                )
+                for sample, reply in zip(samples, replies, strict=True)
+            ]
+            save(request.item, predictions)
 
-    def _payload(self, content: list[dict[str, Any]], id: str, sample: int) -> dict[str, Any]:
+    def _payload(
+        self, content: list[dict[str, Any]], id: str, samples: Sequence[int]
+    ) -> dict[str, Any]:
         protocol = self.protocol
-        digest = hashlib.sha256(f"{protocol.seed}\x00{id}\x00{sample}".encode()).digest()
+        digest = hashlib.sha256(f"{protocol.seed}\x00{id}".encode()).digest()
         system = [{"role": "system", "content": protocol.system_prompt}]
         own: dict[str, Any] = {"top_k": protocol.top_k} if protocol.top_k else {}
         if protocol.chat_template_kwargs:
             own["chat_template_kwargs"] = dict(protocol.chat_template_kwargs)
+        if len(samples) > 1:
+            own["n"] = len(samples)
         return {
             "model": protocol.model,
             "messages": [
@@ -116,8 +125,10 @@ class OpenAIEngine:
             "temperature": protocol.temperature,
             "top_p": protocol.top_p,
             "max_tokens": protocol.max_new_tokens,
-            # On servers that honour a seed, samples differ and a repeated run gives the same ones.
-            "seed": int.from_bytes(digest[:4], "little") >> 1,
+            # Sample k of an item has the seed base + k, however samples are grouped in requests:
+            # no two are the same, and a repeated or continued run asks for the same ones. 30 bits,
+            # so that the sum is below 2^31.
+            "seed": (int.from_bytes(digest[:4], "little") >> 2) + samples[0],
             **self.sampling,
             **own,
         }
@@ -136,3 +147,14 @@ class OpenAIEngine:
 
     def _fit(self, image: Image.Image) -> Image.Image:
         return fit_pixel_budget(image, self.protocol.min_pixels, self.protocol.max_pixels)
+
+
+def runs_of(samples: Sequence[int], *, longest: int | None = None) -> list[list[int]]:
+    """Return the numbers in runs of consecutive ones, each with at most ``longest``."""
+    runs: list[list[int]] = []
+    for sample in samples:
+        if runs and sample == runs[-1][-1] + 1 and len(runs[-1]) != longest:
+            runs[-1].append(sample)
+        else:
+            runs.append([sample])
+    return runs

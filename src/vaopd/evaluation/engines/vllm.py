@@ -1,6 +1,7 @@
 """Answers through a vLLM server that is started for the evaluation and stopped after it."""
 
 import contextlib
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vaopd.devices import pick_device, pick_dtype
+from vaopd.devices import list_devices, pick_device, pick_dtype
 from vaopd.errors import EngineError
 from vaopd.evaluation.benchmark import Item
 from vaopd.evaluation.engines.chat import Server
@@ -25,8 +26,17 @@ PROTOCOL_ONLY = {
     "repetition_penalty": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
+    "return_token_ids": True,
 }
-"""Values of every request; vLLM would take missing ones from ``generation_config.json``."""
+"""Fields of every request: vLLM would take missing values from ``generation_config.json``, and the
+number of tokens of each of several samples is known by their ids."""
+
+
+PARALLEL = {
+    *("--data-parallel-size", "-dp", "--tensor-parallel-size", "-tp"),
+    *("--pipeline-parallel-size", "-pp"),
+}
+"""Arguments of vLLM that say how GPUs are divided."""
 
 
 class VllmEngine:
@@ -39,7 +49,7 @@ class VllmEngine:
         python: str,
         arguments: Sequence[str],
         log: Path,
-        device: str = "auto",
+        devices: str = "auto",
         concurrency: int = 8,
         timeout_seconds: float = 600.0,
     ) -> None:
@@ -48,7 +58,8 @@ class VllmEngine:
         Raises:
             EngineError: The server ended before it answered.
         """
-        place = pick_device(device)
+        names = list_devices(devices)
+        place = pick_device(names[0], "--devices")
         dtype = pick_dtype("auto", place)
         with contextlib.ExitStack() as stack:
             model = protocol.model
@@ -62,9 +73,11 @@ class VllmEngine:
                 arguments=[
                     *("--served-model-name", protocol.model),
                     *("--dtype", str(dtype).removeprefix("torch.")),
+                    *data_parallel(len(names), arguments),
                     *arguments,
                 ],
                 on_gpu=place.type == "cuda",
+                environment={} if devices == "auto" else visible_gpus(names),
                 say=lambda line: print(line, file=sys.stderr, flush=True),
             )
             stack.callback(self.server.close)
@@ -77,6 +90,7 @@ class VllmEngine:
                 first_wait_seconds=0.1,  # a local server that ended does not come back
             ),
             concurrency=concurrency,
+            in_one_request=True,
             sampling=PROTOCOL_ONLY,
         )
 
@@ -109,6 +123,24 @@ class VllmEngine:
         """Close the connections and end the server."""
         self.engine.close()
         self.resources.close()
+
+
+def data_parallel(num_devices: int, arguments: Sequence[str]) -> list[str]:
+    """Return vLLM's argument for one copy on each device; none if the user divides the GPUs."""
+    given = {word.partition("=")[0].replace("_", "-") for word in arguments}
+    if num_devices == 1 or given & PARALLEL:
+        return []
+    return ["--data-parallel-size", str(num_devices)]
+
+
+def visible_gpus(names: Sequence[str]) -> dict[str, str]:
+    """Return the variable by which a server sees only these GPUs; empty for the CPU."""
+    numbers = [torch.device(name).index or 0 for name in names if name.startswith("cuda")]
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    ids = (
+        seen.split(",") if seen else [str(number) for number in range(max(numbers, default=0) + 1)]
+    )
+    return {"CUDA_VISIBLE_DEVICES": ",".join(ids[number] for number in numbers)} if numbers else {}
 
 
 def _write_tiny(protocol: Protocol, folder: Path) -> None:
