@@ -10,11 +10,25 @@ from vaopd.grading.grades import grade
 from vaopd.grading.letters import read_choice
 from vaopd.grading.yes_no import read_yes_no
 
-FREE = read("free_first", "free_second", "free_third", "free_fourth", "free_fifth", "free_sixth")
-CHOICES = read(
-    "choice_first", "choice_second", "choice_third", "choice_fourth", "choice_fifth", "choice_sixth"
+FREE = read(
+    "free_first",
+    "free_second",
+    "free_third",
+    "free_fourth",
+    "free_fifth",
+    "free_sixth",
+    "free_seventh",
 )
-YES_NO = read("yes_no_first", "yes_no_second", "yes_no_third")
+CHOICES = read(
+    "choice_first",
+    "choice_second",
+    "choice_third",
+    "choice_fourth",
+    "choice_fifth",
+    "choice_sixth",
+    "choice_seventh",
+)
+YES_NO = read("yes_no_first", "yes_no_second", "yes_no_third", "yes_no_fourth")
 ALLOWED = 0.02
 
 

@@ -57,7 +57,7 @@ _LABEL = (
 _OPTION_LABEL = (
     rf"(?<![A-Za-z])(?:{_QUALITY}{{1,2}}{_OPTION}|(?:(?<=\n)|"
     rf"^)[ \t#>-]{{0,6}}(?:(?:my[ \t])?(?:option|choice|letter|pick|selection)|correct|"
-    rf"right))[\"']?[ \t]{{0,3}}[:：=]"
+    rf"right|conclusion|result))[\"']?[ \t]{{0,3}}[:：=]"
 )
 _STATEMENT = (
     rf"(?<![A-Za-z])(?:{_QUALITY}{{0,2}}{_ANSWER}{_OF_QUESTION}|"
@@ -108,7 +108,8 @@ _CHOOSING = re.compile(
     r"[ \t]must|[ \t]can)?(?:[ \t](?:therefore|thus|confidently|then|also|have to|need to))?"
     r"[ \t]{1,3}(?:choose|chose|pick|select|go[ \t]with|opt[ \t]for|answer|"
     r"conclude[ \t](?:that[ \t])?(?:it[ \t]is|with)|settle[ \t]on|say)|"
-    r"my[ \t](?:choice|pick|selection)[ \t]is|(?:^|(?<=\n)|(?<=[.,:;][ \t]))(?:so[ \t]|"
+    r"my[ \t](?:choice|pick|selection)[ \t](?:is|would[ \t]be)|"
+    r"(?:^|(?<=\n)|(?<=[.,:;][ \t]))(?:so[ \t]|"
     r"thus[ \t]|therefore,?[ \t])?(?:choose|select|pick)(?=[ \t]))[ \t]{0,3}[:：]?",
     re.IGNORECASE,
 )

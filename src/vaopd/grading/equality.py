@@ -135,15 +135,21 @@ def _formula(value: Value) -> str | None:
 
 
 def _one_of_a_set(mine: Value, gold: Value, tolerance: float) -> bool:
-    """Whether a set with one member and a single value are equal."""
+    """Whether each member of a set equals a single value, as in "0.25, or 25%"."""
     listing, other = (mine, gold) if isinstance(mine, Listing) else (gold, mine)
     assert isinstance(listing, Listing)
-    return len(listing.items) == 1 and _same_values(listing.items[0], other, tolerance)
+    is_one = len(listing.items) == 1 or listing.brackets == "{}"
+    return is_one and all(_same_values(item, other, tolerance) for item in listing.items)
 
 
 def _same_quantities(mine: Quantity, gold: Quantity, tolerance: float) -> bool:
     if mine.label and gold.label and not _same_labels(mine.label, gold.label):
         return False
+    if (mine.scale == 1) != (gold.scale == 1) and (mine.unit.is_generic or gold.unit.is_generic):
+        # The question may have the scale, as in "how many million?".
+        written = [one.number / one.scale for one in (mine, gold)]
+        if is_same_number(written[0], written[1], tolerance):
+            return True
     if mine.unit.is_generic or gold.unit.is_generic:
         if is_same_number(mine.number, gold.number, tolerance):
             return True

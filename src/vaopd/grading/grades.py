@@ -6,10 +6,15 @@ from dataclasses import dataclass
 
 from vaopd.grading.equality import is_equal, words
 from vaopd.grading.letters import read_choice
-from vaopd.grading.phrases import NEGATION
+from vaopd.grading.narrowing import is_number, main_clause, only_number
+from vaopd.grading.phrases import NEGATION, undressed
 from vaopd.grading.reading import Confidence, Reading, Rule, read_answer
 
-_SAYS = re.compile(r"\b(?:is|are|was|were|has|have|had)\b")
+_STATES = re.compile(r"\b(?:is|are|was|were)\b")
+_SINGLES_OUT = re.compile(r"^the\b|\b(?:\w{3,}est|most|least|only|first|last)\b", re.IGNORECASE)
+"""A predicate of which the subject is the answer, as in "the red car is the fastest"."""
+
+_ANOTHER = re.compile(r"\s(?:and|or|than|nor|versus|vs|that of|above|below|behind|after|before)\s")
 
 
 @dataclass(frozen=True)
@@ -50,22 +55,36 @@ def grade(
 
 
 def _says(reading: Reading, answer: str | Sequence[str]) -> bool:
-    """Whether a short sentence begins or ends with a reference in words.
+    """Whether the last sentence says a reference of another kind than the answer that was read.
 
-    The answer in "the gear rotates clockwise" is the last word, in "Sunday had the most visitors"
-    the first word; a sentence with a negation does not count.
+    The answer in "the gear rotates clockwise" is the last word, in "Brazil led in 2018 with 3.5
+    tonnes" the first word; in "the bus is late by 5 minutes" it is the only number. A clause with
+    a negation does not count.
     """
-    if reading.confidence != "guessed" or NEGATION.search(reading.span):
+    clause = main_clause(undressed(reading.span).rstrip(".。!"))
+    if reading.confidence != "guessed" or NEGATION.search(clause):
         return False
-    text = reading.text or ""
-    clauses = text.rsplit(", ", 1)
-    said = words(text if _SAYS.search(clauses[-1]) else clauses[0])
+    number = None if is_number(reading.text or "") else only_number(clause)
+    said = [reading.text or ""]
+    if not _STATES.search(clause) or _SINGLES_OUT.search(said[0]):
+        said.append(clause)
     golds = [answer] if isinstance(answer, str) else answer
     return any(
-        gold
-        and not re.search(r"\d", gold)
-        and (said == gold or said.startswith(f"{gold} ") or said.endswith(f" {gold}"))
-        for gold in map(words, golds)
+        number is not None and is_equal(number, gold)
+        if is_number(gold)
+        else any(_is_at_an_end(words(gold), words(one)) for one in said)
+        for gold in golds
+    )
+
+
+def _is_at_an_end(gold: str, said: str) -> bool:
+    """Whether a clause begins or ends with a reference that is not one of several things."""
+    if not gold or re.search(r"\d", gold):
+        return False
+    if said.startswith(f"{gold} "):
+        return _ANOTHER.match(said, len(gold)) is None
+    return said == gold or (
+        said.endswith(f" {gold}") and _ANOTHER.search(said[: -len(gold)][-9:]) is None
     )
 
 

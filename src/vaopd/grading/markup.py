@@ -17,7 +17,10 @@ _ITALIC = re.compile(r"(?<![\w*\\)])\*(?=[^\s*])([^*\n]{1,80})(?<=[^\s*])\*(?![\
 _JSON = re.compile(
     r"\"(?:final_?)?answer\"\s{0,3}:\s{0,3}(?:\"([^\"\n]{1,300})\"|(-?[\d.]{1,40}))", re.IGNORECASE
 )
-_EMOJI = re.compile("[\u2600-\u27bf\u2b00-\u2bff\ufe0f\U0001f000-\U0001faff]")
+_TICK = re.compile("[✔✅☑](?=\ufe0f?[*_ \t]*$)", re.MULTILINE)
+"""A tick at the end of a line, which marks an option or a result as right."""
+
+_EMOJI = re.compile("(?!✓)[\u2600-\u27bf\u2b00-\u2bff\ufe0f\U0001f000-\U0001faff]")
 _CONTRACTED = re.compile(r"\b(it|that|this|there|here|what|answer|which)'s\b", re.IGNORECASE)
 _DISPLAY = re.compile(r"\\\[|\\\]|\$\$")
 _BOX_OF_ONE = re.compile(
@@ -71,7 +74,7 @@ def plain(text: str) -> str:
     text = text.replace("\\(", " ").replace("\\)", " ")
     for old, new in _SYMBOLS:
         text = text.replace(old, new)
-    text = text if text.isascii() else _EMOJI.sub(" ", text)
+    text = text if text.isascii() else _EMOJI.sub(" ", _TICK.sub("✓", text))
     text = _CONTRACTED.sub(r"\1 is", text) if "'" in text else text
     text = _DEGREE.sub("°", text) if "\\" in text or "°" in text else text
     if "\\" in text:

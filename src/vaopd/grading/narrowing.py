@@ -5,11 +5,15 @@ import re
 from vaopd.grading.arithmetic import number_of
 from vaopd.grading.markup import boxes_of
 from vaopd.grading.phrases import REFUSAL, sentences, undressed
+from vaopd.grading.spoken import WORD, spoken
 from vaopd.grading.units import unit_of
 from vaopd.grading.values import Quantity, value_of
 
 MAX_WORDS = 12
 """Most words of a short answer; longer clauses are prose."""
+
+MIN_CLAUSE_WORDS = 3
+"""Fewest words of a clause without a known verb, so that what follows is subordinate."""
 
 MAX_SENTENCE = 1000
 MAX_VALUE = 300
@@ -42,7 +46,8 @@ _NO_ANSWER = re.compile(
     re.IGNORECASE,
 )
 _SUBORDINATE = re.compile(
-    r"\s*(?:,\s*(?:which|because|since|as|where|with|given|assuming|when|if|but|while|"
+    r"\s*(?:,\s*(?:which|who|because|since|as|where|with|given|assuming|when|if|but|while|just|"
+    r"(?:\w+ ){1,3}of (?:whom|which|them|these)|well|ahead|even though|although|though|"
     r"and (?:the|it|this|we)|making|meaning|using|based|due|after|for|not|rather|according|"
     r"whereas|indicating|rounded|corresponding|matching|option|that is|i\.e\.?|or (?:about|"
     r"approximately|roughly)|followed by|compared to)\b|\b(?:because|since|as (?:shown|it|"
@@ -59,12 +64,14 @@ _DEPENDENT = re.compile(
     re.IGNORECASE,
 )
 _COPULA = re.compile(
-    r"(?:\b(?:is|are|was|were|equals?|becomes?|be|gives?|has|have|(?<!out )of|contains?|"
+    r"(?:\b(?:is|are|was|were|equals?|becomes?|be|gives?|has|have|"
+    r"(?<!out )(?<!half )(?<!third )(?<!thirds )(?<!quarter )(?<!quarters )(?<!fourth )"
+    r"(?<!% )(?<!percent )(?<!sum )(?<!product )(?<!root )(?<!each )(?<!average )of|contains?|"
     r"shows?|reads?|measures?|costs?|totals?|says?|"
     r"needs?|requires?|takes?|weighs?|travel(?:s|ed)|covers?|"
     r"pays?|paid|spends?|spent|earn(?:s|ed)|(?:length|area|radius|volume|value|measure|width|height|"
     r"perimeter|slope|side|diameter|mass|speed)(?=\s+[-\d\\])|there (?:is|are)|approximately|"
-    r"about|we (?:get|have|find|obtain)|to be|as)\b|=|≈|:(?=\s)|[是为有]|等于|→|⇒)"
+    r"about|we (?:get|have|find|obtain)|to be|as|corresponds? to|match(?:es)?)\b|=|≈|:(?=\s)|[是为有]|等于|→|⇒)"
     r"(?:\s+(?:equal to|approximately|about|around|roughly|exactly|therefore|thus|also|now|"
     r"given by|found to be|a total of|only|just|called|named|known as|likely|probably|"
     r"clearly|located|indeed|precisely|shown|written))?",
@@ -78,13 +85,37 @@ _SEEMS = re.compile(
 )
 _NOT_BUT = re.compile(r"not\b[^,;.]{1,60}?,?\s+but\s+(?:rather\s+)?", re.IGNORECASE)
 _FIRST_DIGIT = re.compile(
-    r"(?<![\d.,:/^A-Za-z-])[-+¤€£¥]?\d|\b(?P<word>two|three|four|five|six|seven|eight|nine|ten|"
-    r"eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty)\b",
+    rf"(?<![\d.,:/^A-Za-z-])[-+¤€£¥]?\d|\b(?:{WORD})\b|(?<=[有是为])[一二两三四五六七八九十]{{1,3}}(?=\w)",
     re.IGNORECASE,
 )
 _SUBJECT = re.compile(r"(?:the|it|he|she|they|there|we|each|every)\s+\w+\s+\w", re.IGNORECASE)
 _QUOTED = re.compile(r"\s*:?\s*\"([^\"]{1,80})$")
-_ROUNDED = re.compile(r"\s\((?:approximately|approx\.?|about|≈)[^()]{1,60}\)$", re.IGNORECASE)
+_RESULT = re.compile(
+    r"(?:,|;|\u2014|\s-)\s+(?:and\s+)?(?:so|thus|hence|therefore|giving|making|leaving|yielding|"
+    r"which (?:gives|yields|makes|leaves|means(?: that)?)|resulting in|for a total of)"
+    r"(?: us)?,?\s+|\s*[⇒⟹∴]\s*",
+    re.IGNORECASE,
+)
+"""Words before the result of a sentence."""
+
+_ENUMERATED = re.compile(
+    rf"((?!step|figure|part|case)[^:,.]{{0,80}}\b(?:{WORD}|\d+)(?: [a-z]+){{1,4}}): ", re.IGNORECASE
+)
+"""A count before its parts, as in "there are four dogs: two here and two there"."""
+
+_RELATES = re.compile(r"\s*,\s*(?!\s|and\b|but\b)")
+_INSERTED = re.compile(
+    r",\s*(?:which|who|where)\b[^,]{1,100}(?=,\s*(?:is|are|was|were|has|had)\b),"
+)
+_RESTATED = re.compile(
+    r"(?:,?\s+(?:or(?=\s+(?:about|approx|roughly))|i\.e\.,?|that is,?|namely|"
+    r"which (?:is|equals|corresponds to|matches|simplifies to|reduces to)(?: equal to)?)|"
+    r"\s\((?=approximately|approx|about|≈|or\b|i\.e\.))\s*"
+    r"((?:approximately|approx\.?|about|roughly|or|i\.e\.,?|≈)?\s?[^(),;]{1,60})\)?$",
+    re.IGNORECASE,
+)
+"""A second form of the value at the end of a sentence: "or about 8.7", "(≈ 8.7)"."""
+
 _COMMAND = re.compile(r"\\(?:frac|sqrt)\s?(?=[\[{\d]).{0,60}?\d|√\s?[\d(]")
 _YES_NO = re.compile(r"(yes|no|true|false)(?=\s*(?:[,.;:!\u2014]|$)|\s+because)", re.IGNORECASE)
 _MATH_WORDS = frozenset(
@@ -120,6 +151,7 @@ _MATH_WORDS = frozenset(
 )
 _TOKEN = re.compile(r"\S+")
 _PROSE_TOKEN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?:'[a-z]+)?")
+_SHARE = re.compile(r"\bout of \d+")
 _JOINT = frozenset(("and", "or", "to", "by", "per"))
 _UNIT_WORDS = frozenset(
     (
@@ -175,11 +207,13 @@ def narrowed(payload: str) -> str | None:
 
 def after_verb(sentence: str, *, is_strict: bool = False) -> str | None:
     """Return the value after the verb of a sentence, as in "the length is 5 cm"."""
-    body = main_clause(undressed(sentence[:MAX_SENTENCE]).rstrip(".。!"))
-    if aside := _ROUNDED.search(body):
+    body = undressed(sentence[:MAX_SENTENCE]).rstrip(".。!")
+    again = _RESTATED.search(body)
+    if again and (second := whole_value(_without_lead_ins(again[1]))):
         # "36π cm (about 113 cm)" has two forms of one answer.
-        value = after_verb(body[: aside.start()], is_strict=is_strict)
-        return f"{value}{aside[0]}" if value else None
+        first = after_verb(body[: again.start()], is_strict=is_strict)
+        return f"{first} ≈ {second}" if first and head_value(first) else second
+    body = main_clause(body)
     return _counted_subject(body) or _after_verb(body, is_strict=is_strict)
 
 
@@ -231,8 +265,7 @@ def only_number(sentence: str) -> str | None:
         return value if is_only else None
     if not places or (len(places) > 1 and places[0].start() > 0):
         return None
-    word = places[0]["word"]
-    return word or head_value(body[places[0].start() :])
+    return head_value(body[places[0].start() :])
 
 
 def whole_value(sentence: str) -> str | None:
@@ -247,18 +280,26 @@ def main_clause(body: str) -> str:
         before, comma, rest = body.partition(", ")
         if before.count("(") > before.count(")"):
             return body
-        while comma and _STRONG_COPULA.search(rest) is None and ", " in rest:
+        while comma and _COPULA.search(rest) is None and ", " in rest:
             _, comma, rest = rest.partition(", ")
         body = rest if comma else body
+    if counted := _ENUMERATED.match(body):
+        body = counted[1]
     before, but, after = body.partition(", but ")
     if but and _SEEMS.search(before):
         body = after
-    before, so, after = body.rpartition(", so ")
-    if so and _STRONG_COPULA.search(after):
-        body = after
+    for result in reversed(list(_RESULT.finditer(body))):
+        after = undressed(body[result.end() :])
+        if _STRONG_COPULA.search(after) or head_value(_without_lead_ins(after)):
+            body = after
+            break
     for cut in _SUBORDINATE.finditer(body):
-        if _STRONG_COPULA.search(body, 0, cut.start()):
-            return body[: cut.start()]
+        before = body[: cut.start()]
+        is_clause = _RELATES.match(cut[0]) and len(before.split()) >= MIN_CLAUSE_WORDS
+        if is_clause and (inserted := _INSERTED.match(body, cut.start())):
+            return main_clause(before + body[inserted.end() :])
+        if is_clause or _STRONG_COPULA.search(before):
+            return before
     return body
 
 
@@ -278,7 +319,7 @@ def head_value(text: str) -> str | None:
     kept = 0
     tokens = list(_TOKEN.finditer(text))
     for index, token in enumerate(tokens):
-        if not _belongs(tokens, index, text[:kept].strip()):
+        if not _belongs(tokens, index, text, text[:kept].strip()):
             break
         kept = token.end()
         if _ends_clause(token[0]) and not _goes_on(tokens, index):
@@ -289,16 +330,20 @@ def head_value(text: str) -> str | None:
     return head
 
 
-def _belongs(tokens: list[re.Match[str]], index: int, before: str) -> bool:
+def _belongs(tokens: list[re.Match[str]], index: int, text: str, before: str) -> bool:
     """Whether a token continues the value before it."""
-    token = tokens[index][0]
-    bare = token.strip("(),.;:[]{}\"'").lower()
-    if _is_symbolic(token):
+    token = tokens[index]
+    bare = token[0].strip("(),.;:[]{}\"'").lower()
+    if _is_symbolic(token[0]):
         return True
     if bare in _JOINT:
         return index + 1 < len(tokens) and bool(before) and _begins_value(tokens[index + 1][0])
-    if not before or not re.search(r"[\d})π√]", before):
+    if spoken(before) is not None and spoken(f"{before} {bare}") is not None:
+        return True
+    if not before or not (re.search(r"[\d})π√]", before) or spoken(before) is not None):
         return False
+    if bare in ("out", "of") and (share := _SHARE.search(text, token.start() - 4)):
+        return share.start() <= token.start()
     if bare in ("am", "pm", "a.m", "p.m"):
         return before[-1].isdigit()
     if bare in _UNIT_WORDS or unit_of(bare) is not None:
@@ -319,9 +364,12 @@ def _is_symbolic(token: str) -> bool:
         return bare not in "aAI" and not "\u4e00" <= bare <= "\u9fff"
     if re.search(r"[\u4e00-\u9fff]", bare):
         return (
-            re.fullmatch(r"[-\d.,/]+[\u4e00-\u9fff]{1,4}", bare) is not None
+            re.fullmatch(r"(?:[-\d.,/]+|[一二两三四五六七八九十百]+)[\u4e00-\u9fff]{1,7}", bare)
+            is not None
             and value_of(bare).__class__ is Quantity
         )
+    if re.fullmatch(WORD, bare, re.IGNORECASE):
+        return True
     said = [word for word in _PROSE_TOKEN.findall(bare) if word.lower() not in _MATH_WORDS]
     if not said:
         return re.search(r"[\d\\=<>≤≥^+*/()\[\]{}|°²³%π√±¤€£¥∠△∞-]|^.$", bare) is not None
@@ -354,7 +402,7 @@ def _trimmed(head: str) -> str:
 
 
 def _is_value(head: str) -> bool:
-    if re.search(r"[\d\\π∞√]", head):
+    if re.search(r"[\d\\π∞√]", head) or isinstance(value_of(head), Quantity):
         return True
     return re.fullmatch(r"[-+]?[b-zB-HJ-Z]", head) is not None or bool(
         re.search(r"[=<>^+*/]", head) and len(head) > 2

@@ -25,14 +25,14 @@ _ABBREVIATIONS = frozenset(
     ]
 )
 _SENTENCE_END = re.compile(r"[.?!](?=[\"')]?(?:\s|$))(?!\s?[=+*/])|[。！？；\n⇒\u2014]|;(?=\s)")
-_DRESS = " \t\n:=>→*_`\"'—•#|"
+_DRESS = " \t\n:=>→*_`\"'—•#|∴⇒✓"
 _BULLET = re.compile(r"^(?:[-+>]+\s+[*_`\"'#|\s]*)+")
 PLEASANTRY = re.compile(
     r"^\W*(?:(?:i\s)?hope (?:this|that|it)|let me know|feel free|if you (?:have|need|want|"
     r"would)|please (?:let|feel)|"
-    r"happy to|glad to|is there anything|would you like|do you (?:want|need)|thank(?:s| you)|"
+    r"happy to|glad to|i(?:'d| would| will) be (?:glad|happy)|is there anything|would you like|do you (?:want|need)|thank(?:s| you)|"
     r"you're welcome|"
-    r"good luck|great question|have a (?:nice|great)|don't hesitate|i'd be happy|i can also|"
+    r"good luck|great question|have a (?:nice|great)|don't hesitate|i can also|"
     r"如果|希望|请告诉|如有)",
     re.IGNORECASE,
 )

@@ -22,7 +22,7 @@ _POINTED = re.compile(
     r"(?<![A-Za-z])(?:(?:which|that|this|it|result|value|image|picture|figure|answer|"
     r"description|calculation|shape|solution|choice|option|conclusion)[ \t]"
     r"(?:best[ \t])?(?:is|'s|matches|corresponds[ \t](?:to|with)|fits|"
-    r"looks[ \t]like|seems[ \t]to[ \t]be|appears[ \t]to[ \t]be|must[ \t]be|should[ \t]be|"
+    r"looks[ \t]like|seems[ \t]to[ \t]be|appears[ \t]to[ \t]be|must[ \t]be|should[ \t]be|has[ \t]to[ \t]be|can[ \t]only[ \t]be|"
     r"would[ \t]be|aligns[ \t]with|agrees[ \t]with|points[ \t]to|matches[ \t]with|equals|describes|"
     r"leads[ \t](?:us[ \t])?to)|"
     r"(?:it|that|this)'s|i[ \t](?:think|believe|guess|suspect)(?:[ \t](?:that|it|it's|"
@@ -46,8 +46,8 @@ _ONLY = re.compile(
     r"(?:satisf|work|fit|match|make|meet|remain|agree|is\b|can\b|contain|show|describe)"
 )
 _MARKED = re.compile(
-    r"^\W{0,10}(?:[Oo]ption\s|[Cc]hoice\s)?\(?(?P<letter>[A-Z])[).:][^\n]{0,80}?\s?[:\u2014-]\s*"
-    r"(?:this is |it is |is )?(?:correct|right|true)\b",
+    r"^\W{0,10}(?:[Oo]ption\s|[Cc]hoice\s)?\(?(?P<letter>[A-Z])[).:][^\n]{0,80}?(?:\s?[:\u2014-]\s*"
+    r"(?:this is |it is |is )?(?:correct|right|true)\b|\s?\(?(?:correct\)|✓)\s*$)",
     re.MULTILINE | re.IGNORECASE,
 )
 """A line of a list of options that calls its option right."""

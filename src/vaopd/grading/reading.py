@@ -9,6 +9,7 @@ from vaopd.grading.commitments import Commitment, commitments
 from vaopd.grading.markup import boxes_of, plain
 from vaopd.grading.narrowing import after_verb, head_value, main_clause, narrowed, only_number
 from vaopd.grading.phrases import (
+    HEDGE,
     PLEASANTRY,
     REFUSAL,
     sentences,
@@ -29,6 +30,8 @@ MAX_BARE_WORDS = 8
 MAX_SENTENCE_WORDS = 12
 """Most words of a sentence that is an answer without a verb that states it."""
 
+MAX_LISTED = 6
+_LIST_LINE = re.compile(r"\s*(?:[-*•]|\d{1,2}[.)])\s+")
 _CONCLUDES = re.compile(
     r"^\W*(?:therefore|thus|hence|so\b|consequently|in conclusion|as a result|finally|"
     r"in summary|overall|accordingly|this (?:means|gives|yields)|we (?:get|have|find|obtain)|"
@@ -52,10 +55,11 @@ _ROUNDS = re.compile(
     r"(?:this|which|that) is (?:about|approximately|roughly))\b",
     re.IGNORECASE,
 )
+_COUNTERFACTUAL = re.compile(r"\bwould\b.*\bif\b|\bif\b.*\bwould\b", re.IGNORECASE)
 _DENIED = re.compile(
     r"(?:\bnot|n't|\bcannot|\bnever)\s+(?:be\s+|equal\s+(?:to\s+)?)?$", re.IGNORECASE
 )
-_SAYS = re.compile(r"\b(?:is|are|was|were)\b|=|[是为]|等于", re.IGNORECASE)
+_SAYS = re.compile(r"\b(?:is|are|was|were)\b|=|[是为有共]|等于", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -179,20 +183,23 @@ def _uncommitted(text: str, *, is_rest: bool) -> Reading:
     if len(lines) == 1 and not is_rest and (answer := bare(lines[0])):
         return Reading(answer, "bare reply", "bare", lines[0][:300])
     last = lines[-1]
+    if listed := _listed(lines):
+        return Reading(listed, "list", "bare", listed[:300])
     if len(lines) > 1 and (answer := bare(last)) and not _is_heading(last):
         return Reading(answer, "bare last line", "bare", last[:300])
     said = [one for one in sentences(last) if not PLEASANTRY.match(one)] or [last]
     for sentence in [*reversed(said[-2:])][: 2 if len(said) > 1 else 1]:
         if sentence.endswith(("?", "？")):
             continue
-        if REFUSAL.search(sentence):
-            return no_answer("refusal")
+        if REFUSAL.search(sentence) or (HEDGE.search(sentence) and " or " in sentence):
+            return no_answer("refusal or hedge")
         if answer := _concluded(
             sentence, is_only=len(lines) == 1 and len(said) <= 2 and not is_rest
         ):
             both = _with_exact(answer, sentence, lines)
             return Reading(both, "last sentence", "guessed", sentence[:300])
-    if len(lines) == 1 and not is_rest and (answer := _concluded(said[0], is_only=True)):
+    is_statement = len(lines) == 1 and not is_rest and not said[0].endswith(("?", "？"))
+    if is_statement and (answer := _concluded(said[0], is_only=True)):
         return Reading(answer, "first sentence", "guessed", said[0][:300])
     if len(lines) > 1 and not is_rest and _EXPLAINS.match(lines[1]) and (answer := bare(lines[0])):
         return Reading(answer, "bare first line", "bare", lines[0][:300])
@@ -224,6 +231,18 @@ def bare(line: str) -> str | None:
     return None
 
 
+def _listed(lines: list[str]) -> str | None:
+    """Return the values of a list at the end that a line with a colon announces."""
+    heads = [n for n, line in enumerate(lines) if not _LIST_LINE.match(line)]
+    items = lines[heads[-1] + 1 :] if heads else []
+    if not 2 <= len(items) <= MAX_LISTED or not lines[heads[-1]].rstrip(" *_").endswith(
+        (":", "：")
+    ):
+        return None
+    values = [undressed(_LIST_LINE.sub("", line)).rstrip(".。,;") for line in items]
+    return ", ".join(values) if all(head_value(value) == value for value in values) else None
+
+
 def _is_heading(line: str) -> bool:
     return line.lstrip().startswith("#") or line.rstrip().endswith(":")
 
@@ -241,8 +260,11 @@ def _concluded(sentence: str, *, is_only: bool) -> str | None:
     body = undressed(_CONCLUDES.sub("", sentence)).rstrip(".!。")
     if "\\boxed" in body or re.match(r"(?:if|suppose|assum\w+)\b", body, re.IGNORECASE):
         return None
-    answer = after_verb(body) or only_number(body) or head_value(body)
+    if _COUNTERFACTUAL.search(body):
+        return None
+    clause = main_clause(body)
+    answer = after_verb(body) or only_number(clause) or head_value(clause)
     if answer and _DENIED.search(body[: max(body.find(answer), 0)]):
         return None
     is_short = is_only and len(body.split()) <= MAX_SENTENCE_WORDS
-    return answer or (main_clause(body) if is_short else None)
+    return answer or (clause if is_short else None)

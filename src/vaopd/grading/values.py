@@ -6,46 +6,12 @@ from fractions import Fraction
 from functools import lru_cache
 
 from vaopd.grading.arithmetic import Number, number_of
+from vaopd.grading.spoken import spoken, with_digits
 from vaopd.grading.units import NO_UNIT, Unit, unit_of
 
 MAX_CHARACTERS = 300
 _STARTS = " \t\n,;:。，；\"'`*"
 _ENDS = _STARTS + "."
-_SMALL = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_SAID = {word: index for index, word in enumerate(_SMALL)}
-_SAID |= {word: 10 * index for index, word in enumerate(_TENS, start=2)}
-_SAID |= {
-    f"{tens}{dash}{ones}": _SAID[tens] + _SAID[ones]
-    for tens in _TENS for ones in _SMALL[1:10] for dash in "- "
-}  # fmt: skip
-_SAID_PARTS = {
-    "one half": "1/2", "a half": "1/2", "half": "1/2", "one third": "1/3", "a third": "1/3",
-    "two thirds": "2/3", "one quarter": "1/4", "a quarter": "1/4", "one fourth": "1/4",
-    "three quarters": "3/4", "three fourths": "3/4", "one fifth": "1/5", "one sixth": "1/6",
-    "one eighth": "1/8", "a dozen": "12", "one hundred": "100", "a hundred": "100",
-}  # fmt: skip
 _SCALES = {
     "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "万": 10**4,
     "亿": 10**8,
@@ -89,6 +55,9 @@ class Quantity:
     unit: Unit = NO_UNIT
     label: str = ""
     """The counted things if they are not a unit, such as ``apples``."""
+
+    scale: int = 1
+    """The number that a word such as "million" multiplied the written number with."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +122,8 @@ def _quantity(text: str) -> Quantity | None:
     if scaled := _SCALED.fullmatch(text):
         inner = _quantity(scaled[1] + scaled[3])
         times = _SCALES[scaled[2].lower()]
-        return Quantity(inner.number * times, inner.unit, inner.label) if inner else None
+        return Quantity(inner.number * times, inner.unit, inner.label, times) if inner else None
+    text = with_digits(text)
     said = _said(text)
     if said is not None:
         return said
@@ -175,17 +145,16 @@ def _quantity(text: str) -> Quantity | None:
 
 def _said(text: str) -> Quantity | None:
     """Return a number in words, alone or before the counted things."""
-    low = text.lower()
-    if low in _SAID_PARTS:
-        number = number_of(_SAID_PARTS[low])
-        return Quantity(number) if number is not None else None
-    if low in _SAID:
-        return Quantity(Fraction(_SAID[low]))
-    head, _, rest = low.partition(" ")
-    if head in _SAID and rest and re.fullmatch(r"[a-z ]{1,30}", rest):
-        unit = unit_of(rest)
-        number = Fraction(_SAID[head])
-        return Quantity(number, unit) if unit else Quantity(number, label=rest)
+    number = spoken(text)
+    if number is not None:
+        return Quantity(number)
+    words = text.split()
+    for count in range(min(len(words) - 1, 5), 0, -1):
+        number, rest = spoken(" ".join(words[:count])), " ".join(words[count:]).lower()
+        if number is not None:
+            if (unit := unit_of(rest)) is not None:
+                return Quantity(number, unit)
+            return Quantity(number, label=rest) if re.fullmatch(r"[a-z ]{1,30}", rest) else None
     return None
 
 

@@ -25,11 +25,12 @@ _OPENING = re.compile(
 )
 _TRUE = re.compile(
     r"(?:statement|claim|that|this|it|description|assertion|answer|assumption|caption|"
-    r"premise|you)(?: that [^.\n]{1,80}?)?(?:'s| is| are)(?: indeed| therefore| thus|"
+    r"premise|you)(?: (?:that|in|about|of|made) [^.\n]{1,80}?)?(?:'s| is| are)(?: indeed| therefore| thus|"
     r" actually)? (?:(not (?:correct|true|right|accurate)|incorrect|false|wrong|inaccurate|"
     r"untrue)|(correct|true|right|accurate))\b",
     re.IGNORECASE,
 )
+_BOTH = re.compile(r"\byes (?:and|or) no\b|\bno (?:and|or) yes\b", re.IGNORECASE)
 _ONLY = re.compile(
     r"\W*(?:(correct|true|right|indeed|absolutely|certainly|of course)|(incorrect|false|"
     r"wrong|not (?:correct|true|really|exactly|at all)))(?![A-Za-z])\s*(?:[.,!;:]|$)",
@@ -113,6 +114,8 @@ def _from_sentences(text: str) -> Reading:
 
 def _plain_word(sentence: str) -> str | None:
     """Return a word that is an answer, unlike the "no" in "no line is longer"."""
+    if _BOTH.search(sentence):
+        return None
     found = {
         "yes" if match[1] or match[3] else "no"
         for match in _WORD.finditer(sentence)
