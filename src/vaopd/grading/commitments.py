@@ -108,7 +108,7 @@ _CHOOSING = re.compile(
     r"[ \t]must|[ \t]can)?(?:[ \t](?:therefore|thus|confidently|then|also|have to|need to))?"
     r"[ \t]{1,3}(?:choose|chose|pick|select|go[ \t]with|opt[ \t]for|answer|"
     r"conclude[ \t](?:that[ \t])?(?:it[ \t]is|with)|settle[ \t]on|say)|"
-    r"my[ \t](?:choice|pick|selection)[ \t](?:is|would[ \t]be)|"
+    r"my[ \t](?:best[ \t])?(?:choice|pick|selection|guess|vote)[ \t](?:is|would[ \t]be)|"
     r"(?:^|(?<=\n)|(?<=[.,:;][ \t]))(?:so[ \t]|"
     r"thus[ \t]|therefore,?[ \t])?(?:choose|select|pick)(?=[ \t]))[ \t]{0,3}[:：]?",
     re.IGNORECASE,

@@ -16,6 +16,7 @@ from vaopd.grading.values import (
     Ratio,
     Value,
     Words,
+    split_joined,
     stripped,
     value_of,
 )
@@ -189,7 +190,9 @@ def _same_ratios(mine: Value, gold: Value) -> bool:
         if len(mine.parts) != len(gold.parts):
             return False
         if mine.is_clock or gold.is_clock:
-            return mine.parts == gold.parts
+            return mine.parts == gold.parts and (
+                not (mine.half and gold.half) or mine.half == gold.half
+            )
         first, second = mine.parts, gold.parts
         return all(
             is_same_number(first[0] * second[k], first[k] * second[0]) for k in range(len(first))
@@ -248,10 +251,18 @@ def words(text: str) -> str:
 def _same_words(mine: str, gold: str) -> bool:
     if words(mine) == words(gold):
         return _signs_of(mine) == _signs_of(gold)
+    if (things := _things(mine)) and things == _things(gold):
+        return True
     if _DIGITS_APART.search(mine) or _DIGITS_APART.search(gold):
         return False
     squeezed = [re.sub(r"[\s{}]", "", text).casefold() for text in (mine, gold)]
     return squeezed[0] == squeezed[1] != ""
+
+
+def _things(text: str) -> list[str]:
+    """Return the things of an enumeration such as "red and blue", in alphabetical order."""
+    things = [words(thing) for thing in split_joined(text)]
+    return sorted(things) if len(things) > 1 and all(things) else []
 
 
 def _signs_of(text: str) -> str:

@@ -4,17 +4,21 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vaopd.grading.clauses import main_clause
 from vaopd.grading.equality import is_equal, words
+from vaopd.grading.heads import is_number
 from vaopd.grading.letters import read_choice
-from vaopd.grading.narrowing import is_number, main_clause, only_number
+from vaopd.grading.narrowing import only_number
 from vaopd.grading.phrases import NEGATION, undressed
 from vaopd.grading.reading import Confidence, Reading, Rule, read_answer
+from vaopd.grading.symbolic import is_formula
 
-_STATES = re.compile(r"\b(?:is|are|was|were)\b")
-_SINGLES_OUT = re.compile(r"^the\b|\b(?:\w{3,}est|most|least|only|first|last)\b", re.IGNORECASE)
-"""A predicate of which the subject is the answer, as in "the red car is the fastest"."""
-
-_ANOTHER = re.compile(r"\s(?:and|or|than|nor|versus|vs|that of|above|below|behind|after|before)\s")
+_OPENING = re.compile(r"\W*(?:on|in|at|during)\s[^,]{1,40}(?=,)", re.IGNORECASE)
+_ANOTHER = re.compile(
+    r"(?:\s(?:and|or)|\b(?:than|nor|versus|vs|that of|above|below|behind|after|before|unlike|"
+    r"compared (?:to|with)|between)\b.*)(?:\s(?:an?|the))?\s$"
+)
+_AND_ANOTHER = re.compile(r"\s(?:and|or|than)\s")
 
 
 @dataclass(frozen=True)
@@ -61,31 +65,30 @@ def _says(reading: Reading, answer: str | Sequence[str]) -> bool:
     tonnes" the first word; in "the bus is late by 5 minutes" it is the only number. A clause with
     a negation does not count.
     """
-    clause = main_clause(undressed(reading.span).rstrip(".。!"))
-    if reading.confidence != "guessed" or NEGATION.search(clause):
+    if reading.confidence != "guessed":
         return False
+    clause = main_clause(undressed(reading.span).rstrip(".。!"))
     number = None if is_number(reading.text or "") else only_number(clause)
-    said = [reading.text or ""]
-    if not _STATES.search(clause) or _SINGLES_OUT.search(said[0]):
-        said.append(clause)
+    opening = _OPENING.match(reading.span)
+    said = [words(opening[0]), words(clause)] if opening else [words(clause)]
     golds = [answer] if isinstance(answer, str) else answer
     return any(
         number is not None and is_equal(number, gold)
         if is_number(gold)
-        else any(_is_at_an_end(words(gold), words(one)) for one in said)
+        else not is_formula(gold) and any(_mentions(one, words(gold)) for one in said)
         for gold in golds
     )
 
 
-def _is_at_an_end(gold: str, said: str) -> bool:
-    """Whether a clause begins or ends with a reference that is not one of several things."""
-    if not gold or re.search(r"\d", gold):
-        return False
-    if said.startswith(f"{gold} "):
-        return _ANOTHER.match(said, len(gold)) is None
-    return said == gold or (
-        said.endswith(f" {gold}") and _ANOTHER.search(said[: -len(gold)][-9:]) is None
+def _mentions(clause: str, gold: str) -> bool:
+    """Whether a clause has a reference in words that it does not deny, compare or join."""
+    found = re.search(
+        rf"(?:^|\s|(?<=[\u4e00-\u9fff])){re.escape(gold)}(?=\s|$|[\u4e00-\u9fff])", clause
     )
+    if found is None or not re.search(r"[^\W\d_]{2}", gold):
+        return False
+    before, after = clause[: found.start()] + " ", clause[found.end() :]
+    return not (NEGATION.search(before) or _ANOTHER.search(before) or _AND_ANOTHER.match(after))
 
 
 def grade_choice(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+from vaopd.grading.clauses import main_clause
 from vaopd.grading.commitments import Commitment, commitments
 from vaopd.grading.markup import boxes_of, plain
 from vaopd.grading.naming import (
@@ -11,6 +12,7 @@ from vaopd.grading.naming import (
     Options,
     by_head,
     by_mention,
+    by_name,
     by_text,
     by_value,
     named_option,
@@ -183,7 +185,13 @@ def _from_words(lines: list[str], options: Options) -> Reading:
         is_unsure = bool(REFUSAL.search(sentence) or HEDGE.search(sentence))
         if sentence.endswith(("?", "？")) or (is_unsure and not _offers_refusal(options)):
             return no_answer("refusal or hedge")
-        letter = by_mention(sentence, options) or by_value(sentence, options, is_prose=True)
+        body = undressed(sentence).rstrip(".。!")
+        letter = (
+            by_name(sentence, options)
+            or by_mention(main_clause(body), options)
+            or by_mention(sentence, options)
+            or by_value(sentence, options, is_prose=True)
+        )
         if letter == SEVERAL:
             return no_answer("several options")
         if letter:

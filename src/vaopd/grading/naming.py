@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from vaopd.grading.equality import is_equal, words
+from vaopd.grading.heads import whole_value
 from vaopd.grading.markup import plain
-from vaopd.grading.narrowing import after_verb, narrowed, only_number, whole_value
-from vaopd.grading.phrases import NEGATION, sentences, undressed
+from vaopd.grading.narrowing import after_verb, narrowed, only_number
+from vaopd.grading.phrases import NEGATION, is_hypothetical, sentences, undressed
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SEVERAL = "several"
@@ -103,7 +104,7 @@ def named_option(span: str, options: Options) -> str | None:
     letter = by_head(body, options) or exact
     if letter or _DENIES.match(first):
         return letter
-    return _by_name(first, options) or by_value(first, options) or by_mention(first, options)
+    return by_name(first, options) or by_value(first, options) or by_mention(first, options)
 
 
 def by_head(body: str, options: Options) -> str | None:
@@ -152,7 +153,7 @@ def by_text(span: str, options: Options) -> str | None:
     return equal[0] if len(equal) == 1 else None
 
 
-def _by_name(sentence: str, options: Options) -> str | None:
+def by_name(sentence: str, options: Options) -> str | None:
     """Return the only letter that a sentence names as an option, in brackets, or alone.
 
     It returns ``SEVERAL`` if there is more than one, and ``None`` if there is none.
@@ -170,7 +171,11 @@ def _by_name(sentence: str, options: Options) -> str | None:
 
 def _is_chosen(sentence: str, match: re.Match[str], pattern: re.Pattern[str]) -> bool:
     before, after = sentence[: match.start(1)], sentence[match.end(1) :]
-    if NEGATING.search(before[-40:]) or IS_WRONG.match(after.lstrip(")]\"' ")):
+    if (
+        is_hypothetical(before)
+        or NEGATING.search(before[-40:])
+        or IS_WRONG.match(after.lstrip(")]\"' "))
+    ):
         return False
     if pattern is _NAMED:
         return match[1].isupper()

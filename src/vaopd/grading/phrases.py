@@ -30,13 +30,28 @@ _BULLET = re.compile(r"^(?:[-+>]+\s+[*_`\"'#|\s]*)+")
 PLEASANTRY = re.compile(
     r"^\W*(?:(?:i\s)?hope (?:this|that|it)|let me know|feel free|if you (?:have|need|want|"
     r"would)|please (?:let|feel)|"
-    r"happy to|glad to|i(?:'d| would| will) be (?:glad|happy)|is there anything|would you like|do you (?:want|need)|thank(?:s| you)|"
+    r"happy to|glad to|i(?:'d| would| will) be (?:glad|happy)|is there anything|would you like|"
+    r"do you (?:want|need)|thank(?:s| you)|"
     r"you're welcome|"
     r"good luck|great question|have a (?:nice|great)|don't hesitate|i can also|"
     r"如果|希望|请告诉|如有)",
     re.IGNORECASE,
 )
 """A friendly closing line, which is not an answer."""
+
+_REMARK = re.compile(
+    r"^\W*(?:this (?:is because|makes sense|is consistent|can be|follows|confirms|agrees|matches)|"
+    r"note\b|check\b|verif\w+|(?:for|in|by) (?:comparison|contrast|example)|"
+    r"(?:you|we) can (?:check|verify|see)|as a check|keep in mind|the (?:other|remaining|rest)\b)|"
+    r"\b(?:slightly|somewhat|a (?:bit|little)|next) (?:\w+er|more|less|highest|lowest)\b(?! than)",
+    re.IGNORECASE,
+)
+
+
+def is_remark(sentence: str) -> bool:
+    """Return whether a sentence is friendly, or explains an answer that was given before it."""
+    return PLEASANTRY.match(sentence) is not None or _REMARK.search(sentence) is not None
+
 
 NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|none|without)\b|n't\b", re.IGNORECASE)
 REFUSAL = re.compile(
@@ -51,8 +66,9 @@ REFUSAL = re.compile(
     r"no (?:image|figure|picture) (?:is |was |has been )?(?:provided|attached|visible)|"
     r"(?:have not|haven't|didn't|did not) (?:yet )?(?:upload|provid|attach|shar|includ|sen[dt])\w*|"
     r"none of the (?:given |listed |provided |above )?(?:options|choices|answers)?|not sure|"
-    r"no idea|uncertain|could not (?:determine|find|see)|"
-    r"(?:is|are) not (?:visible|legible|readable|available)|"
+    r"not (?:give|contain|provide|have|show) enough|no idea|uncertain|"
+    r"could not (?:determine|find|see)|"
+    r"(?:is|are) not (?:visible|legible|readable|available)|too (?:blurry|small|dark) to|"
     r"need (?:more|to see)|as an ai)\b|无法|不能确定|看不清|不知道|抱歉",
     re.IGNORECASE,
 )

@@ -22,7 +22,8 @@ _POINTED = re.compile(
     r"(?<![A-Za-z])(?:(?:which|that|this|it|result|value|image|picture|figure|answer|"
     r"description|calculation|shape|solution|choice|option|conclusion)[ \t]"
     r"(?:best[ \t])?(?:is|'s|matches|corresponds[ \t](?:to|with)|fits|"
-    r"looks[ \t]like|seems[ \t]to[ \t]be|appears[ \t]to[ \t]be|must[ \t]be|should[ \t]be|has[ \t]to[ \t]be|can[ \t]only[ \t]be|"
+    r"looks[ \t]like|seems[ \t]to[ \t]be|appears[ \t]to[ \t]be|must[ \t]be|should[ \t]be|"
+    r"has[ \t]to[ \t]be|can[ \t]only[ \t]be|"
     r"would[ \t]be|aligns[ \t]with|agrees[ \t]with|points[ \t]to|matches[ \t]with|equals|describes|"
     r"leads[ \t](?:us[ \t])?to)|"
     r"(?:it|that|this)'s|i[ \t](?:think|believe|guess|suspect)(?:[ \t](?:that|it|it's|"
@@ -47,7 +48,8 @@ _ONLY = re.compile(
 )
 _MARKED = re.compile(
     r"^\W{0,10}(?:[Oo]ption\s|[Cc]hoice\s)?\(?(?P<letter>[A-Z])[).:][^\n]{0,80}?(?:\s?[:\u2014-]\s*"
-    r"(?:this is |it is |is )?(?:correct|right|true)\b|\s?\(?(?:correct\)|✓)\s*$)",
+    r"(?:this is |it is |is )?(?:correct|right|true)\b|\s?(?:\(correct\)|✓)\s*$)|"
+    r"^\W{0,10}(?:option\s|choice\s)?\(?(?P<named>[A-Z])[).:]\s*(?:correct|right|true)\s*(?:$|[.,;(])",
     re.MULTILINE | re.IGNORECASE,
 )
 """A line of a list of options that calls its option right."""
@@ -65,7 +67,7 @@ def last_pointed_at(text: str, options: Options) -> str | None:
     found: list[tuple[int, str]] = []
     for pattern, holds in _STATEMENTS:
         for match in pattern.finditer(text):
-            letter = match["letter"]
+            letter = match["letter"] or match["named"]
             # The search ignores case, but a lower-case letter is a word or a variable.
             if letter in options.texts and not _is_denied(text, match) and holds(text, match):
                 found.append((match.start(), letter))

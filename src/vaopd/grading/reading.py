@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from vaopd.grading.clauses import main_clause
 from vaopd.grading.commitments import Commitment, commitments
+from vaopd.grading.heads import head_value
 from vaopd.grading.markup import boxes_of, plain
-from vaopd.grading.narrowing import after_verb, head_value, main_clause, narrowed, only_number
+from vaopd.grading.narrowing import after_verb, narrowed, only_number
 from vaopd.grading.phrases import (
     HEDGE,
-    PLEASANTRY,
     REFUSAL,
+    is_remark,
     sentences,
     taken_back_at,
     undressed,
@@ -27,8 +29,8 @@ Confidence = Literal["committed", "bare", "guessed", "none"]
 MAX_BARE_WORDS = 8
 """Most words of a bare answer; a longer line without a marker is prose."""
 
-MAX_SENTENCE_WORDS = 12
-"""Most words of a sentence that is an answer without a verb that states it."""
+MAX_SENTENCE_WORDS = 16
+"""Most words of a clause that is an answer without a verb that states it."""
 
 MAX_LISTED = 6
 _LIST_LINE = re.compile(r"\s*(?:[-*•]|\d{1,2}[.)])\s+")
@@ -56,6 +58,11 @@ _ROUNDS = re.compile(
     re.IGNORECASE,
 )
 _COUNTERFACTUAL = re.compile(r"\bwould\b.*\bif\b|\bif\b.*\bwould\b", re.IGNORECASE)
+_PLANS = re.compile(
+    r"\W*(?:next|now)?,?\s*(?:we|let's|let us|i) (?:still |now )?"
+    r"(?:would )?(?:need|must|have to|will|should)\b",
+    re.IGNORECASE,
+)
 _DENIED = re.compile(
     r"(?:\bnot|n't|\bcannot|\bnever)\s+(?:be\s+|equal\s+(?:to\s+)?)?$", re.IGNORECASE
 )
@@ -176,33 +183,40 @@ def _below_heading(one: Commitment, text: str) -> str | None:
 
 def _uncommitted(text: str, *, is_rest: bool) -> Reading:
     """Return the reading of a bare reply, or of the end of a response without commitment."""
-    lines = [line for line in text.split("\n") if undressed(line)]
-    lines = without_pleasantries(lines)
+    lines = without_pleasantries([line for line in text.split("\n") if undressed(line)])
     if not lines:
         return no_answer("empty")
-    if len(lines) == 1 and not is_rest and (answer := bare(lines[0])):
+    is_alone = len(lines) == 1 and not is_rest
+    if is_alone and (answer := bare(lines[0])):
         return Reading(answer, "bare reply", "bare", lines[0][:300])
     last = lines[-1]
     if listed := _listed(lines):
         return Reading(listed, "list", "bare", listed[:300])
-    if len(lines) > 1 and (answer := bare(last)) and not _is_heading(last):
+    if len(lines) > 1 and not _is_heading(last) and (answer := bare(last)):
         return Reading(answer, "bare last line", "bare", last[:300])
-    said = [one for one in sentences(last) if not PLEASANTRY.match(one)] or [last]
-    for sentence in [*reversed(said[-2:])][: 2 if len(said) > 1 else 1]:
+    reading = _from_sentences(lines, is_alone=is_alone)
+    explains = len(lines) > 1 and not is_rest and _EXPLAINS.match(lines[1])
+    if reading.text is None and explains and (answer := bare(lines[0])):
+        return Reading(answer, "bare first line", "bare", lines[0][:300])
+    return reading
+
+
+def _from_sentences(lines: list[str], *, is_alone: bool) -> Reading:
+    """Return the answer of the last sentence that has one, of the last two, or of the first."""
+    said = [one for one in sentences(lines[-1]) if not is_remark(one)]
+    last_two = [(one, "last sentence") for one in reversed(said[-2:])]
+    first = [(one, "first sentence") for one in said[:1] if is_alone]
+    for sentence, rule in [*last_two, *first]:
         if sentence.endswith(("?", "？")):
             continue
+        if _PLANS.match(sentence):
+            break
         if REFUSAL.search(sentence) or (HEDGE.search(sentence) and " or " in sentence):
             return no_answer("refusal or hedge")
-        if answer := _concluded(
-            sentence, is_only=len(lines) == 1 and len(said) <= 2 and not is_rest
-        ):
+        is_only = is_alone and (len(said) <= 2 or rule == "first sentence")
+        if answer := _concluded(sentence, is_only=is_only):
             both = _with_exact(answer, sentence, lines)
-            return Reading(both, "last sentence", "guessed", sentence[:300])
-    is_statement = len(lines) == 1 and not is_rest and not said[0].endswith(("?", "？"))
-    if is_statement and (answer := _concluded(said[0], is_only=True)):
-        return Reading(answer, "first sentence", "guessed", said[0][:300])
-    if len(lines) > 1 and not is_rest and _EXPLAINS.match(lines[1]) and (answer := bare(lines[0])):
-        return Reading(answer, "bare first line", "bare", lines[0][:300])
+            return Reading(both, rule, "guessed", sentence[:300])
     return no_answer("no commitment")
 
 
@@ -220,7 +234,8 @@ def bare(line: str) -> str | None:
         rest = body[body.find(value) + len(value) :].strip(" .,)") if value in body else ""
         if not rest or (len(rest.split()) <= 4 and not re.search(r"\d", rest)):
             return value
-    is_short = len(body.split()) <= 4 and len(sentences(body)) == 1
+    # Four words with a full stop, as in "John ran the fastest.", are a sentence.
+    is_short = len(body.split()) <= 4 - line.rstrip().endswith(".") and len(sentences(body)) == 1
     if (
         is_short
         and not re.search(r"\d", body)
@@ -258,7 +273,7 @@ def _with_exact(answer: str, sentence: str, lines: list[str]) -> str:
 def _concluded(sentence: str, *, is_only: bool) -> str | None:
     """Return the value at the end of a sentence that concludes or is the whole reply."""
     body = undressed(_CONCLUDES.sub("", sentence)).rstrip(".!。")
-    if "\\boxed" in body or re.match(r"(?:if|suppose|assum\w+)\b", body, re.IGNORECASE):
+    if "\\boxed" in body or re.match(r"(?:suppose|assum\w+)\b|if\b[^,]*$", body, re.IGNORECASE):
         return None
     if _COUNTERFACTUAL.search(body):
         return None
@@ -266,5 +281,5 @@ def _concluded(sentence: str, *, is_only: bool) -> str | None:
     answer = after_verb(body) or only_number(clause) or head_value(clause)
     if answer and _DENIED.search(body[: max(body.find(answer), 0)]):
         return None
-    is_short = is_only and len(body.split()) <= MAX_SENTENCE_WORDS
+    is_short = is_only and len(clause.split()) <= MAX_SENTENCE_WORDS
     return answer or (clause if is_short else None)

@@ -4,19 +4,16 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-_SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-    "fifteen sixteen seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_SMALL = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+]  # fmt: skip
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
-_PARTS = (
-    "half third quarter fourth fifth sixth seventh eighth ninth tenth eleventh twelfth"
-).split()
-_PARTS_OF = {part: Fraction(1, n) for n, part in enumerate(_PARTS, start=2)}
-_PARTS_OF |= {"quarter": Fraction(1, 4)} | {
-    part: Fraction(1, n) for n, part in enumerate(_PARTS[3:], start=4)
-}
+_PARTS_OF = {
+    "half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6,
+    "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10, "twelfth": 12,
+}  # fmt: skip
 _VALUES = {word: n for n, word in enumerate(_SMALL)}
 _VALUES |= {word: 10 * n for n, word in enumerate(_TENS, start=2)}
 WORD = "|".join(_SMALL[2:] + _TENS)
@@ -34,14 +31,14 @@ def spoken(text: str) -> Fraction | None:
     if not 1 <= len(words) <= 8:
         return None
     *head, last = words
-    part = _PARTS_OF.get(last.removesuffix("s")) or (Fraction(1, 2) if last == "halves" else None)
+    part = _PARTS_OF.get(last.removesuffix("s"))
     if part is None:
         return _whole(words)
     joint = len(head) - 1 - head[::-1].index("and") if "and" in head else -1
     number = _whole(head[:joint]) if joint >= 0 else Fraction(0)
     of = head[joint + 1 :]
     count = Fraction(1) if of in ([], ["a"], ["an"]) else _whole(of)
-    return None if number is None or count is None else number + count * part
+    return None if number is None or count is None else number + count / part
 
 
 def _whole(words: list[str]) -> Fraction | None:

@@ -38,6 +38,9 @@ _NAMED_POINT = re.compile(r"([A-Z]'{0,2})\s?(\(.{1,80}\))")
 _RATIO = re.compile(
     r"([^:]{1,40}?)\s*(?::|∶|\\colon|\\ratio|\bto\b)\s*([^:]{1,40}?)(?:\s*(?::|∶)\s*([^:]{1,40}))?"
 )
+_CLOCK = re.compile(
+    r"(?P<hour>\d{1,2})(?:[:.](?P<minute>[0-5]\d))?\s?(?P<half>[ap])\.?\s?m\.?", re.IGNORECASE
+)
 _JOINED = re.compile(
     r"\s*(?:[,;，；、]\s*(?:and|or)?|\b(?:and|or)\b|\\(?:lor|vee|land|wedge|cup)\b|[和或])\s*"
 )
@@ -67,6 +70,9 @@ class Ratio:
     parts: tuple[Number, ...]
     is_clock: bool = False
     """Whether it may also be a time of day, which is not reduced like a fraction."""
+
+    half: str = ""
+    """``a`` before noon and ``p`` after noon, if the time of day says it."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +264,9 @@ def _assigned(text: str) -> Assigned | None:
 
 
 def _ratio(text: str) -> Ratio | None:
+    if clock := _CLOCK.fullmatch(text):
+        parts = Fraction(clock["hour"]), Fraction(clock["minute"] or 0)
+        return Ratio(parts, True, clock["half"].lower())
     found = _RATIO.fullmatch(text)
     if found is None:
         return None
@@ -271,7 +280,7 @@ def _ratio(text: str) -> Ratio | None:
 
 def _enumeration(text: str) -> Listing | None:
     """Return values with commas, "and" or "or" between them; ``None`` if they are words."""
-    pieces = [stripped(piece) for piece in _split_joined(text)]
+    pieces = [stripped(piece) for piece in split_joined(text)]
     if len(pieces) < 2 or not all(pieces):
         return None
     values = tuple(map(value_of, pieces))
@@ -299,7 +308,8 @@ def _split_top(text: str) -> list[str]:
     return [*pieces, text[start:]]
 
 
-def _split_joined(text: str) -> list[str]:
+def split_joined(text: str) -> list[str]:
+    """Return the pieces of an enumeration, split at commas, "and" and "or"."""
     pieces: list[str] = []
     for piece in _split_top(text):
         piece = re.sub(r"^\s*(?:and|or)\b", "", piece)

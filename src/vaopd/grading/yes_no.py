@@ -9,7 +9,7 @@ from vaopd.grading.reading import Reading, Rule, no_answer, usable
 from vaopd.grading.thinking import split_reasoning
 
 _WORD = re.compile(
-    r"(?<![A-Za-z])(?:(yes|yeah|yep)|(no|nope))(?![A-Za-z])(?!\.\s?\d)|(?:^|[，。\s])(?:(是的|对|"
+    r"(?<![A-Za-z])(?:(yes|yeah|yep)|(no|nope))(?![A-Za-z])(?!\.\s?\d)|(?:^|[,。:\s])(?:(是的|是(?=$|[。.])|对|"
     r"有)|(不是|没有|否|不))",
     re.IGNORECASE,
 )
@@ -25,7 +25,8 @@ _OPENING = re.compile(
 )
 _TRUE = re.compile(
     r"(?:statement|claim|that|this|it|description|assertion|answer|assumption|caption|"
-    r"premise|you)(?: (?:that|in|about|of|made) [^.\n]{1,80}?)?(?:'s| is| are)(?: indeed| therefore| thus|"
+    r"premise|you)(?: (?:that|in|about|of|made) [^.\n]{1,80}?)?(?:'s| is| are)"
+    r"(?: indeed| therefore| thus|"
     r" actually)? (?:(not (?:correct|true|right|accurate)|incorrect|false|wrong|inaccurate|"
     r"untrue)|(correct|true|right|accurate))\b",
     re.IGNORECASE,
@@ -33,7 +34,7 @@ _TRUE = re.compile(
 _BOTH = re.compile(r"\byes (?:and|or) no\b|\bno (?:and|or) yes\b", re.IGNORECASE)
 _ONLY = re.compile(
     r"\W*(?:(correct|true|right|indeed|absolutely|certainly|of course)|(incorrect|false|"
-    r"wrong|not (?:correct|true|really|exactly|at all)))(?![A-Za-z])\s*(?:[.,!;:]|$)",
+    r"wrong|not (?:correct|true|really|exactly|quite|at all)))(?![A-Za-z])\s*(?:[.,!;:]|$)",
     re.IGNORECASE,
 )
 
