@@ -69,7 +69,7 @@ _REASON = re.compile(
 _REFERS_BACK = re.compile(r"(?:that|this|it)(?:'s| is) (?:the|our|my)\s+[a-z-]+$", re.IGNORECASE)
 _RELATES = re.compile(r"\s*,\s*(?!\s|and\b|but\b)")
 _INSERTED = re.compile(
-    r",\s*(?:which|who|where)\b[^,]{1,100}(?=,\s*(?:is|are|was|were|has|had)\b),"
+    r",\s*(?!and\b|or\b|but\b|that is\b|i\.e)[^,]{1,100}(?=,\s*(?:is|are|was|were|has|had)\b),"
 )
 
 

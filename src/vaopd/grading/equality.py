@@ -66,8 +66,9 @@ def _forms(text: str) -> list[str]:
             forms.append(sides[-1])
     if share := _OUT_OF.fullmatch(text):
         forms.append(f"{share[1]}/{share[2]}")
-    if aside := _ASIDE.search(text):
-        forms.append(text[: aside.start()])
+    if (aside := _ASIDE.search(text)) and aside.start():
+        outside = text[: aside.start()]
+        forms += [outside, *([aside[1]] if isinstance(value_of(outside), Words) else [])]
     return [form for form in dict.fromkeys(forms) if form]
 
 

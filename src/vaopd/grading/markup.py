@@ -44,10 +44,14 @@ _SYMBOLS = (
     ("\\approx", "≈"), ("\\fallingdotseq", "≈"), ("\\simeq", "≈"),
     ("\\thickapprox", "≈"), ("\\implies", "⇒"),
     ("\\Rightarrow", "⇒"), ("\\Longrightarrow", "⇒"), ("\\rightarrow", "→"), ("\\to ", "→ "),
-    ("\\therefore", "∴"), ("\\leq", "≤"), ("\\geq", "≥"), ("\\le ", "≤ "),
+    ("\\therefore", "∴"), ("\\checkmark", "✓"), ("\\leq", "≤"), ("\\geq", "≥"), ("\\le ", "≤ "),
     ("\\ge ", "≥ "), ("\\neq", "≠"),
     ("’", "'"), ("‘", "'"), ("“", '"'), ("”", '"'),
 )  # fmt: skip
+_REPEATING = re.compile(r"(?<=\d\.)(\d{0,9}?)(\d{1,6}?)\2+(?:\.\.\.|…|\\l?dots)")
+"""A decimal such as ``0.333...``, which is a fraction."""
+
+_SIGNS_OF_END = re.compile(r"\\(?:blacksquare|square|Box|qed)(?![A-Za-z])")
 _DEGREE = re.compile(r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z])|°|\{°\})|(?<=\d)\\circ(?![A-Za-z])")
 CURRENCY = "¤"
 """Replaces a dollar sign that means money and is not the delimiter of a formula."""
@@ -69,6 +73,7 @@ def plain(text: str) -> str:
         text = _HTML.sub("", _LINE_BREAK.sub("\n", text))
     if '"' in text:
         text = _JSON.sub(lambda m: f"<answer>{m[1] or m[2]}</answer>", text)
+    text = _REPEATING.sub(r"\1\\overline{\2}", text)
     text = _one_line_displays(text)
     text = "\n".join(map(_without_dollars, text.split("\n")))
     text = text.replace("\\(", " ").replace("\\)", " ")
@@ -79,6 +84,7 @@ def plain(text: str) -> str:
     text = _DEGREE.sub("°", text) if "\\" in text or "°" in text else text
     if "\\" in text:
         text = _BOX_OF_ONE.sub(r"\1{\2}", text)
+        text = _SIGNS_OF_END.sub(" ", text)
         for _ in range(3):
             text = _WORDS.sub(r" \1 ", text)
     if "\\" in text or not text.isascii():

@@ -26,7 +26,10 @@ _NO_ANSWER = re.compile(
 )
 _NOT_BUT = re.compile(r"not\b[^,;.]{1,60}?,?\s+but\s+(?:rather\s+)?", re.IGNORECASE)
 _FIRST_DIGIT = re.compile(
-    rf"(?<![\d.,:/^A-Za-z-])[-+¤€£¥]?\d|\b(?:{WORD})\b|(?<=[有是为])[一二两三四五六七八九十]{{1,3}}(?=\w)",
+    rf"(?<![\d.,:/^A-Za-z-])[-+¤€£¥]?\d|\b(?:{WORD})\b|"
+    r"\b(?:(?<=only )|(?<=just )|(?<=exactly )|(?<=is )|(?<=are ))one(?= [a-z])(?! of| more| less)|"
+    r"\bone and a half(?: [a-z]+)?|\bzero(?= [a-z])|"
+    r"(?<=[有是为])[一二两三四五六七八九十]{1,3}(?=\w)",
     re.IGNORECASE,
 )
 _SUBJECT = re.compile(r"(?:the|it|he|she|they|there|we|each|every)\s+\w+\s+\w", re.IGNORECASE)
@@ -130,7 +133,7 @@ def only_number(sentence: str) -> str | None:
         return value if is_only else None
     if not places or (len(places) > 1 and places[0].start() > 0):
         return None
-    return head_value(body[places[0].start() :])
+    return head_value(body[places[0].start() :]) or places[0][0]
 
 
 def _clause(body: str) -> str | None:

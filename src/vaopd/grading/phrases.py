@@ -40,7 +40,8 @@ PLEASANTRY = re.compile(
 """A friendly closing line, which is not an answer."""
 
 _REMARK = re.compile(
-    r"^\W*(?:this (?:is because|makes sense|is consistent|can be|follows|confirms|agrees|matches)|"
+    r"^\W*(?:(?:let(?:'s| us| me)|to|we can) (?:verify|check|confirm)\b|"
+    r"this (?:is because|makes sense|is consistent|can be|follows|confirms|agrees|matches)|"
     r"note\b|check\b|verif\w+|(?:for|in|by) (?:comparison|contrast|example)|"
     r"(?:you|we) can (?:check|verify|see)|as a check|keep in mind|the (?:other|remaining|rest)\b)|"
     r"\b(?:slightly|somewhat|a (?:bit|little)|next) (?:\w+er|more|less|highest|lowest)\b(?! than)",
@@ -65,8 +66,9 @@ REFUSAL = re.compile(
     r"without (?:more|further|additional)|more) information|"
     r"no (?:image|figure|picture) (?:is |was |has been )?(?:provided|attached|visible)|"
     r"(?:have not|haven't|didn't|did not) (?:yet )?(?:upload|provid|attach|shar|includ|sen[dt])\w*|"
-    r"none of the (?:given |listed |provided |above )?(?:options|choices|answers)?|not sure|"
-    r"not (?:give|contain|provide|have|show) enough|no idea|uncertain|"
+    r"none of the (?:(?:given |listed |provided |above )?(?:options|choices|answers)|above)|"
+    r"not sure|"
+    r"not (?:give|contain|provide|have|show) enough|no idea|uncertain|sorry|illegible|unreadable|"
     r"could not (?:determine|find|see)|"
     r"(?:is|are) not (?:visible|legible|readable|available)|too (?:blurry|small|dark) to|"
     r"need (?:more|to see)|as an ai)\b|无法|不能确定|看不清|不知道|抱歉",
@@ -143,13 +145,16 @@ def is_hypothetical(before: str) -> bool:
     return _HYPOTHESIS.search(sentence) is not None
 
 
-def taken_back_at(text: str, start: int) -> int | None:
-    """Return the place where a commitment that ends at ``start`` is taken back, or ``None``."""
+def taken_back_at(text: str, start: int, *, is_yes_no: bool = False) -> int | None:
+    """Return the place where a commitment that ends at ``start`` is taken back, or ``None``.
+
+    A later "yes" confirms the commitment, unless it may be the answer itself.
+    """
     for found in _TAKEN_BACK.finditer(text, max(start - 1, 0)):
         if _IS_RIGHT.search(found[0]):
             continue
         rest = text[found.end() :]
-        return None if _CONFIRMED.search(rest) else found.end()
+        return None if _CONFIRMED.search(rest) and not is_yes_no else found.end()
     return None
 
 

@@ -60,7 +60,13 @@ _ROUNDS = re.compile(
 _COUNTERFACTUAL = re.compile(r"\bwould\b.*\bif\b|\bif\b.*\bwould\b", re.IGNORECASE)
 _PLANS = re.compile(
     r"\W*(?:next|now)?,?\s*(?:we|let's|let us|i) (?:still |now )?"
-    r"(?:would )?(?:need|must|have to|will|should)\b",
+    r"(?:would )?(?:need|must|have to|will|should|know|are given|can use|see a)\b|"
+    r"\W*(?:the problem|the question) (?:asks|states)\b|\W*(?:it is )?given\b[^,]*$",
+    re.IGNORECASE,
+)
+_CHECKS = re.compile(
+    r"\W*(?:(?:let(?:'s| us| me)|to|we can) (?:verify|check|confirm)\b|"
+    r"(?:verification|check)\W*(?:$|:))",
     re.IGNORECASE,
 )
 _DENIED = re.compile(
@@ -159,7 +165,8 @@ def _stated(text: str, found: list[Commitment], rule: Rule) -> tuple[Commitment,
 def _answer_of(one: Commitment, text: str) -> str | None:
     if one.rule in ("box", "boxes", "tag"):
         content = undressed(one.payload).rstrip(".。")
-        return (narrowed(content) if one.rule == "tag" else None) or content or None
+        is_sentence = one.rule == "tag" or re.search(r"\s(?:is|are)\s", content)
+        return (narrowed(content) if is_sentence else None) or content or None
     if one.rule == "verdict":
         return after_verb(f"it is {one.payload}") if not REFUSAL.search(one.payload) else None
     if one.rule == "heading":
@@ -183,7 +190,8 @@ def _below_heading(one: Commitment, text: str) -> str | None:
 
 def _uncommitted(text: str, *, is_rest: bool) -> Reading:
     """Return the reading of a bare reply, or of the end of a response without commitment."""
-    lines = without_pleasantries([line for line in text.split("\n") if undressed(line)])
+    lines = [line for line in text.split("\n") if undressed(line)]
+    lines = without_pleasantries(_without_checks(lines))
     if not lines:
         return no_answer("empty")
     is_alone = len(lines) == 1 and not is_rest
@@ -218,6 +226,16 @@ def _from_sentences(lines: list[str], *, is_alone: bool) -> Reading:
             both = _with_exact(answer, sentence, lines)
             return Reading(both, rule, "guessed", sentence[:300])
     return no_answer("no commitment")
+
+
+def _without_checks(lines: list[str]) -> list[str]:
+    """Return the lines before a check of the result, if the check concludes nothing."""
+    for number in range(len(lines) - 1, 0, -1):
+        if _CONCLUDES.match(lines[number]):
+            break
+        if _CHECKS.match(lines[number]):
+            return lines[:number]
+    return lines
 
 
 def bare(line: str) -> str | None:

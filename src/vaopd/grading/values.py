@@ -160,7 +160,8 @@ def _said(text: str) -> Quantity | None:
         if number is not None:
             if (unit := unit_of(rest)) is not None:
                 return Quantity(number, unit)
-            return Quantity(number, label=rest) if re.fullmatch(r"[a-z ]{1,30}", rest) else None
+            is_count = number.denominator == 1 and re.fullmatch(r"[a-z ]{1,30}", rest)
+            return Quantity(number, label=rest) if is_count else None
     return None
 
 

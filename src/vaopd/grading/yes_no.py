@@ -57,7 +57,7 @@ def read_yes_no(
         found = [one for one in found if one.rule in ("box", "boxes")]
     for one in found if rule == "first_committed" else reversed(found):
         said = _word(one.payload)
-        if said and (rule != "last_committed" or taken_back_at(text, one.end) is None):
+        if said and (rule != "last_committed" or _taken_back_at(text, one.end) is None):
             return Reading(said, one.rule, "committed", one.payload[:300], is_truncated)
     if rule == "last_boxed":
         return no_answer("no box", is_truncated=is_truncated)
@@ -70,10 +70,14 @@ def read_yes_no(
 
 def _is_retracted(text: str, opening: re.Match[str]) -> bool:
     return (
-        taken_back_at(text, opening.end()) is not None
+        _taken_back_at(text, opening.end()) is not None
         or re.match(r"\s*(?:and|or|/)\s*(?:no|yes)\b", text[opening.end() :], re.IGNORECASE)
         is not None
     )
+
+
+def _taken_back_at(text: str, start: int) -> int | None:
+    return taken_back_at(text, start, is_yes_no=True)
 
 
 def _word(payload: str) -> str | None:
