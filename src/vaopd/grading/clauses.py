@@ -32,7 +32,7 @@ COPULA = re.compile(
     r"(?<!out )(?<!half )(?<!third )(?<!thirds )(?<!quarter )(?<!quarters )(?<!fourth )"
     r"(?<!% )(?<!percent )(?<!sum )(?<!product )(?<!root )(?<!each )(?<!average )of|contains?|"
     r"shows?|reads?|measures?|costs?|totals?|says?|"
-    r"leaves?(?: us)?(?: with)?|yields?|results? in|amounts? to|comes? to|arrive at|makes?|"
+    r"leaves?(?: us)?(?: with)?|yields?|results? in|amounts? to|comes? to|(?:brings|leads)(?: us)? to|arrive at|makes?|"
     r"needs?|requires?|takes?|weighs?|travel(?:s|ed)|covers?|"
     r"pays?|paid|spends?|spent|earn(?:s|ed)|(?:length|area|radius|volume|value|measure|width|height|"
     r"perimeter|slope|side|diameter|mass|speed)(?=\s+[-\d\\])|there (?:is|are)|approximately|"

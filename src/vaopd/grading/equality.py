@@ -32,6 +32,10 @@ _ARTICLE = re.compile(
 _PUNCTUATION = re.compile(r"[\s,.;:!?\"'`()\[\]*_-]+")
 _OUT_OF = re.compile(r"(\d{1,9}) (?:out of|in) (?:every )?(\d{1,9})")
 _DIGITS_APART = re.compile(r"\d\s+\d")
+_ABOUT = re.compile(
+    r"^(?:[≈~∼]|(?:approximately|approx\.?|about|around|roughly)\s)\s*", re.IGNORECASE
+)
+_INITIALS = re.compile(r"\b([a-z])\.(?=[a-z]\b)")
 _ASIDE = re.compile(r"\s*\(([^()]{1,60})\)\s*$")
 _PERCENT = (("percent", 1),)
 _ANGLE = (("angle", 1),)
@@ -57,7 +61,7 @@ def _is_equal(answer: str, reference: str, tolerance: float) -> bool:
 
 def _forms(text: str) -> list[str]:
     """Return the forms of an answer: ``5√3 ≈ 8.66`` has two forms of one value."""
-    text = stripped(plain(text))
+    text = _ABOUT.sub("", stripped(plain(text)))
     pieces = map(stripped, _CHAIN.split(text))
     forms = [text, *(_without_lone_end(piece) for piece in pieces)]
     for form in tuple(forms):
@@ -246,6 +250,7 @@ def _same_members(mine: list[Value], gold: list[Value], tolerance: float) -> boo
 def words(text: str) -> str:
     """Return the words of a text: without case, articles, punctuation and LaTeX spacing."""
     low = re.sub(r"\s+", " ", plain(text)).strip().casefold().replace("&", "and")
+    low = _INITIALS.sub(r"\1", low)
     return _ARTICLE.sub("", _PUNCTUATION.sub(" ", low).strip()) or low
 
 

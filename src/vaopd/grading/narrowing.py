@@ -85,7 +85,16 @@ def after_verb(sentence: str, *, is_strict: bool = False) -> str | None:
         first = after_verb(body[: again.start()], is_strict=is_strict)
         return f"{first} ≈ {second}" if first and head_value(first) else second
     body = main_clause(body)
-    return _counted_subject(body) or _after_verb(body, is_strict=is_strict)
+    return (
+        _counted_subject(body)
+        or _after_verb(body, is_strict=is_strict)
+        or _result_of(body, sentence)
+    )
+
+
+def _result_of(body: str, sentence: str) -> str | None:
+    """Return the value that ends a sentence, as in "4 rows of 4 dots, which makes 16"."""
+    return whole_value(body) if len(body) < len(undressed(sentence).rstrip(".。!")) else None
 
 
 def _after_verb(body: str, *, is_strict: bool) -> str | None:

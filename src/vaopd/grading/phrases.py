@@ -29,7 +29,7 @@ _DRESS = " \t\n:=>→*_`\"'—•#|∴⇒✓"
 _BULLET = re.compile(r"^(?:[-+>]+\s+[*_`\"'#|\s]*)+")
 PLEASANTRY = re.compile(
     r"^\W*(?:(?:i\s)?hope (?:this|that|it)|let me know|feel free|if you (?:have|need|want|"
-    r"would)|please (?:let|feel)|"
+    r"would)|please (?:let|feel|share|provide|upload)|"
     r"happy to|glad to|i(?:'d| would| will) be (?:glad|happy)|is there anything|would you like|"
     r"do you (?:want|need)|thank(?:s| you)|"
     r"you're welcome|"
@@ -71,10 +71,11 @@ REFUSAL = re.compile(
     r"not (?:give|contain|provide|have|show) enough|no idea|uncertain|sorry|illegible|unreadable|"
     r"could not (?:determine|find|see)|"
     r"(?:is|are) not (?:visible|legible|readable|available)|too (?:blurry|small|dark) to|"
-    r"need (?:more|to see)|as an ai)\b|无法|不能确定|看不清|不知道|抱歉",
+    r"need (?:more|to see)|(?:answer|result|it|this) depends on|as an ai)\b|无法|不能确定|看不清|不知道|抱歉",
     re.IGNORECASE,
 )
 HEDGE = re.compile(
+    r"\b(?:might|could|may) (?:just )?as well|"
     r"\b(?:could|might|may) be|\beither\b|\bpossibly\b|\bperhaps\b|\bmaybe\b|not sure|hard to|可能",
     re.IGNORECASE,
 )

@@ -35,7 +35,7 @@ MAX_SENTENCE_WORDS = 16
 MAX_LISTED = 6
 _LIST_LINE = re.compile(r"\s*(?:[-*•]|\d{1,2}[.)])\s+")
 _CONCLUDES = re.compile(
-    r"^\W*(?:therefore|thus|hence|so\b|consequently|in conclusion|as a result|finally|"
+    r"^\W*(?:step \d{1,2}\b\W*|therefore|thus|hence|so\b|consequently|in conclusion|as a result|finally|"
     r"in summary|overall|accordingly|this (?:means|gives|yields)|we (?:get|have|find|obtain)|"
     r"因此|所以|故|综上|∴)",
     re.IGNORECASE,
@@ -69,6 +69,7 @@ _CHECKS = re.compile(
     r"(?:verification|check)\W*(?:$|:))",
     re.IGNORECASE,
 )
+_ALSO = re.compile(r"\s(?:or|as well)\s")
 _DENIED = re.compile(
     r"(?:\bnot|n't|\bcannot|\bnever)\s+(?:be\s+|equal\s+(?:to\s+)?)?$", re.IGNORECASE
 )
@@ -219,7 +220,7 @@ def _from_sentences(lines: list[str], *, is_alone: bool) -> Reading:
             continue
         if _PLANS.match(sentence):
             break
-        if REFUSAL.search(sentence) or (HEDGE.search(sentence) and " or " in sentence):
+        if REFUSAL.search(sentence) or (HEDGE.search(sentence) and _ALSO.search(sentence)):
             return no_answer("refusal or hedge")
         is_only = is_alone and (len(said) <= 2 or rule == "first sentence")
         if answer := _concluded(sentence, is_only=is_only):
