@@ -13,10 +13,12 @@ SUBORDINATE = re.compile(
     r"(?:\w+ ){1,3}of (?:whom|which|them|these)|well|ahead|even though|although|though|"
     r"and (?:the|it|this|we)|making|meaning|using|based|due|after|for|not|rather|according|"
     r"whereas|indicating|rounded|corresponding|matching|option|that is|i\.e\.?|or (?:about|"
-    r"approximately|roughly)|followed by|compared to)\b|\b(?:because|since|as (?:shown|it|"
+    r"approximately|roughly)|followed by|compared to)\b|\b(?:because|since|"
+    r"(?<!known )(?<!fied )(?<!bed )as (?:shown|it|"
     r"the|indicated|seen|given|per|can|required|stated|we)|which (?:is|means|has|was|can|"
     r"matches|corresponds)|"
-    r"due to|according to|based on|so that|rounded to|when rounded|rather than|instead of|"
+    r"due to|according to|based on|when (?:you|we|it|the)|"
+    r"(?:at|when|for|where)(?= [a-z]\s?=)|so that|rounded to|when rounded|rather than|instead of|"
     r"by (?:using|applying)|using)\b|\s-\s(?=[A-Za-z]{2})|\u2014|因为|由于|,(?=[\u4e00-\u9fff]))",
     re.IGNORECASE,
 )
@@ -32,7 +34,8 @@ COPULA = re.compile(
     r"(?<!out )(?<!half )(?<!third )(?<!thirds )(?<!quarter )(?<!quarters )(?<!fourth )"
     r"(?<!% )(?<!percent )(?<!sum )(?<!product )(?<!root )(?<!each )(?<!average )of|contains?|"
     r"shows?|reads?|measures?|costs?|totals?|says?|"
-    r"leaves?(?: us)?(?: with)?|yields?|results? in|amounts? to|comes? to|(?:brings|leads)(?: us)? to|arrive at|makes?|"
+    r"leaves?(?: us)?(?: with)?|yields?|results? in|amounts? to|comes? to|arrive at|makes?|"
+    r"(?:brings|leads)(?: us)? to|(?:you|which|it|they) gets?|"
     r"needs?|requires?|takes?|weighs?|travel(?:s|ed)|covers?|"
     r"pays?|paid|spends?|spent|earn(?:s|ed)|(?:length|area|radius|volume|value|measure|width|height|"
     r"perimeter|slope|side|diameter|mass|speed)(?=\s+[-\d\\])|there (?:is|are)|approximately|"
@@ -87,7 +90,7 @@ def main_clause(body: str) -> str:
         is_clause = _RELATES.match(cut[0]) and len(before.split()) >= MIN_CLAUSE_WORDS
         if is_clause and (inserted := _INSERTED.match(body, cut.start())):
             return main_clause(before + body[inserted.end() :])
-        if is_clause or STRONG_COPULA.search(before):
+        if is_clause or COPULA.search(before):
             return before
     return body
 

@@ -36,6 +36,8 @@ _ABOUT = re.compile(
     r"^(?:[≈~∼]|(?:approximately|approx\.?|about|around|roughly)\s)\s*", re.IGNORECASE
 )
 _INITIALS = re.compile(r"\b([a-z])\.(?=[a-z]\b)")
+_SEVERAL = re.compile(r"\b(?:and|or)\b|[,;]\s")
+_NAMES = re.compile(r"\(\s?[a-z](?:\s?,\s?[a-z]){1,2}\s?\)")
 _ASIDE = re.compile(r"\s*\(([^()]{1,60})\)\s*$")
 _PERCENT = (("percent", 1),)
 _ANGLE = (("angle", 1),)
@@ -66,8 +68,10 @@ def _forms(text: str) -> list[str]:
     forms = [text, *(_without_lone_end(piece) for piece in pieces)]
     for form in tuple(forms):
         sides = [stripped(side) for side in form.split("=")]
-        if len(sides) > 2 or (len(sides) == 2 and not _names_a_value(sides[0])):
+        if len(sides) > 1 and _is_calculated(sides) and not _SEVERAL.search(form):
             forms.append(sides[-1])
+        elif len(sides) == 2 and _NAMES.fullmatch(sides[0]):
+            forms.append(sides[1])
     if share := _OUT_OF.fullmatch(text):
         forms.append(f"{share[1]}/{share[2]}")
     if (aside := _ASIDE.search(text)) and aside.start():
@@ -81,9 +85,12 @@ def _without_lone_end(piece: str) -> str:
     return piece.rstrip(")") if piece.count(")") > piece.count("(") else piece
 
 
-def _names_a_value(side: str) -> bool:
-    """Whether the left side of an equation has a variable, so that it is not a calculation."""
-    return re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", side)) is not None
+def _is_calculated(sides: list[str]) -> bool:
+    """Whether an equation calculates its last side: in several steps, or without a variable."""
+    if len(sides) > 2 or not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", sides[0])):
+        return True
+    operands = re.split(r"\s[-+*/×·÷]\s", re.sub(r"\\(?:times|cdot|div)", "*", sides[0]))
+    return len(operands) > 1 and all(isinstance(value_of(one), Quantity) for one in operands)
 
 
 def _is_same(answer: str, reference: str, tolerance: float) -> bool:

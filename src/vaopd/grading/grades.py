@@ -15,7 +15,7 @@ from vaopd.grading.symbolic import is_formula
 
 _OPENING = re.compile(r"\W*(?:on|in|at|during)\s[^,]{1,40}(?=,)", re.IGNORECASE)
 _ANOTHER = re.compile(
-    r"(?:\s(?:and|or)|\b(?:than|nor|versus|vs|that of|above|below|behind|after|before|unlike|"
+    r"(?:\s(?:and|or)|\b(?:than|nor|versus|vs|that of|above|below|behind|after|before|until|unlike|"
     r"compared (?:to|with)|between)\b.*)(?:\s(?:an?|the))?\s$"
 )
 _AND_ANOTHER = re.compile(r"\s(?:and|or|than)\s")
@@ -85,7 +85,7 @@ def _mentions(clause: str, gold: str) -> bool:
     found = re.search(
         rf"(?:^|\s|(?<=[\u4e00-\u9fff])){re.escape(gold)}(?=\s|$|[\u4e00-\u9fff])", clause
     )
-    if found is None or not re.search(r"[^\W\d_]{2}", gold):
+    if found is None or not re.search(r"[^\W\d_]{2}|[\u4e00-\u9fff]", gold):
         return False
     before, after = clause[: found.start()] + " ", clause[found.end() :]
     return not (NEGATION.search(before) or _ANOTHER.search(before) or _AND_ANOTHER.match(after))

@@ -13,6 +13,7 @@ from vaopd.grading.naming import (
     by_head,
     by_mention,
     by_name,
+    by_order_of_words,
     by_text,
     by_value,
     named_option,
@@ -20,6 +21,7 @@ from vaopd.grading.naming import (
 )
 from vaopd.grading.phrases import (
     HEDGE,
+    NEGATION,
     REFUSAL,
     sentences,
     taken_back_at,
@@ -43,6 +45,9 @@ _WHOLE = re.compile(
     re.IGNORECASE,
 )
 _NOT_BUT = re.compile(r"\W{0,10}not\b.{1,20}\bbut\b|\W{0,10}不是.{1,20}而是", re.IGNORECASE)
+_REPLY = re.compile(r":\s")
+"""Of "A: It is option C", where A stands for "answer"."""
+
 _LABELS = re.compile(r"[)\]}]{0,2}(?:[.:：、]\s|。)")
 _REASONS = re.compile(
     r"[)\]\"'}]*\s*(?:$|,?\s*(?:because|since|as|due|is (?:the )?(?:correct|right|best))\b|"
@@ -160,6 +165,10 @@ def _at_head(body: str, options: Options, *, is_alone: bool) -> str | None:
     if letter == SEVERAL:
         return SEVERAL if is_alone and len(body.split()) <= MAX_BARE_WORDS else None
     after = body[head.end(1) :]
+    if (back := taken_back_at(body, head.end())) is not None:
+        return named_option(body[back:], options)
+    if letter == "A" and _REPLY.match(after) and (named := by_name(after, options)):
+        return named
     if _LABELS.match(after + " "):
         return letter
     reasons = _REASONS.match(after)
@@ -190,7 +199,8 @@ def _from_words(lines: list[str], options: Options) -> Reading:
             by_name(sentence, options)
             or by_mention(main_clause(body), options)
             or by_mention(sentence, options)
-            or by_value(sentence, options, is_prose=True)
+            or (None if NEGATION.search(body) else by_value(sentence, options, is_prose=True))
+            or by_order_of_words(sentence, options)
         )
         if letter == SEVERAL:
             return no_answer("several options")

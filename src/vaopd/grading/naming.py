@@ -11,6 +11,10 @@ from vaopd.grading.markup import plain
 from vaopd.grading.narrowing import after_verb, narrowed, only_number
 from vaopd.grading.phrases import NEGATION, is_hypothetical, sentences, undressed
 
+MIN_ORDERED = 3
+"""Fewest words of an option that a sentence can have in order without being equal to it."""
+
+_FILLERS = frozenset(["a", "an", "the", "is", "are", "was", "were", "it"])
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SEVERAL = "several"
 """More than one option, or a commitment to none of them; it does not count as an answer."""
@@ -186,7 +190,10 @@ def _is_chosen(sentence: str, match: re.Match[str], pattern: re.Pattern[str]) ->
     # A letter alone counts only at the end of its clause.
     return (
         re.match(r"\s*(?:$|[.,;:!)。，])", after) is not None
-        and re.search(r"(?:is|be|,|:|are|with|choose|select|为|是)\s*$", before) is not None
+        and re.search(
+            r"(?:is|be|,|:|are|with|choose|select|therefore|thus|hence|为|是)\s*$", before
+        )
+        is not None
     )
 
 
@@ -213,6 +220,26 @@ def _is_denied(before: str) -> bool:
     """Whether a mention is negated, as in "not taken at sunset"; "but" ends the negation."""
     clause = re.split(r"\b(?:but|so|therefore|hence|thus|because|since|and|is|are)\b", before)[-1]
     return NEGATING.search(before[-40:]) is not None or NEGATION.search(clause) is not None
+
+
+def by_order_of_words(sentence: str, options: Options) -> str | None:
+    """Return the only option of three or more words that a sentence has in the same order.
+
+    "The cat is sitting under the table" has the words of "the cat is under the table".
+    """
+    said = _content(sentence)
+    found: list[str] = []
+    for letter, text in options.said.items():
+        wanted = _content(text)
+        rest = iter(said)
+        if len(wanted) >= MIN_ORDERED and all(word in rest for word in wanted):
+            found.append(letter)
+    return found[0] if len(found) == 1 and not NEGATION.search(sentence) else None
+
+
+def _content(text: str) -> list[str]:
+    """Return the words of a text without articles and forms of "to be"."""
+    return [word for word in words(text).split() if word not in _FILLERS]
 
 
 def by_mention(sentence: str, options: Options) -> str | None:

@@ -27,7 +27,8 @@ _NO_ANSWER = re.compile(
 _NOT_BUT = re.compile(r"not\b[^,;.]{1,60}?,?\s+but\s+(?:rather\s+)?", re.IGNORECASE)
 _FIRST_DIGIT = re.compile(
     rf"(?<![\d.,:/^A-Za-z-])[-+¤€£¥]?\d|\b(?:{WORD})\b|"
-    r"\b(?:(?<=only )|(?<=just )|(?<=exactly )|(?<=is )|(?<=are ))one(?= [a-z])(?! of| more| less)|"
+    r"\b(?:(?<=only )|(?<=just )|(?<=exactly )|(?<=is )|(?<=are ))one(?= [a-z]|\W*$)"
+    r"(?! of| more| less)|"
     r"\bone and a half(?: [a-z]+)?|\bzero(?= [a-z])|"
     r"(?<=[有是为])[一二两三四五六七八九十]{1,3}(?=\w)",
     re.IGNORECASE,
@@ -42,6 +43,7 @@ _RESTATED = re.compile(
     re.IGNORECASE,
 )
 """A second form of the value at the end of a sentence: "or about 8.7", "(≈ 8.7)"."""
+_CALCULATION = re.compile(r"(?<=\w)\s\([^()]{1,80}=[^()]{1,80}\)")
 _COMMAND = re.compile(r"\\(?:frac|sqrt)\s?(?=[\[{\d]).{0,60}?\d|√\s?[\d(]")
 _YES_NO = re.compile(r"(yes|no|true|false)(?=\s*(?:[,.;:!\u2014]|$)|\s+because)", re.IGNORECASE)
 
@@ -84,7 +86,7 @@ def after_verb(sentence: str, *, is_strict: bool = False) -> str | None:
         # "36π cm (about 113 cm)" has two forms of one answer.
         first = after_verb(body[: again.start()], is_strict=is_strict)
         return f"{first} ≈ {second}" if first and head_value(first) else second
-    body = main_clause(body)
+    body = main_clause(_CALCULATION.sub("", body))
     return (
         _counted_subject(body)
         or _after_verb(body, is_strict=is_strict)

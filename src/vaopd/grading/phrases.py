@@ -40,7 +40,7 @@ PLEASANTRY = re.compile(
 """A friendly closing line, which is not an answer."""
 
 _REMARK = re.compile(
-    r"^\W*(?:(?:let(?:'s| us| me)|to|we can) (?:verify|check|confirm)\b|"
+    r"^\W*(?:(?:let(?:'s| us| me)|to|we can) (?:verify|check|confirm)\b|in an?\b.*\bwould\b|"
     r"this (?:is because|makes sense|is consistent|can be|follows|confirms|agrees|matches)|"
     r"note\b|check\b|verif\w+|(?:for|in|by) (?:comparison|contrast|example)|"
     r"(?:you|we) can (?:check|verify|see)|as a check|keep in mind|the (?:other|remaining|rest)\b)|"
@@ -71,7 +71,8 @@ REFUSAL = re.compile(
     r"not (?:give|contain|provide|have|show) enough|no idea|uncertain|sorry|illegible|unreadable|"
     r"could not (?:determine|find|see)|"
     r"(?:is|are) not (?:visible|legible|readable|available)|too (?:blurry|small|dark) to|"
-    r"need (?:more|to see)|(?:answer|result|it|this) depends on|as an ai)\b|无法|不能确定|看不清|不知道|抱歉",
+    r"need (?:more|to see)|(?:answer|result|it|this) depends on|not enough|as an ai)\b|"
+    r"无法|不能确定|看不清|不知道|抱歉",
     re.IGNORECASE,
 )
 HEDGE = re.compile(

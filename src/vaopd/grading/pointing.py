@@ -57,7 +57,7 @@ _MARKED = re.compile(
 _CHINESE = re.compile(
     r"(?:对应|符合|就是|即)(?:的)?(?:是)?(?:选项|答案)\s?(?P<letter>[A-Z])(?![A-Za-z])"
 )
-_CALLED_RIGHT = re.compile(r"\b(?:correct|right|best|answer)|正确|对|符合")
+_CALLED_RIGHT = re.compile(r"\b(?:correct|right|best|answer|true)|正确|对|符合")
 _ENDS = re.compile(r"\s*(?:$|[.,:;!)]|to me\b)")
 _OR_ANOTHER = re.compile(r"\s*(?:or|and|/)\s*(?:option\s)?\(?[A-Z]\b")
 

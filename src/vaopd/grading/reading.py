@@ -35,7 +35,8 @@ MAX_SENTENCE_WORDS = 16
 MAX_LISTED = 6
 _LIST_LINE = re.compile(r"\s*(?:[-*•]|\d{1,2}[.)])\s+")
 _CONCLUDES = re.compile(
-    r"^\W*(?:step \d{1,2}\b\W*|therefore|thus|hence|so\b|consequently|in conclusion|as a result|finally|"
+    r"^\W*(?:step \d{1,2}\b\W*|"
+    r"therefore|thus|hence|so\b|consequently|in conclusion|as a result|finally|"
     r"in summary|overall|accordingly|this (?:means|gives|yields)|we (?:get|have|find|obtain)|"
     r"因此|所以|故|综上|∴)",
     re.IGNORECASE,
@@ -61,6 +62,7 @@ _COUNTERFACTUAL = re.compile(r"\bwould\b.*\bif\b|\bif\b.*\bwould\b", re.IGNORECA
 _PLANS = re.compile(
     r"\W*(?:next|now)?,?\s*(?:we|let's|let us|i) (?:still |now )?"
     r"(?:would )?(?:need|must|have to|will|should|know|are given|can use|see a)\b|"
+    r"\W*to [^,]{1,80}, (?:let|we (?:need|can|must|use|will|have to))[^=]*$|"
     r"\W*(?:the problem|the question) (?:asks|states)\b|\W*(?:it is )?given\b[^,]*$",
     re.IGNORECASE,
 )
@@ -260,6 +262,7 @@ def bare(line: str) -> str | None:
         and not re.search(r"\d", body)
         and not _SAYS.search(body)
         and not re.search(r"[\u4e00-\u9fff]{9}", body)
+        and not (line.rstrip().endswith("。") and len(body) > 4)
     ):
         return body
     return None
