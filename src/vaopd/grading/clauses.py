@@ -2,7 +2,6 @@
 
 import re
 
-from vaopd.grading.heads import head_value, without_lead_ins
 from vaopd.grading.phrases import undressed
 from vaopd.grading.spoken import WORD
 
@@ -120,6 +119,6 @@ def _result(body: str) -> str:
         after = undressed(body[result.end() :])
         if _REFERS_BACK.match(after):
             return body[: result.start()]
-        if STRONG_COPULA.search(after) or head_value(without_lead_ins(after)):
+        if STRONG_COPULA.search(after) or re.search(r"\d", after):
             return after
     return body

@@ -45,6 +45,7 @@ _WHOLE = re.compile(
     re.IGNORECASE,
 )
 _NOT_BUT = re.compile(r"\W{0,10}not\b.{1,20}\bbut\b|\W{0,10}不是.{1,20}而是", re.IGNORECASE)
+_UNTICKED = re.compile(r"^\W{0,6}\[ \].*$|^\W{0,6}\[[xX]\](?=\s)", re.MULTILINE)
 _REPLY = re.compile(r":\s")
 """Of "A: It is option C", where A stands for "answer"."""
 
@@ -72,7 +73,7 @@ def read_choice(
     parts = split_reasoning(response)
     if parts.is_open:
         return no_answer("reasoning never ends", is_truncated=is_truncated)
-    text = plain(parts.answer)
+    text = _UNTICKED.sub("", plain(parts.answer))
     known = options_of(options)
     if rule == "last_boxed":
         return _last_box(text, known, is_truncated)

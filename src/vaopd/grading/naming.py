@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from vaopd.grading.clauses import main_clause
 from vaopd.grading.equality import is_equal, words
 from vaopd.grading.heads import whole_value
 from vaopd.grading.markup import plain
@@ -65,7 +66,7 @@ NEGATING = re.compile(
     r"eliminat\w*|rul(?:e|ed|es|ing) out|\bwithout|not be|incorrect\w*|wrong\w*|reject\w*|"
     r"differ\w* from|distinct from|"
     r"opposed to|in contrast (?:to|with)|compared (?:to|with)|"
-    r"不是|而非|排除)\s*(?:the\s)?(?:\w+\s)?(?:options?\s|choices?\s|"
+    r"不是|而非|排除|不(?:能|应|应该|要|可)?选择?)\s*(?:the\s)?(?:\w+\s)?(?:options?\s|choices?\s|"
     r"选项)?[(\[\"']{0,2}$",
     re.IGNORECASE,
 )
@@ -203,12 +204,19 @@ def by_value(sentence: str, options: Options, *, is_prose: bool = False) -> str 
         value = whole_value(sentence) or after_verb(sentence) or only_number(sentence)
     else:
         value = narrowed(sentence)
-    if value is None:
+    if value is None or (is_prose and _has_values_of_several(sentence, options)):
         return None
     equal = [
         letter for letter, text in options.texts.items() if text.strip() and _is_same(value, text)
     ]
     return equal[0] if len(equal) == 1 else None
+
+
+def _has_values_of_several(sentence: str, options: Options) -> bool:
+    """Whether a clause that is not a calculation has the numbers of several options."""
+    clause = main_clause(undressed(sentence))
+    numbers = set(re.findall(r"\d+", clause)) if "=" not in clause else set[str]()
+    return len(numbers.intersection(options.said.values())) > 1
 
 
 @lru_cache(maxsize=65536)

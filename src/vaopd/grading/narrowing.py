@@ -44,6 +44,11 @@ _RESTATED = re.compile(
 )
 """A second form of the value at the end of a sentence: "or about 8.7", "(≈ 8.7)"."""
 _CALCULATION = re.compile(r"(?<=\w)\s\([^()]{1,80}=[^()]{1,80}\)")
+_DESCRIBES = re.compile(
+    r"\b(?:of|than|from|to|in|by|at|on|after|before|per|each|every|with|for|between)"
+    r"(?: (?:the|these|those|all|only|about))?\s$",
+    re.IGNORECASE,
+)
 _COMMAND = re.compile(r"\\(?:frac|sqrt)\s?(?=[\[{\d]).{0,60}?\d|√\s?[\d(]")
 _YES_NO = re.compile(r"(yes|no|true|false)(?=\s*(?:[,.;:!\u2014]|$)|\s+because)", re.IGNORECASE)
 
@@ -69,7 +74,8 @@ def narrowed(payload: str) -> str | None:
         return word[1]
     value = head_value(body)
     if value is not None:
-        return value
+        second = _second_form(body)
+        return f"{value} ≈ {second}" if second else value
     if REFUSAL.match(body):
         return _clause(body)
     cut = None if DEPENDENT.match(body) else SUBORDINATE.search(body)
@@ -81,10 +87,9 @@ def narrowed(payload: str) -> str | None:
 def after_verb(sentence: str, *, is_strict: bool = False) -> str | None:
     """Return the value after the verb of a sentence, as in "the length is 5 cm"."""
     body = undressed(sentence[:MAX_SENTENCE]).rstrip(".。!")
-    again = _RESTATED.search(body)
-    if again and (second := whole_value(without_lead_ins(again["value"]))):
+    if second := _second_form(body):
         # "36π cm (about 113 cm)" has two forms of one answer.
-        first = after_verb(body[: again.start()], is_strict=is_strict)
+        first = after_verb(_RESTATED.split(body)[0], is_strict=is_strict)
         return f"{first} ≈ {second}" if first and head_value(first) else second
     body = main_clause(_CALCULATION.sub("", body))
     return (
@@ -92,6 +97,11 @@ def after_verb(sentence: str, *, is_strict: bool = False) -> str | None:
         or _after_verb(body, is_strict=is_strict)
         or _result_of(body, sentence)
     )
+
+
+def _second_form(body: str) -> str | None:
+    again = _RESTATED.search(body)
+    return whole_value(without_lead_ins(again["value"])) if again else None
 
 
 def _result_of(body: str, sentence: str) -> str | None:
@@ -142,7 +152,10 @@ def only_number(sentence: str) -> str | None:
         value = head_value(body[command.start() :])
         is_only = value is not None and command.start() + len(value) > places[-1].start()
         return value if is_only else None
-    if not places or (len(places) > 1 and places[0].start() > 0):
+    if len(places) > 1:
+        # "3 of the 8 slices", "in 2015, 42 %": a number after a preposition only describes.
+        places = [one for one in places if not _DESCRIBES.search(body[: one.start()])]
+    if len(places) != 1:
         return None
     return head_value(body[places[0].start() :]) or places[0][0]
 

@@ -44,7 +44,8 @@ _REMARK = re.compile(
     r"this (?:is because|makes sense|is consistent|can be|follows|confirms|agrees|matches)|"
     r"note\b|check\b|verif\w+|(?:for|in|by) (?:comparison|contrast|example)|"
     r"(?:you|we) can (?:check|verify|see)|as a check|keep in mind|the (?:other|remaining|rest)\b)|"
-    r"\b(?:slightly|somewhat|a (?:bit|little)|next) (?:\w+er|more|less|highest|lowest)\b(?! than)",
+    r"\b(?:slightly|somewhat|a (?:bit|little)|next) (?:\w+er|more|less|highest|lowest)\b(?! than)|"
+    r"\bis (?:the )?(?:second|third|fourth|next)\W*$",
     re.IGNORECASE,
 )
 

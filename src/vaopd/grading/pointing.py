@@ -46,6 +46,10 @@ _ONLY = re.compile(
     r"\b[Oo]nly\s(?:option\s|choice\s|answer\s)?\(?(?P<letter>[A-Z])\)?\s"
     r"(?:satisf|work|fit|match|make|meet|remain|agree|is\b|can\b|contain|show|describe)"
 )
+_MADE = re.compile(
+    r"\bmak(?:es|ing)\s(?:option\s|choice\s)?\(?(?P<letter>[A-Z])\)?\s(?:the|our)\s(?:only\s)?"
+    r"(?:correct|right|best|answer)"
+)
 _MARKED = re.compile(
     r"^\W{0,10}(?:[Oo]ption\s|[Cc]hoice\s)?\(?(?P<letter>[A-Z])[).:][^\n]{0,80}?(?:\s?[:\u2014-]\s*"
     r"(?:this is |it is |is )?(?:correct|right|true)\b|\s?(?:\(correct\)|✓)\s*$)|"
@@ -67,7 +71,7 @@ def last_pointed_at(text: str, options: Options) -> str | None:
     found: list[tuple[int, str]] = []
     for pattern, holds in _STATEMENTS:
         for match in pattern.finditer(text):
-            letter = match["letter"] or match["named"]
+            letter: str = match["letter"] or match.groupdict().get("named") or ""
             # The search ignores case, but a lower-case letter is a word or a variable.
             if letter in options.texts and not _is_denied(text, match) and holds(text, match):
                 found.append((match.start(), letter))
@@ -109,6 +113,7 @@ _STATEMENTS: tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str]], bool]],
     (_POINTED, _is_pointed_at),
     (_SO, _always),
     (_ONLY, _always),
+    (_MADE, _always),
     (_MARKED, _always),
     (_CHINESE, _always),
 )

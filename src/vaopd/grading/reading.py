@@ -63,12 +63,14 @@ _PLANS = re.compile(
     r"\W*(?:next|now)?,?\s*(?:we|let's|let us|i) (?:still |now )?"
     r"(?:would )?(?:need|must|have to|will|should|know|are given|can use|see a)\b|"
     r"\W*to [^,]{1,80}, (?:let|we (?:need|can|must|use|will|have to))[^=]*$|"
+    r"\W*let(?: me|'s| us) (?!know)[^=]*$|"
     r"\W*(?:the problem|the question) (?:asks|states)\b|\W*(?:it is )?given\b[^,]*$",
     re.IGNORECASE,
 )
 _CHECKS = re.compile(
     r"\W*(?:(?:let(?:'s| us| me)|to|we can) (?:verify|check|confirm)\b|"
-    r"(?:verification|check)\W*(?:$|:))",
+    r"(?:verification|check|reason|explanation|justification|(?:here(?:'s| is) )?why)\b\W*(?:$|:)|"
+    r"解析|解释|理由)",
     re.IGNORECASE,
 )
 _ALSO = re.compile(r"\s(?:or|as well)\s")
@@ -193,10 +195,16 @@ def _below_heading(one: Commitment, text: str) -> str | None:
 
 def _uncommitted(text: str, *, is_rest: bool) -> Reading:
     """Return the reading of a bare reply, or of the end of a response without commitment."""
-    lines = [line for line in text.split("\n") if undressed(line)]
-    lines = without_pleasantries(_without_checks(lines))
+    lines = without_pleasantries([line for line in text.split("\n") if undressed(line)])
     if not lines:
         return no_answer("empty")
+    before = _without_checks(lines)
+    if len(before) < len(lines) and (reading := _of_lines(before, is_rest=is_rest)).text:
+        return reading
+    return _of_lines(lines, is_rest=is_rest)
+
+
+def _of_lines(lines: list[str], *, is_rest: bool) -> Reading:
     is_alone = len(lines) == 1 and not is_rest
     if is_alone and (answer := bare(lines[0])):
         return Reading(answer, "bare reply", "bare", lines[0][:300])
@@ -292,6 +300,12 @@ def _with_exact(answer: str, sentence: str, lines: list[str]) -> str:
     return f"{exact} ≈ {answer}" if exact else answer
 
 
+def _only_head(clause: str) -> str | None:
+    """Return the value at the beginning of a clause without other numbers."""
+    value = head_value(clause)
+    return value if value and not re.search(r"\d", clause[len(value) :]) else None
+
+
 def _concluded(sentence: str, *, is_only: bool) -> str | None:
     """Return the value at the end of a sentence that concludes or is the whole reply."""
     body = undressed(_CONCLUDES.sub("", sentence)).rstrip(".!。")
@@ -300,7 +314,7 @@ def _concluded(sentence: str, *, is_only: bool) -> str | None:
     if _COUNTERFACTUAL.search(body):
         return None
     clause = main_clause(body)
-    answer = after_verb(body) or only_number(clause) or head_value(clause)
+    answer = after_verb(body) or only_number(clause) or _only_head(clause)
     if answer and _DENIED.search(body[: max(body.find(answer), 0)]):
         return None
     is_short = is_only and len(clause.split()) <= MAX_SENTENCE_WORDS
