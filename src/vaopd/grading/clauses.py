@@ -9,7 +9,8 @@ MIN_CLAUSE_WORDS = 3
 """Fewest words of a clause without a known verb, so that what follows is subordinate."""
 SUBORDINATE = re.compile(
     r"\s*(?:,\s*(?:which|who|because|since|as|where|with|given|assuming|when|if|but|while|just|"
-    r"(?:\w+ ){1,3}of (?:whom|which|them|these)|well|ahead|even though|although|though|"
+    r"(?:\w+ ){1,3}of (?:whom|which|them|these)|(?:\w+ ){1,2}(?:more|less|fewer|higher|lower)|"
+    r"(?:a few|some|others|the others?|the rest)|well|ahead|even though|although|though|"
     r"and (?:the|it|this|we)|making|meaning|using|based|due|after|for|not|rather|according|"
     r"whereas|indicating|rounded|corresponding|matching|option|that is|i\.e\.?|or (?:about|"
     r"approximately|roughly)|followed by|compared to)\b|\b(?:because|since|"
@@ -35,7 +36,7 @@ COPULA = re.compile(
     r"shows?|reads?|measures?|costs?|totals?|says?|"
     r"leaves?(?: us)?(?: with)?|yields?|results? in|amounts? to|comes? to|arrive at|makes?|"
     r"(?:brings|leads)(?: us)? to|(?:you|which|it|they) gets?|"
-    r"needs?|requires?|takes?|weighs?|travel(?:s|ed)|covers?|"
+    r"holds?|looks?|needs?|requires?|takes?|weighs?|travel(?:s|ed)|covers?|"
     r"pays?|paid|spends?|spent|earn(?:s|ed)|(?:length|area|radius|volume|value|measure|width|height|"
     r"perimeter|slope|side|diameter|mass|speed)(?=\s+[-\d\\])|there (?:is|are)|approximately|"
     r"about|we (?:get|have|find|obtain)|to be|as|corresponds? to|match(?:es)?)\b|=|≈|:(?=\s)|"
@@ -106,7 +107,7 @@ def _without_opening(body: str) -> str:
     is_reason = _REASON.match(body) is not None
     if not rests or (not is_reason and STRONG_COPULA.search(body, 0, commas[0].start())):
         return body
-    return rests[-1]
+    return rests[0]
 
 
 def _is_outside(before: str) -> bool:

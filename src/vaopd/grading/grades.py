@@ -16,7 +16,7 @@ from vaopd.grading.symbolic import is_formula
 _OPENING = re.compile(r"\W*(?:on|in|at|during)\s[^,]{1,40}(?=,)", re.IGNORECASE)
 _ANOTHER = re.compile(
     r"(?:\s(?:and|or)|\b(?:than|nor|versus|vs|that of|above|below|behind|after|before|until|unlike|"
-    r"compared (?:to|with)|between)\b.*)(?:\s(?:an?|the))?\s$"
+    r"against|compared (?:to|with)|between)\b(?:\s\w+){0,2})(?:\s(?:an?|the))?\s$"
 )
 _AND_ANOTHER = re.compile(r"\s(?:and|or|than)\s")
 

@@ -57,7 +57,7 @@ def _belongs(tokens: list[re.Match[str]], index: int, text: str, before: str) ->
     """Whether a token continues the value before it."""
     token = tokens[index]
     bare = token[0].strip("(),.;:[]{}\"'").lower()
-    if _is_symbolic(token[0]):
+    if _is_symbolic(token[0]) or (len(bare) == 1 and before[-1:] in tuple("+-*/=^<>")):
         return True
     if bare in _JOINT:
         return index + 1 < len(tokens) and bool(before) and _begins_value(tokens[index + 1][0])

@@ -79,6 +79,7 @@ GEOMETRY = re.compile(
     re.IGNORECASE,
 )
 _DENIES = re.compile(r"(?:not|neither|unclear|unknown|none)\b|不是", re.IGNORECASE)
+_OFFERS = re.compile(r"\W*(?:one|any|some) of\b", re.IGNORECASE)
 _BUT = re.compile(r"\bbut\s+(?:rather\s+)?|而是")
 
 
@@ -98,7 +99,7 @@ def options_of(texts: Mapping[str, str]) -> Options:
 def named_option(span: str, options: Options) -> str | None:
     """Return the letter that a short answer names, ``SEVERAL``, or ``None`` without a name."""
     body = undressed(plain(span))
-    if not body:
+    if not body or _OFFERS.match(body):
         return None
     if _DENIES.match(body) and (but := _BUT.search(body)):
         body = body[but.end() :]

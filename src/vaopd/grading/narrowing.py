@@ -45,7 +45,8 @@ _RESTATED = re.compile(
 """A second form of the value at the end of a sentence: "or about 8.7", "(≈ 8.7)"."""
 _CALCULATION = re.compile(r"(?<=\w)\s\([^()]{1,80}=[^()]{1,80}\)")
 _DESCRIBES = re.compile(
-    r"\b(?:of|than|from|to|in|by|at|on|after|before|per|each|every|with|for|between)"
+    r"\b(?:of|than|from|to|in|by|at|on|after|before|per|each|every|with|for|between|"
+    r"above|below|over|under|until|since|within)"
     r"(?: (?:the|these|those|all|only|about))?\s$",
     re.IGNORECASE,
 )

@@ -45,7 +45,8 @@ _REMARK = re.compile(
     r"note\b|check\b|verif\w+|(?:for|in|by) (?:comparison|contrast|example)|"
     r"(?:you|we) can (?:check|verify|see)|as a check|keep in mind|the (?:other|remaining|rest)\b)|"
     r"\b(?:slightly|somewhat|a (?:bit|little)|next) (?:\w+er|more|less|highest|lowest)\b(?! than)|"
-    r"\bis (?:the )?(?:second|third|fourth|next)\W*$",
+    r"\bis (?:the )?(?:second|third|fourth|next)\W*$|"
+    r"^(?!.*\b(?:since|because|as)\b).*\b(?:it|them|its)\W*$",
     re.IGNORECASE,
 )
 

@@ -74,6 +74,13 @@ _CHECKS = re.compile(
     re.IGNORECASE,
 )
 _ALSO = re.compile(r"\s(?:or|as well)\s")
+_CONTINUES = re.compile(
+    r"\W*(?:so|thus|hence|therefore|consequently|then|this|that|it|which|"
+    r"the (?:answer|result))\b|∴",
+    re.IGNORECASE,
+)
+"""Words after a semicolon that lead to a result; other words add something."""
+
 _DENIED = re.compile(
     r"(?:\bnot|n't|\bcannot|\bnever)\s+(?:be\s+|equal\s+(?:to\s+)?)?$", re.IGNORECASE
 )
@@ -223,6 +230,11 @@ def _of_lines(lines: list[str], *, is_rest: bool) -> Reading:
 def _from_sentences(lines: list[str], *, is_alone: bool) -> Reading:
     """Return the answer of the last sentence that has one, of the last two, or of the first."""
     said = [one for one in sentences(lines[-1]) if not is_remark(one)]
+    said = [
+        one
+        for number, one in enumerate(said)
+        if not (number and said[number - 1].endswith(";")) or _CONTINUES.match(one)
+    ]
     last_two = [(one, "last sentence") for one in reversed(said[-2:])]
     first = [(one, "first sentence") for one in said[:1] if is_alone]
     for sentence, rule in [*last_two, *first]:
@@ -263,8 +275,10 @@ def bare(line: str) -> str | None:
         rest = body[body.find(value) + len(value) :].strip(" .,)") if value in body else ""
         if not rest or (len(rest.split()) <= 4 and not re.search(r"\d", rest)):
             return value
-    # Four words with a full stop, as in "John ran the fastest.", are a sentence.
-    is_short = len(body.split()) <= 4 - line.rstrip().endswith(".") and len(sentences(body)) == 1
+    # Three words with a full stop, as in "John ran fastest.", are a sentence.
+    is_short = (
+        len(body.split()) <= 4 - 2 * line.rstrip().endswith(".") and len(sentences(body)) == 1
+    )
     if (
         is_short
         and not re.search(r"\d", body)

@@ -44,6 +44,7 @@ _CLOCK = re.compile(
 _JOINED = re.compile(
     r"\s*(?:[,;，；、]\s*(?:and|or)?|\b(?:and|or)\b|\\(?:lor|vee|land|wedge|cup)\b|[和或])\s*"
 )
+_LIMIT = re.compile(r"\\lim\s*[^-+*/^<>]{1,40}")
 _SYMBOL = re.compile(
     r"\\?[A-Za-z]{1,8}(?:_\{?\s?\w{1,5}\s?\}?|')?(?:\([a-z]\))?|(?:m\s?)?(?:∠|\\angle|△|"
     r"\\triangle)\s?[A-Z0-9]{1,3}|[A-Z]{1,4}"
@@ -259,7 +260,12 @@ def _assigned(text: str) -> Assigned | None:
     is_listing = len(_split_top(text)) > 1 and number_of(found["value"]) is None
     if is_listing or symbol.startswith(("(", "[", "{", "\\{")):
         return None
-    if not (_SYMBOL.fullmatch(symbol) or re.fullmatch(r"(?:[A-Za-z'∠△]+ ?){1,7}", symbol)):
+    symbol = re.sub(r"_\{[^{}]*\}", "", symbol).strip() if "\\lim" in symbol else symbol
+    if not (
+        _SYMBOL.fullmatch(symbol)
+        or _LIMIT.fullmatch(symbol)
+        or re.fullmatch(r"(?:[A-Za-z'∠△]+ ?){1,7}", symbol)
+    ):
         return None
     return Assigned(symbol.replace(" ", ""), value_of(found["value"]))
 
