@@ -54,7 +54,7 @@ _SEEMS = re.compile(
 )
 _RESULT = re.compile(
     r"(?:,|;|\u2014|\s-)\s+(?:and\s+)?(?:so|thus|hence|therefore|giving|making|leaving|yielding|"
-    r"which (?:gives|yields|makes|leaves|means(?: that)?)|resulting in|for a total of)"
+    r"which (?:gives|yields|makes(?: it)?|leaves|means(?: that)?)|resulting in|for a total of)"
     r"(?: us)?,?\s+|\s*[⇒⟹∴]\s*|,\s*(?:则|所以|因此|故|解得|可?得|即|从而|于是)[出到]?",
     re.IGNORECASE,
 )
@@ -120,6 +120,7 @@ def _result(body: str) -> str:
         after = undressed(body[result.end() :])
         if _REFERS_BACK.match(after):
             return body[: result.start()]
-        if STRONG_COPULA.search(after) or re.search(r"\d", after):
+        is_named = result[0].endswith(" it ") and not re.search(r"\d", body)
+        if is_named or STRONG_COPULA.search(after) or re.search(r"\d", after):
             return after
     return body

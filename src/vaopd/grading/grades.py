@@ -13,6 +13,9 @@ from vaopd.grading.phrases import NEGATION, undressed
 from vaopd.grading.reading import Confidence, Reading, Rule, read_answer
 from vaopd.grading.symbolic import is_formula
 
+MIN_SENTENCE_WORDS = 4
+"""Fewest words of a committed answer that may be a sentence with the reference in it."""
+
 _OPENING = re.compile(r"\W*(?:on|in|at|during)\s[^,]{1,40}(?=,)", re.IGNORECASE)
 _ANOTHER = re.compile(
     r"(?:\s(?:and|or)|\b(?:than|nor|versus|vs|that of|above|below|behind|after|before|until|unlike|"
@@ -65,23 +68,28 @@ def _says(reading: Reading, answer: str | Sequence[str]) -> bool:
     tonnes" the first word; in "the bus is late by 5 minutes" it is the only number. A clause with
     a negation does not count.
     """
-    if reading.confidence != "guessed":
+    is_long = len((reading.text or "").split()) >= MIN_SENTENCE_WORDS
+    if reading.confidence != "guessed" and not is_long:
         return False
-    clause = main_clause(undressed(reading.span).rstrip(".。!"))
+    span = reading.span if reading.confidence == "guessed" else reading.text or ""
+    clause = main_clause(undressed(span).rstrip(".。!"))
     number = None if is_number(reading.text or "") else only_number(clause)
-    opening = _OPENING.match(reading.span)
+    opening = _OPENING.match(span)
     said = [words(opening[0]), words(clause)] if opening else [words(clause)]
     golds = [answer] if isinstance(answer, str) else answer
     return any(
         number is not None and is_equal(number, gold)
         if is_number(gold)
-        else not is_formula(gold) and any(_mentions(one, words(gold)) for one in said)
+        else (len(gold) == 1 or not is_formula(gold))
+        and any(_mentions(one, words(gold)) for one in said)
         for gold in golds
     )
 
 
 def _mentions(clause: str, gold: str) -> bool:
     """Whether a clause has a reference in words that it does not deny, compare or join."""
+    if len(gold) == 1 and gold.isascii():
+        return re.match(rf"\w{{3,}} {re.escape(gold)}\s", clause) is not None
     found = re.search(
         rf"(?:^|\s|(?<=[\u4e00-\u9fff])){re.escape(gold)}(?=\s|$|[\u4e00-\u9fff])", clause
     )

@@ -44,7 +44,9 @@ _SYMBOLS = (
     ("\\approx", "≈"), ("\\fallingdotseq", "≈"), ("\\simeq", "≈"),
     ("\\thickapprox", "≈"), ("\\implies", "⇒"),
     ("\\Rightarrow", "⇒"), ("\\Longrightarrow", "⇒"), ("\\rightarrow", "→"), ("\\to ", "→ "),
-    ("\\therefore", "∴"), ("\\checkmark", "✓"), ("\\leq", "≤"), ("\\geq", "≥"), ("\\le ", "≤ "),
+    ("\\therefore", "∴"), ("\\checkmark", "✓"),
+    ("\\angle", "∠"), ("\\triangle", "△"), ("\\measuredangle", "∠"),
+    ("\\leq", "≤"), ("\\geq", "≥"), ("\\le ", "≤ "),
     ("\\ge ", "≥ "), ("\\neq", "≠"),
     ("’", "'"), ("‘", "'"), ("“", '"'), ("”", '"'),
 )  # fmt: skip

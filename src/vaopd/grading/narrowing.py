@@ -44,6 +44,12 @@ _RESTATED = re.compile(
 )
 """A second form of the value at the end of a sentence: "or about 8.7", "(≈ 8.7)"."""
 _CALCULATION = re.compile(r"(?<=\w)\s\([^()]{1,80}=[^()]{1,80}\)")
+_LABELS = re.compile(
+    r"\b(?:platform|figure|step|page|room|question|part|case|row|column|chapter|grade|gate)\s$",
+    re.IGNORECASE,
+)
+"""Nouns before a number that is a name."""
+
 _DESCRIBES = re.compile(
     r"\b(?:of|than|from|to|in|by|at|on|after|before|per|each|every|with|for|between|"
     r"above|below|over|under|until|since|within)"
@@ -155,7 +161,9 @@ def only_number(sentence: str) -> str | None:
         return value if is_only else None
     if len(places) > 1:
         # "3 of the 8 slices", "in 2015, 42 %": a number after a preposition only describes.
-        places = [one for one in places if not _DESCRIBES.search(body[: one.start()])]
+        places = [one for one in places if not _LABELS.search(body[: one.start()])]
+        free = [one for one in places if not _DESCRIBES.search(body[: one.start()])]
+        places = free or places
     if len(places) != 1:
         return None
     return head_value(body[places[0].start() :]) or places[0][0]

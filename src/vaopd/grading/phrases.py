@@ -40,6 +40,7 @@ PLEASANTRY = re.compile(
 """A friendly closing line, which is not an answer."""
 
 _REMARK = re.compile(
+    r"^\W*$|^\((?:using|by|since|because|note|from|as|rounded|where|we|here)\b|"
     r"^\W*(?:(?:let(?:'s| us| me)|to|we can) (?:verify|check|confirm)\b|in an?\b.*\bwould\b|"
     r"this (?:is because|makes sense|is consistent|can be|follows|confirms|agrees|matches)|"
     r"note\b|check\b|verif\w+|(?:for|in|by) (?:comparison|contrast|example)|"
@@ -74,7 +75,8 @@ REFUSAL = re.compile(
     r"could not (?:determine|find|see)|"
     r"(?:is|are) not (?:visible|legible|readable|available)|too (?:blurry|small|dark) to|"
     r"need (?:more|to see)|(?:answer|result|it|this) depends on|not enough|as an ai)\b|"
-    r"无法|不能确定|看不清|不知道|抱歉",
+    r"n't enough|"
+    r"无法|不能确定|不确定|不清楚|看不清|不知道|抱歉",
     re.IGNORECASE,
 )
 HEDGE = re.compile(

@@ -7,7 +7,7 @@ from typing import Literal
 
 from vaopd.grading.clauses import main_clause
 from vaopd.grading.commitments import Commitment, commitments
-from vaopd.grading.heads import head_value
+from vaopd.grading.heads import head_value, is_number
 from vaopd.grading.markup import boxes_of, plain
 from vaopd.grading.narrowing import after_verb, narrowed, only_number
 from vaopd.grading.phrases import (
@@ -212,6 +212,8 @@ def _uncommitted(text: str, *, is_rest: bool) -> Reading:
 
 
 def _of_lines(lines: list[str], *, is_rest: bool) -> Reading:
+    while len(lines) > 1 and all(map(is_remark, sentences(lines[-1]))):
+        lines = lines[:-1]
     is_alone = len(lines) == 1 and not is_rest
     if is_alone and (answer := bare(lines[0])):
         return Reading(answer, "bare reply", "bare", lines[0][:300])
@@ -221,9 +223,11 @@ def _of_lines(lines: list[str], *, is_rest: bool) -> Reading:
     if len(lines) > 1 and not _is_heading(last) and (answer := bare(last)):
         return Reading(answer, "bare last line", "bare", last[:300])
     reading = _from_sentences(lines, is_alone=is_alone)
-    explains = len(lines) > 1 and not is_rest and _EXPLAINS.match(lines[1])
-    if reading.text is None and explains and (answer := bare(lines[0])):
-        return Reading(answer, "bare first line", "bare", lines[0][:300])
+    first = bare(lines[0]) if len(lines) > 1 and not is_rest else None
+    is_explained = first and reading.text is None and _EXPLAINS.match(lines[1])
+    is_value = first and is_number(first) and not any(map(_CONCLUDES.match, lines[1:]))
+    if first and (is_explained or is_value):
+        return Reading(first, "bare first line", "bare", lines[0][:300])
     return reading
 
 

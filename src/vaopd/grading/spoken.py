@@ -22,6 +22,7 @@ WORD = "|".join(_SMALL[2:] + _TENS)
 _CHINESE = {character: n for n, character in enumerate("零一二三四五六七八九")} | {"两": 2}
 _CHINESE_SCALES = {"十": 10, "百": 100, "千": 1000}
 _CHINESE_HEAD = re.compile(r"[零一二两三四五六七八九十百千]{1,7}")
+_CHINESE_SHARE = re.compile(rf"({_CHINESE_HEAD.pattern})分之({_CHINESE_HEAD.pattern})")
 
 
 @lru_cache(maxsize=8192)
@@ -72,6 +73,10 @@ def _is_ones(before: str, word: str) -> bool:
 
 def with_digits(text: str) -> str:
     """Return a text that begins with a Chinese number with digits in its place."""
+    if share := _CHINESE_SHARE.match(text):
+        below, above = (with_digits(part) for part in share.groups())
+        rest = text[share.end() :]
+        return f"{above}%{rest}" if share[1] == "百" else f"{above}/{below}{rest}"
     found = _CHINESE_HEAD.match(text)
     if found is None:
         return text
