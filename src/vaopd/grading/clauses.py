@@ -50,11 +50,13 @@ STRONG_COPULA = re.compile(
     r"\b(?:is|are|was|were|equals?|becomes?|be)\b|=|≈|[是为]|等于", re.IGNORECASE
 )
 _SEEMS = re.compile(
-    r"\b(?:might|may|seems?|appears?|at first|looks like|think|expect)\b", re.IGNORECASE
+    r"\b(?:might|may|seems?|appears?|at first|thought|looks like|think|expect)\b", re.IGNORECASE
 )
 _RESULT = re.compile(
     r"(?:,|;|\u2014|\s-)\s+(?:and\s+)?(?:so|thus|hence|therefore|giving|making|leaving|yielding|"
-    r"which (?:gives|yields|makes(?: it)?|leaves|means(?: that)?)|resulting in|for a total of)"
+    r"which (?:gives|gave|yields|makes(?: it)?|made|leaves|left|means(?: that)?|results? in|"
+    r"resulted in|"
+    r"(?:is|was) (?:an?|the) [a-z]+ of)|or(?= \d+ [a-z])|resulting in|for a total of)"
     r"(?: us)?,?\s+|\s*[⇒⟹∴]\s*|,\s*(?:则|所以|因此|故|解得|可?得|即|从而|于是)[出到]?",
     re.IGNORECASE,
 )

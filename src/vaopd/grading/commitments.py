@@ -245,7 +245,7 @@ def _after(text: str, marker: re.Match[str], rule: str) -> Commitment:
     stop = min(stop, marker.end() + MAX_PAYLOAD)
     payload = text[marker.end() : stop]
     end = marker.end() + payload.find(".") + 1 if "." in payload else stop
-    is_closed = re.search(r"[.。!]\s", payload) is not None or (
+    is_closed = re.search(r"[.。!]\s|,\s[a-z]{2,}\s", payload) is not None or (
         bool(text[stop:].strip())
         or len(sentences(payload)) > 1
         or payload.rstrip().endswith((".", "。", "!"))

@@ -63,7 +63,7 @@ def _is_equal(answer: str, reference: str, tolerance: float) -> bool:
 
 def _forms(text: str) -> list[str]:
     """Return the forms of an answer: ``5√3 ≈ 8.66`` has two forms of one value."""
-    text = _ABOUT.sub("", stripped(plain(text)))
+    text = _ABOUT.sub("", stripped(re.split("[⇒⟹∴]", plain(text))[-1]))
     pieces = map(stripped, _CHAIN.split(text))
     forms = [text, *(_without_lone_end(piece) for piece in pieces)]
     for form in tuple(forms):

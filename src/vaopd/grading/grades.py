@@ -68,12 +68,12 @@ def _says(reading: Reading, answer: str | Sequence[str]) -> bool:
     tonnes" the first word; in "the bus is late by 5 minutes" it is the only number. A clause with
     a negation does not count.
     """
-    is_long = len((reading.text or "").split()) >= MIN_SENTENCE_WORDS
-    if reading.confidence != "guessed" and not is_long:
+    is_guess, text = reading.confidence == "guessed", reading.text or ""
+    if not is_guess and len(text.split()) < MIN_SENTENCE_WORDS:
         return False
-    span = reading.span if reading.confidence == "guessed" else reading.text or ""
+    span = reading.span if is_guess else text
     clause = main_clause(undressed(span).rstrip(".。!"))
-    number = None if is_number(reading.text or "") else only_number(clause)
+    number = only_number(clause) if is_guess and not is_number(text) else None
     opening = _OPENING.match(span)
     said = [words(opening[0]), words(clause)] if opening else [words(clause)]
     golds = [answer] if isinstance(answer, str) else answer

@@ -29,6 +29,7 @@ _MATH_WORDS = frozenset(
 _TOKEN = re.compile(r"\S+")
 _PROSE_TOKEN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?:'[a-z]+)?")
 _SHARE = re.compile(r"\bout of \d+")
+_FUNCTIONS = frozenset(["sin", "cos", "tan", "log", "ln"])
 _OPERATORS = tuple("+-*/=^<>≤≥≈∠△")
 _JOINT = frozenset(("and", "or", "to", "by", "per"))
 _UNIT_WORDS = frozenset(
@@ -60,7 +61,7 @@ def _belongs(tokens: list[re.Match[str]], index: int, text: str, before: str) ->
     bare = token[0].strip("(),.;:[]{}\"'").lower()
     following = tokens[index + 1][0] if index + 1 < len(tokens) else ""
     is_variable = len(bare) == 1 and (before[-1:] in _OPERATORS or following[:1] in _OPERATORS)
-    if is_variable or _is_symbolic(token[0]):
+    if is_variable or bare in _FUNCTIONS or _is_symbolic(token[0]):
         return True
     if bare in _JOINT:
         return index + 1 < len(tokens) and bool(before) and _begins_value(tokens[index + 1][0])

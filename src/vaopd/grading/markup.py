@@ -50,6 +50,12 @@ _SYMBOLS = (
     ("\\ge ", "≥ "), ("\\neq", "≠"),
     ("’", "'"), ("‘", "'"), ("“", '"'), ("”", '"'),
 )  # fmt: skip
+_OVER = re.compile(
+    r"\\(?:overline|overrightarrow|overleftrightarrow|overset\{\\frown\}|widehat|vec)"
+    r"\s?\{([A-Za-z' ]{1,8})\}"
+)
+"""A mark over the name of a line or an arc."""
+
 _REPEATING = re.compile(r"(?<=\d\.)(\d{0,9}?)(\d{1,6}?)\2+(?:\.\.\.|…|\\l?dots)")
 """A decimal such as ``0.333...``, which is a fraction."""
 
@@ -86,7 +92,7 @@ def plain(text: str) -> str:
     text = _DEGREE.sub("°", text) if "\\" in text or "°" in text else text
     if "\\" in text:
         text = _BOX_OF_ONE.sub(r"\1{\2}", text)
-        text = _SIGNS_OF_END.sub(" ", text)
+        text = _OVER.sub(r"\1", _SIGNS_OF_END.sub(" ", text))
         for _ in range(3):
             text = _WORDS.sub(r" \1 ", text)
     if "\\" in text or not text.isascii():

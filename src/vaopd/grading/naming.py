@@ -257,10 +257,14 @@ def by_mention(sentence: str, options: Options) -> str | None:
     If one option text contains another, the longest counts.
     """
     said = " " + words(sentence) + " "
+    # "2x + 1" and "-2x + 1" have the same words.
+    is_double = {
+        text: list(options.said.values()).count(text) > 1 for text in options.said.values()
+    }
     at = {
         k: said.find(f" {text} ")
         for k, text in options.said.items()
-        if text and not re.fullmatch(r"[\W\d]*|\w", text)
+        if text and not re.fullmatch(r"[\W\d]*|\w", text) and not is_double[text]
     }
     found = [
         letter for letter, place in at.items() if place >= 0 and not _is_denied(said[: place + 1])

@@ -50,6 +50,7 @@ _LABELS = re.compile(
 )
 """Nouns before a number that is a name."""
 
+_SEVERAL = re.compile(r"\b(?:and|or)\b|,\s")
 _DESCRIBES = re.compile(
     r"\b(?:of|than|from|to|in|by|at|on|after|before|per|each|every|with|for|between|"
     r"above|below|over|under|until|since|within)"
@@ -97,7 +98,7 @@ def after_verb(sentence: str, *, is_strict: bool = False) -> str | None:
     if second := _second_form(body):
         # "36π cm (about 113 cm)" has two forms of one answer.
         first = after_verb(_RESTATED.split(body)[0], is_strict=is_strict)
-        return f"{first} ≈ {second}" if first and head_value(first) else second
+        return f"{first} ≈ {second}" if first and not _SEVERAL.search(first) else second
     body = main_clause(_CALCULATION.sub("", body))
     return (
         _counted_subject(body)

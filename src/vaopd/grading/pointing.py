@@ -26,7 +26,7 @@ _POINTED = re.compile(
     r"has[ \t]to[ \t]be|can[ \t]only[ \t]be|"
     r"would[ \t]be|aligns[ \t]with|agrees[ \t]with|points[ \t]to|matches[ \t]with|equals|describes|"
     r"leads[ \t](?:us[ \t])?to)|"
-    r"(?:it|that|this)'s|i[ \t](?:think|believe|guess|suspect)(?:[ \t](?:that|it|it's|"
+    r"(?:it|that|this)'s|i[ \t](?:think|believe|guess|suspect|meant)(?:[ \t](?:that|it|it's|"
     r"it[ \t]is|the[ \t]answer[ \t]is))*|corresponds[ \t](?:to|with)|corresponding[ \t]to|"
     r"matches|matching|looks[ \t]like)[ \t]+(?:(?:clearly|best|exactly|definitely|likely|"
     r"most[ \t]likely|probably|certainly|indeed|therefore|just|simply)[ \t])?"

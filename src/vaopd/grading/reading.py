@@ -302,6 +302,9 @@ def _listed(lines: list[str]) -> str | None:
         (":", "：")
     ):
         return None
+    if re.search(r"\d", lines[heads[-1]]):
+        # "The total is 36:" and its parts.
+        return _concluded(lines[heads[-1]].rstrip(" *_:："), is_only=False)
     values = [undressed(_LIST_LINE.sub("", line)).rstrip(".。,;") for line in items]
     return ", ".join(values) if all(head_value(value) == value for value in values) else None
 

@@ -110,7 +110,7 @@ def value_of(text: str) -> Value:
     text = stripped(text)
     if len(text) > MAX_CHARACTERS:
         return Words(text)
-    for read in (_quantity, _signs, _bracketed, _assigned, _ratio, _enumeration):
+    for read in (_clock, _quantity, _signs, _bracketed, _assigned, _ratio, _enumeration):
         if (value := read(text)) is not None:
             return value
     return Words(text)
@@ -270,10 +270,15 @@ def _assigned(text: str) -> Assigned | None:
     return Assigned(symbol.replace(" ", ""), value_of(found["value"]))
 
 
+def _clock(text: str) -> Ratio | None:
+    clock = _CLOCK.fullmatch(text)
+    if clock is None:
+        return None
+    parts = Fraction(clock["hour"]), Fraction(clock["minute"] or 0)
+    return Ratio(parts, True, clock["half"].lower())
+
+
 def _ratio(text: str) -> Ratio | None:
-    if clock := _CLOCK.fullmatch(text):
-        parts = Fraction(clock["hour"]), Fraction(clock["minute"] or 0)
-        return Ratio(parts, True, clock["half"].lower())
     found = _RATIO.fullmatch(text)
     if found is None:
         return None

@@ -25,7 +25,8 @@ _OPENING = re.compile(
 )
 _TRUE = re.compile(
     r"(?:statement|claim|that|this|it|description|assertion|answer|assumption|caption|"
-    r"premise|you)(?: (?:that|in|about|of|made) [^.\n]{1,80}?)?(?:'s| is| are)"
+    r"premise|you|what you (?:say|describe|claim))"
+    r"(?: (?:that|in|about|of|made) [^.\n]{1,80}?)?(?:'s| is| are)"
     r"(?: indeed| therefore| thus|"
     r" actually)? (?:(not (?:correct|true|right|accurate)|incorrect|false|wrong|inaccurate|"
     r"untrue)|(correct|true|right|accurate))\b",
