@@ -98,13 +98,17 @@ def after_verb(sentence: str, *, is_strict: bool = False) -> str | None:
     if second := _second_form(body):
         # "36π cm (about 113 cm)" has two forms of one answer.
         first = after_verb(_RESTATED.split(body)[0], is_strict=is_strict)
-        return f"{first} ≈ {second}" if first and not _SEVERAL.search(first) else second
+        return f"{first} ≈ {second}" if _is_one(first) else second
     body = main_clause(_CALCULATION.sub("", body))
     return (
         _counted_subject(body)
         or _after_verb(body, is_strict=is_strict)
         or _result_of(body, sentence)
     )
+
+
+def _is_one(value: str | None) -> bool:
+    return bool(value) and head_value(value) is not None and not _SEVERAL.search(value)
 
 
 def _second_form(body: str) -> str | None:
