@@ -44,6 +44,7 @@ _RESTATED = re.compile(
 )
 """A second form of the value at the end of a sentence: "or about 8.7", "(≈ 8.7)"."""
 _CALCULATION = re.compile(r"(?<=\w)\s\([^()]{1,80}=[^()]{1,80}\)")
+_POINT = re.compile(r"\([^()]{0,40}\d[^()]{0,40},[^()]{0,40}\)")
 _LABELS = re.compile(
     r"\b(?:platform|figure|step|page|room|question|part|case|row|column|chapter|grade|gate)\s$",
     re.IGNORECASE,
@@ -164,6 +165,8 @@ def only_number(sentence: str) -> str | None:
         value = head_value(body[command.start() :])
         is_only = value is not None and command.start() + len(value) > places[-1].start()
         return value if is_only else None
+    if (points := _POINT.findall(body)) and len(points) == 1:
+        return None if _FIRST_DIGIT.search(body.replace(points[0], "")) else points[0]
     if len(places) > 1:
         # "3 of the 8 slices", "in 2015, 42 %": a number after a preposition only describes.
         places = [one for one in places if not _LABELS.search(body[: one.start()])]

@@ -63,7 +63,7 @@ _PLANS = re.compile(
     r"\W*(?:next|now)?,?\s*(?:we|let's|let us|i) (?:still |now )?"
     r"(?:would )?(?:need|must|have to|will|should|know|are given|can use|see a)\b|"
     r"\W*to [^,]{1,80}, (?:let|we (?:need|can|must|use|will|have to))[^=]*$|"
-    r"\W*let(?: me|'s| us) (?!know)[^=]*$|"
+    r"\W*let(?: me|'s| us) (?!know)[^=\d]*$|"
     r"\W*(?:the problem|the question) (?:asks|states)\b|\W*(?:it is )?given\b[^,]*$",
     re.IGNORECASE,
 )

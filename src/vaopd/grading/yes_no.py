@@ -10,7 +10,7 @@ from vaopd.grading.thinking import split_reasoning
 
 _WORD = re.compile(
     r"(?<![A-Za-z])(?:(yes|yeah|yep)|(no|nope))(?![A-Za-z])(?!\.\s?\d)|(?:^|[,。:\s])(?:(是的|是(?=$|[。.])|对|"
-    r"有)|(不是|没有|否|不对|不正确|错误|不))",
+    r"有)|(不是的?|没有|否|不对|不正确|错误|不))",
     re.IGNORECASE,
 )
 _OPENING = re.compile(
