@@ -4,17 +4,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pytest
-from labelled import Labelled, read
+from labelled import TEXTS, Labelled, read
 
 from vaopd.grading.grades import grade
 from vaopd.grading.letters import read_choice
 from vaopd.grading.yes_no import read_yes_no
 
-FREE = read("free_first", "free_second", "free_third", "free_fourth", "free_fifth", "free_sixth")
-CHOICES = read(
-    "choice_first", "choice_second", "choice_third", "choice_fourth", "choice_fifth", "choice_sixth"
+FREE, CHOICES, YES_NO = (
+    read(*sorted(path.stem for path in TEXTS.glob(f"{kind}_*.txt")))
+    for kind in ("free", "choice", "yes_no")
 )
-YES_NO = read("yes_no_first", "yes_no_second", "yes_no_third")
 ALLOWED = 0.02
 
 

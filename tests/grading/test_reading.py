@@ -19,7 +19,7 @@ from vaopd.grading.thinking import split_reasoning
         ("5 cm", "bare", "bare reply"),
         ("We add them.\n\n5", "bare", "bare last line"),
         ("We add 2 and 3. So the sum is 5.", "guessed", "last sentence"),
-        ("I cannot tell.", "none", "refusal"),
+        ("I cannot tell.", "none", "refusal or hedge"),
         ("", "none", "empty"),
         ("<think>5", "none", "reasoning never ends"),
     ],

@@ -30,6 +30,7 @@ _MIXED = re.compile(
     r"\s+and\s+)(?:(\d{1,9})\s*/\s*(\d{1,9})(?![\d.])|"
     r"\\frac\s*\{\s*(\d{1,9})\s*\}\s*\{\s*(\d{1,9})\s*\})"
 )
+_REPEATING = re.compile(r"(\d{1,9})\.(\d{0,9})\\(?:overline|bar|dot)\{?(\d{1,6})\}?")
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d{1,100}(?:\.\d{0,100})?|\.\d{1,100})(?:[eE][+-]?\d{1,3}(?![\d.]))?)"
     r"|(?P<command>\\?(?:frac|sqrt|cdot|times|div|pi|sin|cos|tan|cot|sec|csc|ln|log|"
@@ -93,9 +94,18 @@ def _written_out(text: str) -> str:
     """Return the text with grouped thousands, mixed numbers and raised digits in plain form."""
     for mark, fraction in _FRACTIONS_OF_ONE.items():
         text = re.sub(rf"(?<=\d)\s?{mark}", f" {fraction}", text).replace(mark, fraction)
+    text = _REPEATING.sub(_as_fraction, text)
     text = _RAISED.sub(lambda m: f"^{{{m[0].translate(_SUPERSCRIPTS)}}}", text)
     text = _GROUPED.sub(lambda m: m[0].replace(",", "").replace(" ", ""), text)
     return _MIXED.sub(lambda m: f"({m[1]}+{m[2] or m[4]}/{m[3] or m[5]})", text)
+
+
+def _as_fraction(decimal: re.Match[str]) -> str:
+    """Return a repeating decimal as a fraction: 0.1666... is (16 - 1) / 90."""
+    whole, first, block = decimal.groups()
+    below = 10 ** len(first) * (10 ** len(block) - 1)
+    above = int(whole + first + block) - int(whole + first)
+    return f"({above}/{below})"
 
 
 def _tokens(text: str) -> list[str]:

@@ -57,7 +57,7 @@ _LABEL = (
 _OPTION_LABEL = (
     rf"(?<![A-Za-z])(?:{_QUALITY}{{1,2}}{_OPTION}|(?:(?<=\n)|"
     rf"^)[ \t#>-]{{0,6}}(?:(?:my[ \t])?(?:option|choice|letter|pick|selection)|correct|"
-    rf"right))[\"']?[ \t]{{0,3}}[:：=]"
+    rf"right|conclusion|result))[\"']?[ \t]{{0,3}}[:：=]"
 )
 _STATEMENT = (
     rf"(?<![A-Za-z])(?:{_QUALITY}{{0,2}}{_ANSWER}{_OF_QUESTION}|"
@@ -69,7 +69,7 @@ _HEADING = (
     rf"?{_QUALITY}{{0,2}}{_ANSWER}[ \t]{{0,4}}[.:：]?[ \t]{{0,4}}(?=\n)"
 )
 _CHINESE = (
-    r"(?:(?:最终|正确|最后|标准|本题|参考|因此|所以)?(?:的)?答案(?:选项)?|正确(?:的)?(?:选项|结果|选择|说法)(?:的)?(?:应该|应|就)?)"
+    r"(?:(?:最终|正确|最后|标准|本题|参考|因此|所以)?(?:的)?答案(?:选项)?|正确(?:的)?(?:选项|结果|选择|说法)(?:的)?(?:应该|应|就)?|正确的(?=是|为))"
     r"[ \t\"】]{0,4}(?:[:：】]|(?<=】)|(?:应该|应当|应|就|便)?(?:是|为|选)[ \t]{0,4}[:：]?)|"
     r"(?:故|应|因此|所以|本题|"
     r"应该|综上)[，,]?(?:应)?(?:选择?|答案(?:是|为|选)?)[ \t]{0,3}[:：]?|"
@@ -107,11 +107,13 @@ _CHOOSING = re.compile(
     r"(?<![A-Za-z])(?:(?:I|we|let's|let us)(?:'d|'ll|[ \t]would|[ \t]will|[ \t]should|"
     r"[ \t]must|[ \t]can)?(?:[ \t](?:therefore|thus|confidently|then|also|have to|need to))?"
     r"[ \t]{1,3}(?:choose|chose|pick|select|go[ \t]with|opt[ \t]for|answer|"
-    r"conclude[ \t](?:that[ \t])?(?:it[ \t]is|with)|settle[ \t]on|say)|"
-    r"my[ \t](?:choice|pick|selection)[ \t]is|(?:^|(?<=\n)|(?<=[.,:;][ \t]))(?:so[ \t]|"
+    r"guess|conclude[ \t](?:that[ \t])?(?:it[ \t]is|with)|settle[ \t]on|say)|"
+    r"my[ \t](?:best[ \t])?(?:choice|pick|selection|guess|vote)[ \t](?:is|would[ \t]be)|"
+    r"(?:^|(?<=\n)|(?<=[.,:;][ \t]))(?:so[ \t]|"
     r"thus[ \t]|therefore,?[ \t])?(?:choose|select|pick)(?=[ \t]))[ \t]{0,3}[:：]?",
     re.IGNORECASE,
 )
+_CONTRASTS = re.compile(r",\s(?:but|however|so|hence|thus|therefore|whereas|while),?\s")
 _AMONG = re.compile(
     r"^(?:among|of|from) (?:all )?(?:the|these|those)\b[^,]{0,40},\s", re.IGNORECASE
 )
@@ -243,7 +245,7 @@ def _after(text: str, marker: re.Match[str], rule: str) -> Commitment:
     stop = min(stop, marker.end() + MAX_PAYLOAD)
     payload = text[marker.end() : stop]
     end = marker.end() + payload.find(".") + 1 if "." in payload else stop
-    is_closed = re.search(r"[.。!]\s", payload) is not None or (
+    is_closed = re.search(r"[.。!]\s|,\s[a-z]{2,}\s", payload) is not None or (
         bool(text[stop:].strip())
         or len(sentences(payload)) > 1
         or payload.rstrip().endswith((".", "。", "!"))
@@ -274,5 +276,5 @@ def _before(text: str, verdict: re.Match[str]) -> Commitment:
     """Return the part of a sentence before "is the correct answer"."""
     start = max(text.rfind("\n", 0, verdict.start()) + 1, verdict.start() - 200)
     said = sentences(text[start : verdict.start()])
-    payload = _AMONG.sub("", said[-1]) if said else ""
+    payload = _AMONG.sub("", _CONTRASTS.split(said[-1])[-1]) if said else ""
     return Commitment(verdict.start() - len(payload), verdict.end(), payload, "verdict")

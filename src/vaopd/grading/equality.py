@@ -16,6 +16,7 @@ from vaopd.grading.values import (
     Ratio,
     Value,
     Words,
+    split_joined,
     stripped,
     value_of,
 )
@@ -31,6 +32,12 @@ _ARTICLE = re.compile(
 _PUNCTUATION = re.compile(r"[\s,.;:!?\"'`()\[\]*_-]+")
 _OUT_OF = re.compile(r"(\d{1,9}) (?:out of|in) (?:every )?(\d{1,9})")
 _DIGITS_APART = re.compile(r"\d\s+\d")
+_ABOUT = re.compile(
+    r"^(?:[≈~∼]|(?:approximately|approx\.?|about|around|roughly)\s)\s*", re.IGNORECASE
+)
+_INITIALS = re.compile(r"\b([a-z])\.(?=[a-z]\b)")
+_SEVERAL = re.compile(r"\b(?:and|or)\b|[,;]\s")
+_NAMES = re.compile(r"\(\s?[a-z](?:\s?,\s?[a-z]){1,2}\s?\)")
 _ASIDE = re.compile(r"\s*\(([^()]{1,60})\)\s*$")
 _PERCENT = (("percent", 1),)
 _ANGLE = (("angle", 1),)
@@ -56,17 +63,20 @@ def _is_equal(answer: str, reference: str, tolerance: float) -> bool:
 
 def _forms(text: str) -> list[str]:
     """Return the forms of an answer: ``5√3 ≈ 8.66`` has two forms of one value."""
-    text = stripped(plain(text))
+    text = _ABOUT.sub("", stripped(re.split("[⇒⟹∴]", plain(text))[-1]))
     pieces = map(stripped, _CHAIN.split(text))
     forms = [text, *(_without_lone_end(piece) for piece in pieces)]
     for form in tuple(forms):
         sides = [stripped(side) for side in form.split("=")]
-        if len(sides) > 2 or (len(sides) == 2 and not _names_a_value(sides[0])):
+        if len(sides) > 1 and _is_calculated(sides) and not _SEVERAL.search(form):
             forms.append(sides[-1])
+        elif len(sides) == 2 and _NAMES.fullmatch(sides[0]):
+            forms.append(sides[1])
     if share := _OUT_OF.fullmatch(text):
         forms.append(f"{share[1]}/{share[2]}")
-    if aside := _ASIDE.search(text):
-        forms.append(text[: aside.start()])
+    if (aside := _ASIDE.search(text)) and aside.start():
+        outside = text[: aside.start()]
+        forms += [outside, *([aside[1]] if isinstance(value_of(outside), Words) else [])]
     return [form for form in dict.fromkeys(forms) if form]
 
 
@@ -75,9 +85,12 @@ def _without_lone_end(piece: str) -> str:
     return piece.rstrip(")") if piece.count(")") > piece.count("(") else piece
 
 
-def _names_a_value(side: str) -> bool:
-    """Whether the left side of an equation has a variable, so that it is not a calculation."""
-    return re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", side)) is not None
+def _is_calculated(sides: list[str]) -> bool:
+    """Whether an equation calculates its last side: in several steps, or without a variable."""
+    if len(sides) > 2 or not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", sides[0])):
+        return True
+    operands = re.split(r"\s[-+*/×·÷]\s", re.sub(r"\\(?:times|cdot|div)", "*", sides[0]))
+    return len(operands) > 1 and all(isinstance(value_of(one), Quantity) for one in operands)
 
 
 def _is_same(answer: str, reference: str, tolerance: float) -> bool:
@@ -135,15 +148,21 @@ def _formula(value: Value) -> str | None:
 
 
 def _one_of_a_set(mine: Value, gold: Value, tolerance: float) -> bool:
-    """Whether a set with one member and a single value are equal."""
+    """Whether each member of a set equals a single value, as in "0.25, or 25%"."""
     listing, other = (mine, gold) if isinstance(mine, Listing) else (gold, mine)
     assert isinstance(listing, Listing)
-    return len(listing.items) == 1 and _same_values(listing.items[0], other, tolerance)
+    is_one = len(listing.items) == 1 or listing.brackets == "{}"
+    return is_one and all(_same_values(item, other, tolerance) for item in listing.items)
 
 
 def _same_quantities(mine: Quantity, gold: Quantity, tolerance: float) -> bool:
     if mine.label and gold.label and not _same_labels(mine.label, gold.label):
         return False
+    if (mine.scale == 1) != (gold.scale == 1) and (mine.unit.is_generic or gold.unit.is_generic):
+        # The question may have the scale, as in "how many million?".
+        written = [one.number / one.scale for one in (mine, gold)]
+        if is_same_number(written[0], written[1], tolerance):
+            return True
     if mine.unit.is_generic or gold.unit.is_generic:
         if is_same_number(mine.number, gold.number, tolerance):
             return True
@@ -183,7 +202,9 @@ def _same_ratios(mine: Value, gold: Value) -> bool:
         if len(mine.parts) != len(gold.parts):
             return False
         if mine.is_clock or gold.is_clock:
-            return mine.parts == gold.parts
+            return mine.parts == gold.parts and (
+                not (mine.half and gold.half) or mine.half == gold.half
+            )
         first, second = mine.parts, gold.parts
         return all(
             is_same_number(first[0] * second[k], first[k] * second[0]) for k in range(len(first))
@@ -236,16 +257,25 @@ def _same_members(mine: list[Value], gold: list[Value], tolerance: float) -> boo
 def words(text: str) -> str:
     """Return the words of a text: without case, articles, punctuation and LaTeX spacing."""
     low = re.sub(r"\s+", " ", plain(text)).strip().casefold().replace("&", "and")
+    low = _INITIALS.sub(r"\1", low)
     return _ARTICLE.sub("", _PUNCTUATION.sub(" ", low).strip()) or low
 
 
 def _same_words(mine: str, gold: str) -> bool:
     if words(mine) == words(gold):
         return _signs_of(mine) == _signs_of(gold)
+    if (things := _things(mine)) and things == _things(gold):
+        return True
     if _DIGITS_APART.search(mine) or _DIGITS_APART.search(gold):
         return False
     squeezed = [re.sub(r"[\s{}]", "", text).casefold() for text in (mine, gold)]
     return squeezed[0] == squeezed[1] != ""
+
+
+def _things(text: str) -> list[str]:
+    """Return the things of an enumeration such as "red and blue", in alphabetical order."""
+    things = [words(thing) for thing in split_joined(text)]
+    return sorted(things) if len(things) > 1 and all(things) else []
 
 
 def _signs_of(text: str) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+from vaopd.grading.clauses import main_clause
 from vaopd.grading.commitments import Commitment, commitments
 from vaopd.grading.markup import boxes_of, plain
 from vaopd.grading.naming import (
@@ -11,6 +12,8 @@ from vaopd.grading.naming import (
     Options,
     by_head,
     by_mention,
+    by_name,
+    by_order_of_words,
     by_text,
     by_value,
     named_option,
@@ -18,6 +21,7 @@ from vaopd.grading.naming import (
 )
 from vaopd.grading.phrases import (
     HEDGE,
+    NEGATION,
     REFUSAL,
     sentences,
     taken_back_at,
@@ -41,6 +45,10 @@ _WHOLE = re.compile(
     re.IGNORECASE,
 )
 _NOT_BUT = re.compile(r"\W{0,10}not\b.{1,20}\bbut\b|\W{0,10}不是.{1,20}而是", re.IGNORECASE)
+_UNTICKED = re.compile(r"^\W{0,6}\[ \].*$|^\W{0,6}\[[xX]\](?=\s)", re.MULTILINE)
+_REPLY = re.compile(r":\s")
+"""Of "A: It is option C", where A stands for "answer"."""
+
 _LABELS = re.compile(r"[)\]}]{0,2}(?:[.:：、]\s|。)")
 _REASONS = re.compile(
     r"[)\]\"'}]*\s*(?:$|,?\s*(?:because|since|as|due|is (?:the )?(?:correct|right|best))\b|"
@@ -65,7 +73,7 @@ def read_choice(
     parts = split_reasoning(response)
     if parts.is_open:
         return no_answer("reasoning never ends", is_truncated=is_truncated)
-    text = plain(parts.answer)
+    text = _UNTICKED.sub("", plain(parts.answer))
     known = options_of(options)
     if rule == "last_boxed":
         return _last_box(text, known, is_truncated)
@@ -158,6 +166,10 @@ def _at_head(body: str, options: Options, *, is_alone: bool) -> str | None:
     if letter == SEVERAL:
         return SEVERAL if is_alone and len(body.split()) <= MAX_BARE_WORDS else None
     after = body[head.end(1) :]
+    if (back := taken_back_at(body, head.end())) is not None:
+        return named_option(body[back:], options)
+    if letter == "A" and _REPLY.match(after) and (named := by_name(after, options)):
+        return named
     if _LABELS.match(after + " "):
         return letter
     reasons = _REASONS.match(after)
@@ -183,7 +195,14 @@ def _from_words(lines: list[str], options: Options) -> Reading:
         is_unsure = bool(REFUSAL.search(sentence) or HEDGE.search(sentence))
         if sentence.endswith(("?", "？")) or (is_unsure and not _offers_refusal(options)):
             return no_answer("refusal or hedge")
-        letter = by_mention(sentence, options) or by_value(sentence, options, is_prose=True)
+        body = undressed(sentence).rstrip(".。!")
+        letter = (
+            by_name(sentence, options)
+            or by_mention(main_clause(body), options)
+            or by_mention(sentence, options)
+            or (None if NEGATION.search(body) else by_value(sentence, options, is_prose=True))
+            or by_order_of_words(sentence, options)
+        )
         if letter == SEVERAL:
             return no_answer("several options")
         if letter:

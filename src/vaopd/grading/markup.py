@@ -17,7 +17,10 @@ _ITALIC = re.compile(r"(?<![\w*\\)])\*(?=[^\s*])([^*\n]{1,80})(?<=[^\s*])\*(?![\
 _JSON = re.compile(
     r"\"(?:final_?)?answer\"\s{0,3}:\s{0,3}(?:\"([^\"\n]{1,300})\"|(-?[\d.]{1,40}))", re.IGNORECASE
 )
-_EMOJI = re.compile("[\u2600-\u27bf\u2b00-\u2bff\ufe0f\U0001f000-\U0001faff]")
+_TICK = re.compile("[✔✅☑](?=\ufe0f?[*_ \t]*$)", re.MULTILINE)
+"""A tick at the end of a line, which marks an option or a result as right."""
+
+_EMOJI = re.compile("(?!✓)[\u2600-\u27bf\u2b00-\u2bff\ufe0f\U0001f000-\U0001faff]")
 _CONTRACTED = re.compile(r"\b(it|that|this|there|here|what|answer|which)'s\b", re.IGNORECASE)
 _DISPLAY = re.compile(r"\\\[|\\\]|\$\$")
 _BOX_OF_ONE = re.compile(
@@ -41,10 +44,22 @@ _SYMBOLS = (
     ("\\approx", "≈"), ("\\fallingdotseq", "≈"), ("\\simeq", "≈"),
     ("\\thickapprox", "≈"), ("\\implies", "⇒"),
     ("\\Rightarrow", "⇒"), ("\\Longrightarrow", "⇒"), ("\\rightarrow", "→"), ("\\to ", "→ "),
-    ("\\therefore", "∴"), ("\\leq", "≤"), ("\\geq", "≥"), ("\\le ", "≤ "),
+    ("\\therefore", "∴"), ("\\checkmark", "✓"),
+    ("\\angle", "∠"), ("\\triangle", "△"), ("\\measuredangle", "∠"),
+    ("\\leq", "≤"), ("\\geq", "≥"), ("\\le ", "≤ "),
     ("\\ge ", "≥ "), ("\\neq", "≠"),
     ("’", "'"), ("‘", "'"), ("“", '"'), ("”", '"'),
 )  # fmt: skip
+_OVER = re.compile(
+    r"\\(?:overline|overrightarrow|overleftrightarrow|overset\{\\frown\}|widehat|vec)"
+    r"\s?\{([A-Za-z' ]{1,8})\}"
+)
+"""A mark over the name of a line or an arc."""
+
+_REPEATING = re.compile(r"(?<=\d\.)(\d{0,9}?)(\d{1,6}?)\2+(?:\.\.\.|…|\\l?dots)")
+"""A decimal such as ``0.333...``, which is a fraction."""
+
+_SIGNS_OF_END = re.compile(r"\\(?:blacksquare|square|Box|qed)(?![A-Za-z])")
 _DEGREE = re.compile(r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z])|°|\{°\})|(?<=\d)\\circ(?![A-Za-z])")
 CURRENCY = "¤"
 """Replaces a dollar sign that means money and is not the delimiter of a formula."""
@@ -66,16 +81,18 @@ def plain(text: str) -> str:
         text = _HTML.sub("", _LINE_BREAK.sub("\n", text))
     if '"' in text:
         text = _JSON.sub(lambda m: f"<answer>{m[1] or m[2]}</answer>", text)
+    text = _REPEATING.sub(r"\1\\overline{\2}", text)
     text = _one_line_displays(text)
     text = "\n".join(map(_without_dollars, text.split("\n")))
     text = text.replace("\\(", " ").replace("\\)", " ")
     for old, new in _SYMBOLS:
         text = text.replace(old, new)
-    text = text if text.isascii() else _EMOJI.sub(" ", text)
+    text = text if text.isascii() else _EMOJI.sub(" ", _TICK.sub("✓", text))
     text = _CONTRACTED.sub(r"\1 is", text) if "'" in text else text
     text = _DEGREE.sub("°", text) if "\\" in text or "°" in text else text
     if "\\" in text:
         text = _BOX_OF_ONE.sub(r"\1{\2}", text)
+        text = _OVER.sub(r"\1", _SIGNS_OF_END.sub(" ", text))
         for _ in range(3):
             text = _WORDS.sub(r" \1 ", text)
     if "\\" in text or not text.isascii():

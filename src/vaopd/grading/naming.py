@@ -5,11 +5,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from vaopd.grading.clauses import main_clause
 from vaopd.grading.equality import is_equal, words
+from vaopd.grading.heads import whole_value
 from vaopd.grading.markup import plain
-from vaopd.grading.narrowing import after_verb, narrowed, only_number, whole_value
-from vaopd.grading.phrases import NEGATION, sentences, undressed
+from vaopd.grading.narrowing import after_verb, narrowed, only_number
+from vaopd.grading.phrases import NEGATION, is_hypothetical, sentences, undressed
 
+MIN_ORDERED = 3
+"""Fewest words of an option that a sentence can have in order without being equal to it."""
+
+_FILLERS = frozenset(["a", "an", "the", "is", "are", "was", "were", "it"])
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SEVERAL = "several"
 """More than one option, or a commitment to none of them; it does not count as an answer."""
@@ -60,7 +66,7 @@ NEGATING = re.compile(
     r"eliminat\w*|rul(?:e|ed|es|ing) out|\bwithout|not be|incorrect\w*|wrong\w*|reject\w*|"
     r"differ\w* from|distinct from|"
     r"opposed to|in contrast (?:to|with)|compared (?:to|with)|"
-    r"不是|而非|排除)\s*(?:the\s)?(?:\w+\s)?(?:options?\s|choices?\s|"
+    r"不是|而非|排除|不(?:能|应|应该|要|可)?选择?)\s*(?:the\s)?(?:\w+\s)?(?:options?\s|choices?\s|"
     r"选项)?[(\[\"']{0,2}$",
     re.IGNORECASE,
 )
@@ -73,6 +79,7 @@ GEOMETRY = re.compile(
     re.IGNORECASE,
 )
 _DENIES = re.compile(r"(?:not|neither|unclear|unknown|none)\b|不是", re.IGNORECASE)
+_OFFERS = re.compile(r"\W*(?:one|any|some) of\b", re.IGNORECASE)
 _BUT = re.compile(r"\bbut\s+(?:rather\s+)?|而是")
 
 
@@ -92,7 +99,7 @@ def options_of(texts: Mapping[str, str]) -> Options:
 def named_option(span: str, options: Options) -> str | None:
     """Return the letter that a short answer names, ``SEVERAL``, or ``None`` without a name."""
     body = undressed(plain(span))
-    if not body:
+    if not body or _OFFERS.match(body):
         return None
     if _DENIES.match(body) and (but := _BUT.search(body)):
         body = body[but.end() :]
@@ -103,7 +110,7 @@ def named_option(span: str, options: Options) -> str | None:
     letter = by_head(body, options) or exact
     if letter or _DENIES.match(first):
         return letter
-    return _by_name(first, options) or by_value(first, options) or by_mention(first, options)
+    return by_name(first, options) or by_value(first, options) or by_mention(first, options)
 
 
 def by_head(body: str, options: Options) -> str | None:
@@ -152,7 +159,7 @@ def by_text(span: str, options: Options) -> str | None:
     return equal[0] if len(equal) == 1 else None
 
 
-def _by_name(sentence: str, options: Options) -> str | None:
+def by_name(sentence: str, options: Options) -> str | None:
     """Return the only letter that a sentence names as an option, in brackets, or alone.
 
     It returns ``SEVERAL`` if there is more than one, and ``None`` if there is none.
@@ -170,7 +177,11 @@ def _by_name(sentence: str, options: Options) -> str | None:
 
 def _is_chosen(sentence: str, match: re.Match[str], pattern: re.Pattern[str]) -> bool:
     before, after = sentence[: match.start(1)], sentence[match.end(1) :]
-    if NEGATING.search(before[-40:]) or IS_WRONG.match(after.lstrip(")]\"' ")):
+    if (
+        is_hypothetical(before)
+        or NEGATING.search(before[-40:])
+        or IS_WRONG.match(after.lstrip(")]\"' "))
+    ):
         return False
     if pattern is _NAMED:
         return match[1].isupper()
@@ -181,7 +192,10 @@ def _is_chosen(sentence: str, match: re.Match[str], pattern: re.Pattern[str]) ->
     # A letter alone counts only at the end of its clause.
     return (
         re.match(r"\s*(?:$|[.,;:!)。，])", after) is not None
-        and re.search(r"(?:is|be|,|:|are|with|choose|select|为|是)\s*$", before) is not None
+        and re.search(
+            r"(?:is|be|,|:|are|with|choose|select|therefore|thus|hence|为|是)\s*$", before
+        )
+        is not None
     )
 
 
@@ -191,12 +205,19 @@ def by_value(sentence: str, options: Options, *, is_prose: bool = False) -> str 
         value = whole_value(sentence) or after_verb(sentence) or only_number(sentence)
     else:
         value = narrowed(sentence)
-    if value is None:
+    if value is None or (is_prose and _has_values_of_several(sentence, options)):
         return None
     equal = [
         letter for letter, text in options.texts.items() if text.strip() and _is_same(value, text)
     ]
     return equal[0] if len(equal) == 1 else None
+
+
+def _has_values_of_several(sentence: str, options: Options) -> bool:
+    """Whether a clause that is not a calculation has the numbers of several options."""
+    clause = main_clause(undressed(sentence))
+    numbers = set(re.findall(r"\d+", clause)) if "=" not in clause else set[str]()
+    return len(numbers.intersection(options.said.values())) > 1
 
 
 @lru_cache(maxsize=65536)
@@ -210,16 +231,40 @@ def _is_denied(before: str) -> bool:
     return NEGATING.search(before[-40:]) is not None or NEGATION.search(clause) is not None
 
 
+def by_order_of_words(sentence: str, options: Options) -> str | None:
+    """Return the only option of three or more words that a sentence has in the same order.
+
+    "The cat is sitting under the table" has the words of "the cat is under the table".
+    """
+    said = _content(sentence)
+    found: list[str] = []
+    for letter, text in options.said.items():
+        wanted = _content(text)
+        rest = iter(said)
+        if len(wanted) >= MIN_ORDERED and all(word in rest for word in wanted):
+            found.append(letter)
+    return found[0] if len(found) == 1 and not NEGATION.search(sentence) else None
+
+
+def _content(text: str) -> list[str]:
+    """Return the words of a text without articles and forms of "to be"."""
+    return [word for word in words(text).split() if word not in _FILLERS]
+
+
 def by_mention(sentence: str, options: Options) -> str | None:
     """Return the only option whose text occurs in a sentence as whole words, without negation.
 
     If one option text contains another, the longest counts.
     """
     said = " " + words(sentence) + " "
+    # "2x + 1" and "-2x + 1" have the same words.
+    is_double = {
+        text: list(options.said.values()).count(text) > 1 for text in options.said.values()
+    }
     at = {
         k: said.find(f" {text} ")
         for k, text in options.said.items()
-        if text and not re.fullmatch(r"[\W\d]*|\w", text)
+        if text and not re.fullmatch(r"[\W\d]*|\w", text) and not is_double[text]
     }
     found = [
         letter for letter, place in at.items() if place >= 0 and not _is_denied(said[: place + 1])

@@ -1,34 +1,17 @@
-"""The value at the beginning of a sentence: "5 cm" of "5 cm, because the sides are 3 and 4"."""
+"""The answer that a sentence states: the value after its verb, or a few words."""
 
 import re
 
-from vaopd.grading.arithmetic import number_of
+from vaopd.grading.clauses import COPULA, DEPENDENT, STRONG_COPULA, SUBORDINATE, main_clause
+from vaopd.grading.heads import head_value, whole_value, without_lead_ins
 from vaopd.grading.markup import boxes_of
 from vaopd.grading.phrases import REFUSAL, sentences, undressed
+from vaopd.grading.spoken import WORD
 from vaopd.grading.units import unit_of
-from vaopd.grading.values import Quantity, value_of
 
 MAX_WORDS = 12
 """Most words of a short answer; longer clauses are prose."""
-
 MAX_SENTENCE = 1000
-MAX_VALUE = 300
-"""Number of characters of a sentence and of a value that are read."""
-
-_LEAD_IN = re.compile(
-    r"(?:(?:approximately|approx\.?|about|around|roughly|nearly|almost|exactly|precisely|"
-    r"simply|just|only|clearly|therefore|thus|hence|so|"
-    r"then|indeed|probably|likely|most likely|definitely|actually|still|now|also|given by|"
-    r"equal to|equals?|closest to|obviously|"
-    r"(?:the )?coordinates|that|it is|it's|it must be|this is|we have|we get|namely|i\.e\.|"
-    r"estimated (?:to be|at)|"
-    r"calculated (?:to be|as)|found to be|"
-    r"≈|~|∼|=|:|→|⇒|∴|大约|约为|约|为|是|等于)(?:[\s,]+|(?<=[≈~∼=:→⇒∴约为是于])))"
-    r"|(?:(?:the )?(?:highest|lowest|largest|greatest|smallest|most|least|located|"
-    r"situated|(?!divid|multipli)\w{2,12}(?:ing|ed))\s+)?(?:at|in|on|by|during|"
-    r"around|for)\s+(?:the (?:year|point)\s+)?(?=[(\d-])",
-    re.IGNORECASE,
-)
 _NO_ANSWER = re.compile(
     r"(?:not\b(?!\s+(?:enough|defined|possible|drawn|visible|given|listed|parallel|equal|"
     r"congruent|similar|a\b|an\b))|unclear|unknown to|obvious\b|straightforward|as follows|"
@@ -41,106 +24,42 @@ _NO_ANSWER = re.compile(
     r"reasonable|verified|confirmed)",
     re.IGNORECASE,
 )
-_SUBORDINATE = re.compile(
-    r"\s*(?:,\s*(?:which|because|since|as|where|with|given|assuming|when|if|but|while|"
-    r"and (?:the|it|this|we)|making|meaning|using|based|due|after|for|not|rather|according|"
-    r"whereas|indicating|rounded|corresponding|matching|option|that is|i\.e\.?|or (?:about|"
-    r"approximately|roughly)|followed by|compared to)\b|\b(?:because|since|as (?:shown|it|"
-    r"the|indicated|seen|given|per|can|required|stated|we)|which (?:is|means|has|was|can|"
-    r"matches|corresponds)|"
-    r"due to|according to|based on|so that|rounded to|when rounded|rather than|instead of|"
-    r"by (?:using|the|applying)|using)\b|\s-\s(?=[A-Za-z]{2})|\u2014|因为|由于|，)",
-    re.IGNORECASE,
-)
-_DEPENDENT = re.compile(
-    r"(?:(?:so|and|but|now|then|therefore|thus|hence),?\s+)?(?:since|because|as|given|if|"
-    r"when|using|from|with|after|by|according|based|in|for|looking|to|at|on|under|"
-    r"substituting|combining|考虑|根据|由于|因为)\b",
-    re.IGNORECASE,
-)
-_COPULA = re.compile(
-    r"(?:\b(?:is|are|was|were|equals?|becomes?|be|gives?|has|have|(?<!out )of|contains?|"
-    r"shows?|reads?|measures?|costs?|totals?|says?|"
-    r"needs?|requires?|takes?|weighs?|travel(?:s|ed)|covers?|"
-    r"pays?|paid|spends?|spent|earn(?:s|ed)|(?:length|area|radius|volume|value|measure|width|height|"
-    r"perimeter|slope|side|diameter|mass|speed)(?=\s+[-\d\\])|there (?:is|are)|approximately|"
-    r"about|we (?:get|have|find|obtain)|to be|as)\b|=|≈|:(?=\s)|[是为有]|等于|→|⇒)"
-    r"(?:\s+(?:equal to|approximately|about|around|roughly|exactly|therefore|thus|also|now|"
-    r"given by|found to be|a total of|only|just|called|named|known as|likely|probably|"
-    r"clearly|located|indeed|precisely|shown|written))?",
-    re.IGNORECASE,
-)
-_STRONG_COPULA = re.compile(
-    r"\b(?:is|are|was|were|equals?|becomes?|be)\b|=|≈|[是为]|等于", re.IGNORECASE
-)
-_SEEMS = re.compile(
-    r"\b(?:might|may|seems?|appears?|at first|looks like|think|expect)\b", re.IGNORECASE
-)
 _NOT_BUT = re.compile(r"not\b[^,;.]{1,60}?,?\s+but\s+(?:rather\s+)?", re.IGNORECASE)
 _FIRST_DIGIT = re.compile(
-    r"(?<![\d.,:/^A-Za-z-])[-+¤€£¥]?\d|\b(?P<word>two|three|four|five|six|seven|eight|nine|ten|"
-    r"eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty)\b",
+    rf"(?<![\d.,:/^A-Za-z-])[-+¤€£¥]?\d|\b(?:{WORD})\b|"
+    r"\b(?:(?<=only )|(?<=just )|(?<=exactly )|(?<=is )|(?<=are ))one(?= [a-z]|\W*$)"
+    r"(?! of| more| less)|"
+    r"\bone and a half(?: [a-z]+)?|\bzero(?= [a-z])|"
+    r"(?<=[有是为])[一二两三四五六七八九十]{1,3}(?=\w)",
     re.IGNORECASE,
 )
 _SUBJECT = re.compile(r"(?:the|it|he|she|they|there|we|each|every)\s+\w+\s+\w", re.IGNORECASE)
 _QUOTED = re.compile(r"\s*:?\s*\"([^\"]{1,80})$")
-_ROUNDED = re.compile(r"\s\((?:approximately|approx\.?|about|≈)[^()]{1,60}\)$", re.IGNORECASE)
+_RESTATED = re.compile(
+    r"(?:,?\s+(?:or(?=\s+(?:about|approx|roughly))|i\.e\.,?|that is,?|namely|"
+    r"which (?:is|equals|corresponds to|matches|simplifies to|reduces to)(?: equal to)?)\s+|"
+    r"\s\(\s?(?:approximately|approx\.?|about|≈|or|i\.e\.|that is|which is|equivalent(?:ly| to)?)"
+    r"(?![A-Za-z]),?\s*)(?P<value>[^(),;]{1,60}?)\s*\)?$",
+    re.IGNORECASE,
+)
+"""A second form of the value at the end of a sentence: "or about 8.7", "(≈ 8.7)"."""
+_CALCULATION = re.compile(r"(?<=\w)\s\([^()]{1,80}=[^()]{1,80}\)")
+_POINT = re.compile(r"\([^()]{0,40}\d[^()]{0,40},[^()]{0,40}\)")
+_LABELS = re.compile(
+    r"\b(?:platform|figure|step|page|room|question|part|case|row|column|chapter|grade|gate)\s$",
+    re.IGNORECASE,
+)
+"""Nouns before a number that is a name."""
+
+_SEVERAL = re.compile(r"\b(?:and|or)\b|,\s")
+_DESCRIBES = re.compile(
+    r"\b(?:of|than|from|to|in|by|at|on|after|before|per|each|every|with|for|between|"
+    r"above|below|over|under|until|since|within)"
+    r"(?: (?:the|these|those|all|only|about))?\s$",
+    re.IGNORECASE,
+)
 _COMMAND = re.compile(r"\\(?:frac|sqrt)\s?(?=[\[{\d]).{0,60}?\d|√\s?[\d(]")
 _YES_NO = re.compile(r"(yes|no|true|false)(?=\s*(?:[,.;:!\u2014]|$)|\s+because)", re.IGNORECASE)
-_MATH_WORDS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "log",
-        "ln",
-        "lim",
-        "exp",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "mod",
-        "gcd",
-        "max",
-        "min",
-        "deg",
-        "and",
-        "or",
-        "to",
-        "per",
-        "by",
-        "squared",
-        "cubed",
-        "pi",
-        "inf",
-    ]
-)
-_TOKEN = re.compile(r"\S+")
-_PROSE_TOKEN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?:'[a-z]+)?")
-_JOINT = frozenset(("and", "or", "to", "by", "per"))
-_UNIT_WORDS = frozenset(
-    (
-        "thousand",
-        "million",
-        "billion",
-        "trillion",
-        "square",
-        "cubic",
-        "squared",
-        "cubed",
-        "sq",
-        "cu",
-        "sq.",
-        "cu.",
-        "per",
-        "/",
-        "degrees",
-        "degree",
-    )
-)
 
 
 def narrowed(payload: str) -> str | None:
@@ -155,7 +74,7 @@ def narrowed(payload: str) -> str | None:
     first = said[0][:MAX_SENTENCE]
     if boxes := boxes_of(first):
         return boxes[-1][1]
-    body = _without_lead_ins(first.rstrip("! "))
+    body = without_lead_ins(first.rstrip("! "))
     if but := _NOT_BUT.match(body):
         body = body[but.end() :]
     if not body or _NO_ANSWER.match(body):
@@ -164,10 +83,11 @@ def narrowed(payload: str) -> str | None:
         return word[1]
     value = head_value(body)
     if value is not None:
-        return value
+        second = _second_form(body)
+        return f"{value} ≈ {second}" if second else value
     if REFUSAL.match(body):
         return _clause(body)
-    cut = None if _DEPENDENT.match(body) else _SUBORDINATE.search(body)
+    cut = None if DEPENDENT.match(body) else SUBORDINATE.search(body)
     clause = body[: cut.start()] if cut and cut.start() else body
     said_of = only_number(clause) if _SUBJECT.match(clause) else None
     return after_verb(clause) or said_of or _clause(body)
@@ -175,36 +95,52 @@ def narrowed(payload: str) -> str | None:
 
 def after_verb(sentence: str, *, is_strict: bool = False) -> str | None:
     """Return the value after the verb of a sentence, as in "the length is 5 cm"."""
-    body = main_clause(undressed(sentence[:MAX_SENTENCE]).rstrip(".。!"))
-    if aside := _ROUNDED.search(body):
+    body = undressed(sentence[:MAX_SENTENCE]).rstrip(".。!")
+    if second := _second_form(body):
         # "36π cm (about 113 cm)" has two forms of one answer.
-        value = after_verb(body[: aside.start()], is_strict=is_strict)
-        return f"{value}{aside[0]}" if value else None
-    return _counted_subject(body) or _after_verb(body, is_strict=is_strict)
+        first = after_verb(_RESTATED.split(body)[0], is_strict=is_strict)
+        return f"{first} ≈ {second}" if _is_one(first) else second
+    body = main_clause(_CALCULATION.sub("", body))
+    return (
+        _counted_subject(body)
+        or _after_verb(body, is_strict=is_strict)
+        or _result_of(body, sentence)
+    )
+
+
+def _is_one(value: str | None) -> bool:
+    return bool(value) and head_value(value) is not None and not _SEVERAL.search(value)
+
+
+def _second_form(body: str) -> str | None:
+    again = _RESTATED.search(body)
+    return whole_value(without_lead_ins(again["value"])) if again else None
+
+
+def _result_of(body: str, sentence: str) -> str | None:
+    """Return the value that ends a sentence, as in "4 rows of 4 dots, which makes 16"."""
+    return whole_value(body) if len(body) < len(undressed(sentence).rstrip(".。!")) else None
 
 
 def _after_verb(body: str, *, is_strict: bool) -> str | None:
-    verbs = list((_STRONG_COPULA if is_strict else _COPULA).finditer(body))
+    verbs = list((STRONG_COPULA if is_strict else COPULA).finditer(body))
     if len(verbs) > 1:
         # "5√3 ≈ 8.66" has two forms of one answer.
         verbs = [verb for verb in verbs if not verb[0].startswith("≈")] or verbs
     if verbs and (quoted := _QUOTED.match(body, verbs[-1].end())):
         return quoted[1]
     for verb in verbs[-6:]:
-        tail = _without_lead_ins(body[verb.end() :])
+        tail = without_lead_ins(body[verb.end() :])
         if tail and not _NO_ANSWER.match(tail) and head_value(tail) == tail.rstrip(" .。,;"):
             return head_value(tail)
     for verb in reversed(verbs[-6:]):
-        tail = _without_lead_ins(body[verb.end() :])
+        tail = without_lead_ins(body[verb.end() :])
         if not tail or _NO_ANSWER.match(tail):
             continue
         value = head_value(tail)
         if value is not None:
             return value
-        if (
-            _STRONG_COPULA.fullmatch(verb[0].split()[0] if verb[0].split() else "")
-            and not is_strict
-        ):
+        if STRONG_COPULA.fullmatch(verb[0].split()[0] if verb[0].split() else "") and not is_strict:
             return _clause(tail)
     return None
 
@@ -212,11 +148,11 @@ def _after_verb(body: str, *, is_strict: bool) -> str | None:
 def _counted_subject(clause: str) -> str | None:
     """Return the number at the beginning of a clause if the next word is not its verb."""
     found = _FIRST_DIGIT.match(clause)
-    if not found or not _STRONG_COPULA.search(clause):
+    if not found or not STRONG_COPULA.search(clause):
         return None
     number = re.match(r"-?\d[\d,]*(?=\s+[a-z])|[A-Za-z]+", clause)
     rest = clause[number.end() :] if number else ""
-    is_verb_next = _STRONG_COPULA.match(rest.strip()) or unit_of(rest.split()[0] if rest else "")
+    is_verb_next = STRONG_COPULA.match(rest.strip()) or unit_of(rest.split()[0] if rest else "")
     return number[0] if number and rest.startswith(" ") and not is_verb_next else None
 
 
@@ -229,146 +165,21 @@ def only_number(sentence: str) -> str | None:
         value = head_value(body[command.start() :])
         is_only = value is not None and command.start() + len(value) > places[-1].start()
         return value if is_only else None
-    if not places or (len(places) > 1 and places[0].start() > 0):
+    if (points := _POINT.findall(body)) and len(points) == 1:
+        return None if _FIRST_DIGIT.search(body.replace(points[0], "")) else points[0]
+    if len(places) > 1:
+        # "3 of the 8 slices", "in 2015, 42 %": a number after a preposition only describes.
+        places = [one for one in places if not _LABELS.search(body[: one.start()])]
+        free = [one for one in places if not _DESCRIBES.search(body[: one.start()])]
+        places = free or places
+    if len(places) != 1:
         return None
-    word = places[0]["word"]
-    return word or head_value(body[places[0].start() :])
-
-
-def whole_value(sentence: str) -> str | None:
-    """Return the sentence if it is only a value; else ``None``."""
-    body = undressed(sentence).rstrip(".。!")
-    return body if head_value(body) == body else None
-
-
-def main_clause(body: str) -> str:
-    """Return the sentence without a clause of reasons before or after it."""
-    if _DEPENDENT.match(body):
-        before, comma, rest = body.partition(", ")
-        if before.count("(") > before.count(")"):
-            return body
-        while comma and _STRONG_COPULA.search(rest) is None and ", " in rest:
-            _, comma, rest = rest.partition(", ")
-        body = rest if comma else body
-    before, but, after = body.partition(", but ")
-    if but and _SEEMS.search(before):
-        body = after
-    before, so, after = body.rpartition(", so ")
-    if so and _STRONG_COPULA.search(after):
-        body = after
-    for cut in _SUBORDINATE.finditer(body):
-        if _STRONG_COPULA.search(body, 0, cut.start()):
-            return body[: cut.start()]
-    return body
-
-
-def _without_lead_ins(text: str) -> str:
-    text = undressed(text)
-    while True:
-        lead = _LEAD_IN.match(text)
-        shorter = undressed(text[lead.end() :]) if lead else text
-        if shorter == text or not shorter:
-            return text
-        text = shorter
-
-
-def head_value(text: str) -> str | None:
-    """Return the number, formula, point or listing at the beginning of a text, with its unit."""
-    text = text[:MAX_VALUE].rstrip(" .。,;")
-    kept = 0
-    tokens = list(_TOKEN.finditer(text))
-    for index, token in enumerate(tokens):
-        if not _belongs(tokens, index, text[:kept].strip()):
-            break
-        kept = token.end()
-        if _ends_clause(token[0]) and not _goes_on(tokens, index):
-            break
-    head = _trimmed(text[:kept])
-    if not head or not _is_value(head):
-        return None
-    return head
-
-
-def _belongs(tokens: list[re.Match[str]], index: int, before: str) -> bool:
-    """Whether a token continues the value before it."""
-    token = tokens[index][0]
-    bare = token.strip("(),.;:[]{}\"'").lower()
-    if _is_symbolic(token):
-        return True
-    if bare in _JOINT:
-        return index + 1 < len(tokens) and bool(before) and _begins_value(tokens[index + 1][0])
-    if not before or not re.search(r"[\d})π√]", before):
-        return False
-    if bare in ("am", "pm", "a.m", "p.m"):
-        return before[-1].isdigit()
-    if bare in _UNIT_WORDS or unit_of(bare) is not None:
-        return bool(re.search(r"[\dπ})°/]$|[a-z]$|\bper$", before))
-    return False
-
-
-def _begins_value(token: str) -> bool:
-    return _is_symbolic(token) or unit_of(token.strip(".,)")) is not None
-
-
-def _is_symbolic(token: str) -> bool:
-    """Whether a token has no words except functions, and units after a number."""
-    bare = token.strip("(),.;:!?\"'")
-    if not bare:
-        return bool(token.strip(",.;:!?\"'"))
-    if len(bare) == 1:
-        return bare not in "aAI" and not "\u4e00" <= bare <= "\u9fff"
-    if re.search(r"[\u4e00-\u9fff]", bare):
-        return (
-            re.fullmatch(r"[-\d.,/]+[\u4e00-\u9fff]{1,4}", bare) is not None
-            and value_of(bare).__class__ is Quantity
-        )
-    said = [word for word in _PROSE_TOKEN.findall(bare) if word.lower() not in _MATH_WORDS]
-    if not said:
-        return re.search(r"[\d\\=<>≤≥^+*/()\[\]{}|°²³%π√±¤€£¥∠△∞-]|^.$", bare) is not None
-    if all(word.isupper() and len(word) <= 4 for word in said) and re.search(r"[=∠△+/<>]", bare):
-        return True
-    number = re.match(r"[-+¤€£¥]?[\d.,/]*\d", bare)
-    return number is not None and unit_of(bare[number.end() :]) is not None
-
-
-def _ends_clause(token: str) -> bool:
-    return token.endswith((",", ";", "，", "；"))
-
-
-def _goes_on(tokens: list[re.Match[str]], index: int) -> bool:
-    """Whether a value continues after a comma, as an enumeration or inside a bracket."""
-    text = "".join(token[0] for token in tokens[: index + 1])
-    if sum(map(text.count, "([{")) > sum(map(text.count, ")]}")):
-        return True
-    following = tokens[index + 1][0] if index + 1 < len(tokens) else ""
-    return bool(following) and (_is_symbolic(following) or following.lower() in ("and", "or"))
-
-
-def _trimmed(head: str) -> str:
-    """Return a value without connecting words at its end and without an incomplete remark."""
-    head = re.sub(r"(?:\s+(?:and|or|to|by|per))?[\s,;:=≈]*$", "", undressed(head))
-    opened = head.rfind(" (")
-    if opened > 0 and head.count("(") > head.count(")"):
-        head = head[:opened]
-    return undressed(head).rstrip(",;")
-
-
-def _is_value(head: str) -> bool:
-    if re.search(r"[\d\\π∞√]", head):
-        return True
-    return re.fullmatch(r"[-+]?[b-zB-HJ-Z]", head) is not None or bool(
-        re.search(r"[=<>^+*/]", head) and len(head) > 2
-    )
+    return head_value(body[places[0].start() :]) or places[0][0]
 
 
 def _clause(body: str) -> str | None:
     """Return the first clause as words; ``None`` if it is too long for an answer."""
-    cut = _SUBORDINATE.search(body)
+    cut = SUBORDINATE.search(body)
     clause = undressed(body[: cut.start()] if cut else body).rstrip(" .。!,;:")
     clause = re.sub(r"\s*\((?:[a-z]|as |see |rounded|from )[^()]{0,80}\)\s*$", "", clause)
     return clause if clause and len(clause.split()) <= MAX_WORDS else None
-
-
-def is_number(text: str) -> bool:
-    """Return whether a text is a number with or without a unit."""
-    return number_of(text) is not None or isinstance(value_of(text), Quantity)

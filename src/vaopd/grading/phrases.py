@@ -25,18 +25,37 @@ _ABBREVIATIONS = frozenset(
     ]
 )
 _SENTENCE_END = re.compile(r"[.?!](?=[\"')]?(?:\s|$))(?!\s?[=+*/])|[。！？；\n⇒\u2014]|;(?=\s)")
-_DRESS = " \t\n:=>→*_`\"'—•#|"
+_DRESS = " \t\n:=>→*_`\"'—•#|∴⇒✓"
 _BULLET = re.compile(r"^(?:[-+>]+\s+[*_`\"'#|\s]*)+")
 PLEASANTRY = re.compile(
     r"^\W*(?:(?:i\s)?hope (?:this|that|it)|let me know|feel free|if you (?:have|need|want|"
-    r"would)|please (?:let|feel)|"
-    r"happy to|glad to|is there anything|would you like|do you (?:want|need)|thank(?:s| you)|"
+    r"would)|please (?:let|feel|share|provide|upload)|"
+    r"happy to|glad to|i(?:'d| would| will) be (?:glad|happy)|is there anything|would you like|"
+    r"do you (?:want|need)|thank(?:s| you)|"
     r"you're welcome|"
-    r"good luck|great question|have a (?:nice|great)|don't hesitate|i'd be happy|i can also|"
+    r"good luck|great question|have a (?:nice|great)|don't hesitate|i can also|"
     r"如果|希望|请告诉|如有)",
     re.IGNORECASE,
 )
 """A friendly closing line, which is not an answer."""
+
+_REMARK = re.compile(
+    r"^\W*$|^\((?:using|by|since|because|note|from|as|rounded|where|we|here)\b|"
+    r"^\W*(?:(?:let(?:'s| us| me)|to|we can) (?:verify|check|confirm)\b|in an?\b.*\bwould\b|"
+    r"this (?:is because|makes sense|is consistent|can be|follows|confirms|agrees|matches)|"
+    r"note\b|check\b|verif\w+|(?:for|in|by) (?:comparison|contrast|example)|"
+    r"(?:you|we) can (?:check|verify|see)|as a check|keep in mind|the (?:other|remaining|rest)\b)|"
+    r"\b(?:slightly|somewhat|a (?:bit|little)|next) (?:\w+er|more|less|highest|lowest)\b(?! than)|"
+    r"\bis (?:the )?(?:second|third|fourth|next)\W*$|"
+    r"^(?!.*\b(?:since|because|as)\b).*\b(?:it|them|its)\W*$",
+    re.IGNORECASE,
+)
+
+
+def is_remark(sentence: str) -> bool:
+    """Return whether a sentence is friendly, or explains an answer that was given before it."""
+    return PLEASANTRY.match(sentence) is not None or _REMARK.search(sentence) is not None
+
 
 NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|none|without)\b|n't\b", re.IGNORECASE)
 REFUSAL = re.compile(
@@ -50,13 +69,18 @@ REFUSAL = re.compile(
     r"without (?:more|further|additional)|more) information|"
     r"no (?:image|figure|picture) (?:is |was |has been )?(?:provided|attached|visible)|"
     r"(?:have not|haven't|didn't|did not) (?:yet )?(?:upload|provid|attach|shar|includ|sen[dt])\w*|"
-    r"none of the (?:given |listed |provided |above )?(?:options|choices|answers)?|not sure|"
-    r"no idea|uncertain|could not (?:determine|find|see)|"
-    r"(?:is|are) not (?:visible|legible|readable|available)|"
-    r"need (?:more|to see)|as an ai)\b|无法|不能确定|看不清|不知道|抱歉",
+    r"none of the (?:(?:given |listed |provided |above )?(?:options|choices|answers)|above)|"
+    r"not sure|"
+    r"not (?:give|contain|provide|have|show) enough|no idea|uncertain|sorry|illegible|unreadable|"
+    r"could not (?:determine|find|see)|"
+    r"(?:is|are) not (?:visible|legible|readable|available)|too (?:blurry|small|dark) to|"
+    r"need (?:more|to see)|(?:answer|result|it|this) depends on|not enough|as an ai)\b|"
+    r"n't enough|"
+    r"无法|不能确定|不确定|不清楚|看不清|不知道|抱歉",
     re.IGNORECASE,
 )
 HEDGE = re.compile(
+    r"\b(?:might|could|may) (?:just )?as well|"
     r"\b(?:could|might|may) be|\beither\b|\bpossibly\b|\bperhaps\b|\bmaybe\b|not sure|hard to|可能",
     re.IGNORECASE,
 )
@@ -127,13 +151,16 @@ def is_hypothetical(before: str) -> bool:
     return _HYPOTHESIS.search(sentence) is not None
 
 
-def taken_back_at(text: str, start: int) -> int | None:
-    """Return the place where a commitment that ends at ``start`` is taken back, or ``None``."""
+def taken_back_at(text: str, start: int, *, is_yes_no: bool = False) -> int | None:
+    """Return the place where a commitment that ends at ``start`` is taken back, or ``None``.
+
+    A later "yes" confirms the commitment, unless it may be the answer itself.
+    """
     for found in _TAKEN_BACK.finditer(text, max(start - 1, 0)):
         if _IS_RIGHT.search(found[0]):
             continue
         rest = text[found.end() :]
-        return None if _CONFIRMED.search(rest) else found.end()
+        return None if _CONFIRMED.search(rest) and not is_yes_no else found.end()
     return None
 
 

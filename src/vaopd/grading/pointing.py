@@ -23,9 +23,10 @@ _POINTED = re.compile(
     r"description|calculation|shape|solution|choice|option|conclusion)[ \t]"
     r"(?:best[ \t])?(?:is|'s|matches|corresponds[ \t](?:to|with)|fits|"
     r"looks[ \t]like|seems[ \t]to[ \t]be|appears[ \t]to[ \t]be|must[ \t]be|should[ \t]be|"
+    r"has[ \t]to[ \t]be|can[ \t]only[ \t]be|"
     r"would[ \t]be|aligns[ \t]with|agrees[ \t]with|points[ \t]to|matches[ \t]with|equals|describes|"
     r"leads[ \t](?:us[ \t])?to)|"
-    r"(?:it|that|this)'s|i[ \t](?:think|believe|guess|suspect)(?:[ \t](?:that|it|it's|"
+    r"(?:it|that|this)'s|i[ \t](?:think|believe|guess|suspect|meant)(?:[ \t](?:that|it|it's|"
     r"it[ \t]is|the[ \t]answer[ \t]is))*|corresponds[ \t](?:to|with)|corresponding[ \t]to|"
     r"matches|matching|looks[ \t]like)[ \t]+(?:(?:clearly|best|exactly|definitely|likely|"
     r"most[ \t]likely|probably|certainly|indeed|therefore|just|simply)[ \t])?"
@@ -45,9 +46,14 @@ _ONLY = re.compile(
     r"\b[Oo]nly\s(?:option\s|choice\s|answer\s)?\(?(?P<letter>[A-Z])\)?\s"
     r"(?:satisf|work|fit|match|make|meet|remain|agree|is\b|can\b|contain|show|describe)"
 )
+_MADE = re.compile(
+    r"\bmak(?:es|ing)\s(?:option\s|choice\s)?\(?(?P<letter>[A-Z])\)?\s(?:the|our)\s(?:only\s)?"
+    r"(?:correct|right|best|answer)"
+)
 _MARKED = re.compile(
-    r"^\W{0,10}(?:[Oo]ption\s|[Cc]hoice\s)?\(?(?P<letter>[A-Z])[).:][^\n]{0,80}?\s?[:\u2014-]\s*"
-    r"(?:this is |it is |is )?(?:correct|right|true)\b",
+    r"^\W{0,10}(?:[Oo]ption\s|[Cc]hoice\s)?\(?(?P<letter>[A-Z])[).:][^\n]{0,80}?(?:\s?[:\u2014-]\s*"
+    r"(?:this is |it is |is )?(?:correct|right|true)\b|\s?(?:\(correct\)|✓)\s*$)|"
+    r"^\W{0,10}(?:option\s|choice\s)?\(?(?P<named>[A-Z])[).:]\s*(?:correct|right|true)\s*(?:$|[.,;(])",
     re.MULTILINE | re.IGNORECASE,
 )
 """A line of a list of options that calls its option right."""
@@ -55,7 +61,7 @@ _MARKED = re.compile(
 _CHINESE = re.compile(
     r"(?:对应|符合|就是|即)(?:的)?(?:是)?(?:选项|答案)\s?(?P<letter>[A-Z])(?![A-Za-z])"
 )
-_CALLED_RIGHT = re.compile(r"\b(?:correct|right|best|answer)|正确|对|符合")
+_CALLED_RIGHT = re.compile(r"\b(?:correct|right|best|answer|true)|正确|对|符合")
 _ENDS = re.compile(r"\s*(?:$|[.,:;!)]|to me\b)")
 _OR_ANOTHER = re.compile(r"\s*(?:or|and|/)\s*(?:option\s)?\(?[A-Z]\b")
 
@@ -65,7 +71,7 @@ def last_pointed_at(text: str, options: Options) -> str | None:
     found: list[tuple[int, str]] = []
     for pattern, holds in _STATEMENTS:
         for match in pattern.finditer(text):
-            letter = match["letter"]
+            letter: str = match["letter"] or match.groupdict().get("named") or ""
             # The search ignores case, but a lower-case letter is a word or a variable.
             if letter in options.texts and not _is_denied(text, match) and holds(text, match):
                 found.append((match.start(), letter))
@@ -107,6 +113,7 @@ _STATEMENTS: tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str]], bool]],
     (_POINTED, _is_pointed_at),
     (_SO, _always),
     (_ONLY, _always),
+    (_MADE, _always),
     (_MARKED, _always),
     (_CHINESE, _always),
 )

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from vaopd.grading.clauses import main_clause
 from vaopd.grading.commitments import Commitment, commitments
+from vaopd.grading.heads import head_value, is_number
 from vaopd.grading.markup import boxes_of, plain
-from vaopd.grading.narrowing import after_verb, head_value, main_clause, narrowed, only_number
+from vaopd.grading.narrowing import after_verb, narrowed, only_number
 from vaopd.grading.phrases import (
-    PLEASANTRY,
+    HEDGE,
     REFUSAL,
+    is_remark,
     sentences,
     taken_back_at,
     undressed,
@@ -26,11 +29,14 @@ Confidence = Literal["committed", "bare", "guessed", "none"]
 MAX_BARE_WORDS = 8
 """Most words of a bare answer; a longer line without a marker is prose."""
 
-MAX_SENTENCE_WORDS = 12
-"""Most words of a sentence that is an answer without a verb that states it."""
+MAX_SENTENCE_WORDS = 16
+"""Most words of a clause that is an answer without a verb that states it."""
 
+MAX_LISTED = 6
+_LIST_LINE = re.compile(r"\s*(?:[-*•]|\d{1,2}[.)])\s+")
 _CONCLUDES = re.compile(
-    r"^\W*(?:therefore|thus|hence|so\b|consequently|in conclusion|as a result|finally|"
+    r"^\W*(?:step \d{1,2}\b\W*|"
+    r"therefore|thus|hence|so\b|consequently|in conclusion|as a result|finally|"
     r"in summary|overall|accordingly|this (?:means|gives|yields)|we (?:get|have|find|obtain)|"
     r"因此|所以|故|综上|∴)",
     re.IGNORECASE,
@@ -52,10 +58,33 @@ _ROUNDS = re.compile(
     r"(?:this|which|that) is (?:about|approximately|roughly))\b",
     re.IGNORECASE,
 )
+_COUNTERFACTUAL = re.compile(r"\bwould\b.*\bif\b|\bif\b.*\bwould\b", re.IGNORECASE)
+_PLANS = re.compile(
+    r"\W*(?:next|now)?,?\s*(?:we|let's|let us|i) (?:still |now )?"
+    r"(?:would )?(?:need|must|have to|will|should|know|are given|can use|see a)\b|"
+    r"\W*to [^,]{1,80}, (?:let|we (?:need|can|must|use|will|have to))[^=]*$|"
+    r"\W*let(?: me|'s| us) (?!know)[^=\d]*$|"
+    r"\W*(?:the problem|the question) (?:asks|states)\b|\W*(?:it is )?given\b[^,]*$",
+    re.IGNORECASE,
+)
+_CHECKS = re.compile(
+    r"\W*(?:(?:let(?:'s| us| me)|to|we can) (?:verify|check|confirm)\b|"
+    r"(?:verification|check|reason|explanation|justification|(?:here(?:'s| is) )?why)\b\W*(?:$|:)|"
+    r"解析|解释|理由)",
+    re.IGNORECASE,
+)
+_ALSO = re.compile(r"\s(?:or|as well)\s")
+_CONTINUES = re.compile(
+    r"\W*(?:so|thus|hence|therefore|consequently|then|this|that|it|which|"
+    r"the (?:answer|result))\b|∴",
+    re.IGNORECASE,
+)
+"""Words after a semicolon that lead to a result; other words add something."""
+
 _DENIED = re.compile(
     r"(?:\bnot|n't|\bcannot|\bnever)\s+(?:be\s+|equal\s+(?:to\s+)?)?$", re.IGNORECASE
 )
-_SAYS = re.compile(r"\b(?:is|are|was|were)\b|=|[是为]|等于", re.IGNORECASE)
+_SAYS = re.compile(r"\b(?:is|are|was|were)\b|=|[是为有共]|等于", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -148,7 +177,8 @@ def _stated(text: str, found: list[Commitment], rule: Rule) -> tuple[Commitment,
 def _answer_of(one: Commitment, text: str) -> str | None:
     if one.rule in ("box", "boxes", "tag"):
         content = undressed(one.payload).rstrip(".。")
-        return (narrowed(content) if one.rule == "tag" else None) or content or None
+        is_sentence = one.rule == "tag" or re.search(r"\s(?:is|are)\s", content)
+        return (narrowed(content) if is_sentence else None) or content or None
     if one.rule == "verdict":
         return after_verb(f"it is {one.payload}") if not REFUSAL.search(one.payload) else None
     if one.rule == "heading":
@@ -172,31 +202,67 @@ def _below_heading(one: Commitment, text: str) -> str | None:
 
 def _uncommitted(text: str, *, is_rest: bool) -> Reading:
     """Return the reading of a bare reply, or of the end of a response without commitment."""
-    lines = [line for line in text.split("\n") if undressed(line)]
-    lines = without_pleasantries(lines)
+    lines = without_pleasantries([line for line in text.split("\n") if undressed(line)])
     if not lines:
         return no_answer("empty")
-    if len(lines) == 1 and not is_rest and (answer := bare(lines[0])):
+    before = _without_checks(lines)
+    if len(before) < len(lines) and (reading := _of_lines(before, is_rest=is_rest)).text:
+        return reading
+    return _of_lines(lines, is_rest=is_rest)
+
+
+def _of_lines(lines: list[str], *, is_rest: bool) -> Reading:
+    while len(lines) > 1 and all(map(is_remark, sentences(lines[-1]))):
+        lines = lines[:-1]
+    is_alone = len(lines) == 1 and not is_rest
+    if is_alone and (answer := bare(lines[0])):
         return Reading(answer, "bare reply", "bare", lines[0][:300])
     last = lines[-1]
-    if len(lines) > 1 and (answer := bare(last)) and not _is_heading(last):
+    if listed := _listed(lines):
+        return Reading(listed, "list", "bare", listed[:300])
+    if len(lines) > 1 and not _is_heading(last) and (answer := bare(last)):
         return Reading(answer, "bare last line", "bare", last[:300])
-    said = [one for one in sentences(last) if not PLEASANTRY.match(one)] or [last]
-    for sentence in [*reversed(said[-2:])][: 2 if len(said) > 1 else 1]:
+    reading = _from_sentences(lines, is_alone=is_alone)
+    first = bare(lines[0]) if len(lines) > 1 and not is_rest else None
+    is_explained = first and reading.text is None and _EXPLAINS.match(lines[1])
+    is_value = first and is_number(first) and not any(map(_CONCLUDES.match, lines[1:]))
+    if first and (is_explained or is_value):
+        return Reading(first, "bare first line", "bare", lines[0][:300])
+    return reading
+
+
+def _from_sentences(lines: list[str], *, is_alone: bool) -> Reading:
+    """Return the answer of the last sentence that has one, of the last two, or of the first."""
+    said = [one for one in sentences(lines[-1]) if not is_remark(one)]
+    said = [
+        one
+        for number, one in enumerate(said)
+        if not (number and said[number - 1].endswith(";")) or _CONTINUES.match(one)
+    ]
+    last_two = [(one, "last sentence") for one in reversed(said[-2:])]
+    first = [(one, "first sentence") for one in said[:1] if is_alone]
+    for sentence, rule in [*last_two, *first]:
         if sentence.endswith(("?", "？")):
             continue
-        if REFUSAL.search(sentence):
-            return no_answer("refusal")
-        if answer := _concluded(
-            sentence, is_only=len(lines) == 1 and len(said) <= 2 and not is_rest
-        ):
+        if _PLANS.match(sentence):
+            break
+        if REFUSAL.search(sentence) or (HEDGE.search(sentence) and _ALSO.search(sentence)):
+            return no_answer("refusal or hedge")
+        is_only = is_alone and (len(said) <= 2 or rule == "first sentence")
+        if answer := _concluded(sentence, is_only=is_only):
             both = _with_exact(answer, sentence, lines)
-            return Reading(both, "last sentence", "guessed", sentence[:300])
-    if len(lines) == 1 and not is_rest and (answer := _concluded(said[0], is_only=True)):
-        return Reading(answer, "first sentence", "guessed", said[0][:300])
-    if len(lines) > 1 and not is_rest and _EXPLAINS.match(lines[1]) and (answer := bare(lines[0])):
-        return Reading(answer, "bare first line", "bare", lines[0][:300])
+            return Reading(both, rule, "guessed", sentence[:300])
     return no_answer("no commitment")
+
+
+def _without_checks(lines: list[str]) -> list[str]:
+    """Return the lines before a check of the result, if the check concludes nothing."""
+    for number in range(len(lines) - 1, 0, -1):
+        if _CONCLUDES.match(lines[number]):
+            break
+        if _CHECKS.match(lines[number]):
+            return lines[:number]
+    return lines
 
 
 def bare(line: str) -> str | None:
@@ -213,15 +279,34 @@ def bare(line: str) -> str | None:
         rest = body[body.find(value) + len(value) :].strip(" .,)") if value in body else ""
         if not rest or (len(rest.split()) <= 4 and not re.search(r"\d", rest)):
             return value
-    is_short = len(body.split()) <= 4 and len(sentences(body)) == 1
+    # Three words with a full stop, as in "John ran fastest.", are a sentence.
+    is_short = (
+        len(body.split()) <= 4 - 2 * line.rstrip().endswith(".") and len(sentences(body)) == 1
+    )
     if (
         is_short
         and not re.search(r"\d", body)
         and not _SAYS.search(body)
         and not re.search(r"[\u4e00-\u9fff]{9}", body)
+        and not (line.rstrip().endswith("。") and len(body) > 4)
     ):
         return body
     return None
+
+
+def _listed(lines: list[str]) -> str | None:
+    """Return the values of a list at the end that a line with a colon announces."""
+    heads = [n for n, line in enumerate(lines) if not _LIST_LINE.match(line)]
+    items = lines[heads[-1] + 1 :] if heads else []
+    if not 2 <= len(items) <= MAX_LISTED or not lines[heads[-1]].rstrip(" *_").endswith(
+        (":", "：")
+    ):
+        return None
+    if re.search(r"\d", lines[heads[-1]]):
+        # "The total is 36:" and its parts.
+        return _concluded(lines[heads[-1]].rstrip(" *_:："), is_only=False)
+    values = [undressed(_LIST_LINE.sub("", line)).rstrip(".。,;") for line in items]
+    return ", ".join(values) if all(head_value(value) == value for value in values) else None
 
 
 def _is_heading(line: str) -> bool:
@@ -236,13 +321,22 @@ def _with_exact(answer: str, sentence: str, lines: list[str]) -> str:
     return f"{exact} ≈ {answer}" if exact else answer
 
 
+def _only_head(clause: str) -> str | None:
+    """Return the value at the beginning of a clause without other numbers."""
+    value = head_value(clause)
+    return value if value and not re.search(r"\d", clause[len(value) :]) else None
+
+
 def _concluded(sentence: str, *, is_only: bool) -> str | None:
     """Return the value at the end of a sentence that concludes or is the whole reply."""
     body = undressed(_CONCLUDES.sub("", sentence)).rstrip(".!。")
-    if "\\boxed" in body or re.match(r"(?:if|suppose|assum\w+)\b", body, re.IGNORECASE):
+    if "\\boxed" in body or re.match(r"(?:suppose|assum\w+)\b|if\b[^,]*$", body, re.IGNORECASE):
         return None
-    answer = after_verb(body) or only_number(body) or head_value(body)
+    if _COUNTERFACTUAL.search(body):
+        return None
+    clause = main_clause(body)
+    answer = after_verb(body) or only_number(clause) or _only_head(clause)
     if answer and _DENIED.search(body[: max(body.find(answer), 0)]):
         return None
-    is_short = is_only and len(body.split()) <= MAX_SENTENCE_WORDS
-    return answer or (main_clause(body) if is_short else None)
+    is_short = is_only and len(clause.split()) <= MAX_SENTENCE_WORDS
+    return answer or (clause if is_short else None)

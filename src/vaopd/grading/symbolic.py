@@ -51,7 +51,7 @@ def is_formula(text: str) -> bool:
     plain = re.sub(r"\s", "", text)
     if not plain or len(plain) > MAX_CHARACTERS or _WORDS.search(text):
         return False
-    if len(plain) > 1 and not _FORMULA.search(plain):
+    if not plain.isascii() if len(plain) == 1 else not _FORMULA.search(plain):
         return False
     if _POWER_OF_POWER.search(plain) or _OPEN_ENDED.search(plain):
         return False

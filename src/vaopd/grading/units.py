@@ -108,6 +108,7 @@ _CASED = {
 _POWERS = {
     "square": 2, "squared": 2, "sq": 2, "平方": 2, "cubic": 3, "cubed": 3, "cu": 3, "立方": 3,
 }  # fmt: skip
+_TEMPERATURE = re.compile(r"\bdeg(?:rees?)?\.? ([CF])(?:elsius|ahrenheit)?$", re.IGNORECASE)
 _SUPER = {"²": 2, "³": 3, "⁻¹": -1, "⁻²": -2, "⁻³": -3}
 _PIECE = re.compile(
     r"(?P<power>square|cubic|sq\.?|cu\.?|平方|立方)\s*|(?P<per>/|\bper\b|\bp(?=sec\b)|每)|"
@@ -153,7 +154,7 @@ NO_UNIT = Unit(Fraction(1), ())
 @lru_cache(maxsize=8192)
 def unit_of(text: str) -> Unit | None:
     """Return the unit in a text such as ``cm²`` or ``square feet``; else ``None``."""
-    text = text.strip().strip("()[]{}.").strip()
+    text = _TEMPERATURE.sub(lambda m: f"°{m[1].upper()}", text.strip().strip("()[]{}.").strip())
     if not text:
         return NO_UNIT
     if len(text) > 60:

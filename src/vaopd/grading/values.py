@@ -6,46 +6,12 @@ from fractions import Fraction
 from functools import lru_cache
 
 from vaopd.grading.arithmetic import Number, number_of
+from vaopd.grading.spoken import spoken, with_digits
 from vaopd.grading.units import NO_UNIT, Unit, unit_of
 
 MAX_CHARACTERS = 300
 _STARTS = " \t\n,;:。，；\"'`*"
 _ENDS = _STARTS + "."
-_SMALL = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_SAID = {word: index for index, word in enumerate(_SMALL)}
-_SAID |= {word: 10 * index for index, word in enumerate(_TENS, start=2)}
-_SAID |= {
-    f"{tens}{dash}{ones}": _SAID[tens] + _SAID[ones]
-    for tens in _TENS for ones in _SMALL[1:10] for dash in "- "
-}  # fmt: skip
-_SAID_PARTS = {
-    "one half": "1/2", "a half": "1/2", "half": "1/2", "one third": "1/3", "a third": "1/3",
-    "two thirds": "2/3", "one quarter": "1/4", "a quarter": "1/4", "one fourth": "1/4",
-    "three quarters": "3/4", "three fourths": "3/4", "one fifth": "1/5", "one sixth": "1/6",
-    "one eighth": "1/8", "a dozen": "12", "one hundred": "100", "a hundred": "100",
-}  # fmt: skip
 _SCALES = {
     "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "万": 10**4,
     "亿": 10**8,
@@ -72,9 +38,13 @@ _NAMED_POINT = re.compile(r"([A-Z]'{0,2})\s?(\(.{1,80}\))")
 _RATIO = re.compile(
     r"([^:]{1,40}?)\s*(?::|∶|\\colon|\\ratio|\bto\b)\s*([^:]{1,40}?)(?:\s*(?::|∶)\s*([^:]{1,40}))?"
 )
+_CLOCK = re.compile(
+    r"(?P<hour>\d{1,2})(?:[:.](?P<minute>[0-5]\d))?\s?(?P<half>[ap])\.?\s?m\.?", re.IGNORECASE
+)
 _JOINED = re.compile(
     r"\s*(?:[,;，；、]\s*(?:and|or)?|\b(?:and|or)\b|\\(?:lor|vee|land|wedge|cup)\b|[和或])\s*"
 )
+_LIMIT = re.compile(r"\\lim\s*[^-+*/^<>]{1,40}")
 _SYMBOL = re.compile(
     r"\\?[A-Za-z]{1,8}(?:_\{?\s?\w{1,5}\s?\}?|')?(?:\([a-z]\))?|(?:m\s?)?(?:∠|\\angle|△|"
     r"\\triangle)\s?[A-Z0-9]{1,3}|[A-Z]{1,4}"
@@ -90,6 +60,9 @@ class Quantity:
     label: str = ""
     """The counted things if they are not a unit, such as ``apples``."""
 
+    scale: int = 1
+    """The number that a word such as "million" multiplied the written number with."""
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -98,6 +71,9 @@ class Ratio:
     parts: tuple[Number, ...]
     is_clock: bool = False
     """Whether it may also be a time of day, which is not reduced like a fraction."""
+
+    half: str = ""
+    """``a`` before noon and ``p`` after noon, if the time of day says it."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +110,7 @@ def value_of(text: str) -> Value:
     text = stripped(text)
     if len(text) > MAX_CHARACTERS:
         return Words(text)
-    for read in (_quantity, _signs, _bracketed, _assigned, _ratio, _enumeration):
+    for read in (_clock, _quantity, _signs, _bracketed, _assigned, _ratio, _enumeration):
         if (value := read(text)) is not None:
             return value
     return Words(text)
@@ -153,7 +129,8 @@ def _quantity(text: str) -> Quantity | None:
     if scaled := _SCALED.fullmatch(text):
         inner = _quantity(scaled[1] + scaled[3])
         times = _SCALES[scaled[2].lower()]
-        return Quantity(inner.number * times, inner.unit, inner.label) if inner else None
+        return Quantity(inner.number * times, inner.unit, inner.label, times) if inner else None
+    text = with_digits(text)
     said = _said(text)
     if said is not None:
         return said
@@ -175,17 +152,17 @@ def _quantity(text: str) -> Quantity | None:
 
 def _said(text: str) -> Quantity | None:
     """Return a number in words, alone or before the counted things."""
-    low = text.lower()
-    if low in _SAID_PARTS:
-        number = number_of(_SAID_PARTS[low])
-        return Quantity(number) if number is not None else None
-    if low in _SAID:
-        return Quantity(Fraction(_SAID[low]))
-    head, _, rest = low.partition(" ")
-    if head in _SAID and rest and re.fullmatch(r"[a-z ]{1,30}", rest):
-        unit = unit_of(rest)
-        number = Fraction(_SAID[head])
-        return Quantity(number, unit) if unit else Quantity(number, label=rest)
+    number = spoken(text)
+    if number is not None:
+        return Quantity(number)
+    words = text.split()
+    for count in range(min(len(words) - 1, 5), 0, -1):
+        number, rest = spoken(" ".join(words[:count])), " ".join(words[count:]).lower()
+        if number is not None:
+            if (unit := unit_of(rest)) is not None:
+                return Quantity(number, unit)
+            is_count = number.denominator == 1 and re.fullmatch(r"[a-z ]{1,30}", rest)
+            return Quantity(number, label=rest) if is_count else None
     return None
 
 
@@ -283,9 +260,22 @@ def _assigned(text: str) -> Assigned | None:
     is_listing = len(_split_top(text)) > 1 and number_of(found["value"]) is None
     if is_listing or symbol.startswith(("(", "[", "{", "\\{")):
         return None
-    if not (_SYMBOL.fullmatch(symbol) or re.fullmatch(r"(?:[A-Za-z'∠△]+ ?){1,7}", symbol)):
+    symbol = re.sub(r"_\{[^{}]*\}", "", symbol).strip() if "\\lim" in symbol else symbol
+    if not (
+        _SYMBOL.fullmatch(symbol)
+        or _LIMIT.fullmatch(symbol)
+        or re.fullmatch(r"(?:[A-Za-z'∠△]+ ?){1,7}", symbol)
+    ):
         return None
     return Assigned(symbol.replace(" ", ""), value_of(found["value"]))
+
+
+def _clock(text: str) -> Ratio | None:
+    clock = _CLOCK.fullmatch(text)
+    if clock is None:
+        return None
+    parts = Fraction(clock["hour"]), Fraction(clock["minute"] or 0)
+    return Ratio(parts, True, clock["half"].lower())
 
 
 def _ratio(text: str) -> Ratio | None:
@@ -302,7 +292,7 @@ def _ratio(text: str) -> Ratio | None:
 
 def _enumeration(text: str) -> Listing | None:
     """Return values with commas, "and" or "or" between them; ``None`` if they are words."""
-    pieces = [stripped(piece) for piece in _split_joined(text)]
+    pieces = [stripped(piece) for piece in split_joined(text)]
     if len(pieces) < 2 or not all(pieces):
         return None
     values = tuple(map(value_of, pieces))
@@ -330,7 +320,8 @@ def _split_top(text: str) -> list[str]:
     return [*pieces, text[start:]]
 
 
-def _split_joined(text: str) -> list[str]:
+def split_joined(text: str) -> list[str]:
+    """Return the pieces of an enumeration, split at commas, "and" and "or"."""
     pieces: list[str] = []
     for piece in _split_top(text):
         piece = re.sub(r"^\s*(?:and|or)\b", "", piece)

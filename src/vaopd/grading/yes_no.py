@@ -9,8 +9,8 @@ from vaopd.grading.reading import Reading, Rule, no_answer, usable
 from vaopd.grading.thinking import split_reasoning
 
 _WORD = re.compile(
-    r"(?<![A-Za-z])(?:(yes|yeah|yep)|(no|nope))(?![A-Za-z])(?!\.\s?\d)|(?:^|[，。\s])(?:(是的|对|"
-    r"有)|(不是|没有|否|不))",
+    r"(?<![A-Za-z])(?:(yes|yeah|yep)|(no|nope))(?![A-Za-z])(?!\.\s?\d)|(?:^|[,。:\s])(?:(是的|是(?=$|[。.])|对|"
+    r"有)|(不是的?|没有|否|不对|不正确|错误|不))",
     re.IGNORECASE,
 )
 _OPENING = re.compile(
@@ -25,14 +25,17 @@ _OPENING = re.compile(
 )
 _TRUE = re.compile(
     r"(?:statement|claim|that|this|it|description|assertion|answer|assumption|caption|"
-    r"premise|you)(?: that [^.\n]{1,80}?)?(?:'s| is| are)(?: indeed| therefore| thus|"
+    r"premise|you|what you (?:say|describe|claim))"
+    r"(?: (?:that|in|about|of|made) [^.\n]{1,80}?)?(?:'s| is| are)"
+    r"(?: indeed| therefore| thus|"
     r" actually)? (?:(not (?:correct|true|right|accurate)|incorrect|false|wrong|inaccurate|"
     r"untrue)|(correct|true|right|accurate))\b",
     re.IGNORECASE,
 )
+_BOTH = re.compile(r"\byes (?:and|or) no\b|\bno (?:and|or) yes\b", re.IGNORECASE)
 _ONLY = re.compile(
     r"\W*(?:(correct|true|right|indeed|absolutely|certainly|of course)|(incorrect|false|"
-    r"wrong|not (?:correct|true|really|exactly|at all)))(?![A-Za-z])\s*(?:[.,!;:]|$)",
+    r"wrong|not (?:correct|true|really|exactly|quite|at all)))(?![A-Za-z])\s*(?:[.,!;:]|$)",
     re.IGNORECASE,
 )
 
@@ -55,7 +58,7 @@ def read_yes_no(
         found = [one for one in found if one.rule in ("box", "boxes")]
     for one in found if rule == "first_committed" else reversed(found):
         said = _word(one.payload)
-        if said and (rule != "last_committed" or taken_back_at(text, one.end) is None):
+        if said and (rule != "last_committed" or _taken_back_at(text, one.end) is None):
             return Reading(said, one.rule, "committed", one.payload[:300], is_truncated)
     if rule == "last_boxed":
         return no_answer("no box", is_truncated=is_truncated)
@@ -68,10 +71,14 @@ def read_yes_no(
 
 def _is_retracted(text: str, opening: re.Match[str]) -> bool:
     return (
-        taken_back_at(text, opening.end()) is not None
+        _taken_back_at(text, opening.end()) is not None
         or re.match(r"\s*(?:and|or|/)\s*(?:no|yes)\b", text[opening.end() :], re.IGNORECASE)
         is not None
     )
+
+
+def _taken_back_at(text: str, start: int) -> int | None:
+    return taken_back_at(text, start, is_yes_no=True)
 
 
 def _word(payload: str) -> str | None:
@@ -113,6 +120,8 @@ def _from_sentences(text: str) -> Reading:
 
 def _plain_word(sentence: str) -> str | None:
     """Return a word that is an answer, unlike the "no" in "no line is longer"."""
+    if _BOTH.search(sentence):
+        return None
     found = {
         "yes" if match[1] or match[3] else "no"
         for match in _WORD.finditer(sentence)
