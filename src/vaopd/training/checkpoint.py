@@ -30,7 +30,7 @@ from vaopd.models import adapters
 from vaopd.models.model import VisionLanguageModel
 from vaopd.models.pretrained import read_weights
 from vaopd.models.sharding import local, spread
-from vaopd.records import new_folder, read_json, write_json
+from vaopd.records import damage, new_folder, read_json, write_json
 
 STATE = "trainer_state"
 MOMENTS_FILE = "optimizer.safetensors"
@@ -51,6 +51,18 @@ def checkpoints(run: Path) -> list[Path]:
 def newest_checkpoint(run: Path) -> Path | None:
     """Return the newest complete checkpoint of a run, or ``None``."""
     return max(checkpoints(run), default=None)
+
+
+def newest_sound(run: Path, but: Path) -> Path | None:
+    """Return the newest checkpoint other than ``but`` whose files match their checksums."""
+    others = (folder for folder in reversed(checkpoints(run)) if folder != but)
+    return next((folder for folder in others if not checkpoint_damage(folder)), None)
+
+
+def checkpoint_damage(folder: Path) -> str:
+    """Return how the files of a checkpoint differ from their checksums, '' if they do not."""
+    state = damage(folder / STATE)
+    return damage(folder) or (f"{STATE}/{state}" if state else "")
 
 
 def remove_old_checkpoints(run: Path, keep: int | None, keep_every: int | None = None) -> None:
@@ -172,15 +184,23 @@ def _read(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor | int], dict[str, Any]]:
     """Return unsharded weights, moments laid out like the parameters, and the state."""
     try:
+        if found := checkpoint_damage(folder):
+            raise ValueError(found)
         weights = _saved_weights(folder, student)
         moments = _saved_moments(folder / STATE, student)
         state = json.loads((folder / STATE / "state.json").read_text(encoding="utf-8"))
     except RunFolderError:
         raise
     except (OSError, SafetensorError, ValueError, CheckpointException) as error:
+        sound = newest_sound(folder.parents[1], folder)
+        remedy = (
+            f"remove that folder to go on from {sound.name}, the newest sound checkpoint"
+            if sound
+            else "remove that folder; no other checkpoint is sound, so that --resume without any "
+            "begins at step 1"
+        )
         raise RunFolderError(
-            f"checkpoint {folder} cannot be read ({' '.join(str(error).split())[:200]}); remove "
-            "that folder to resume from the one before it"
+            f"checkpoint {folder} cannot be read ({' '.join(str(error).split())[:200]}); {remedy}"
         ) from error
     return weights, moments, state
 

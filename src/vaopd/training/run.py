@@ -17,6 +17,7 @@ from vaopd.display import Display
 from vaopd.distributed.world import World, processes
 from vaopd.errors import ConfigError, TrainingError
 from vaopd.evaluation.validation import ValidationResult, Validator
+from vaopd.lock import FolderLock
 from vaopd.methods import Method, section_of
 from vaopd.problems.manifest import MANIFEST, check_unchanged
 from vaopd.records import new_folder, write_json, write_text
@@ -35,9 +36,9 @@ from vaopd.training.result import RunResult, describe, summary
 from vaopd.training.run_folder import (
     check_free,
     check_same_recipe,
+    claim,
     environment,
     forget_after,
-    remove_run,
 )
 from vaopd.training.schedule import is_due, learning_rate, problems_of_step, total_steps
 from vaopd.training.setup import build_step
@@ -74,8 +75,8 @@ def train(
     Raises:
         ConfigError: ``resume`` and ``overwrite`` are both set, or the folder holds the run of
             another recipe.
-        RunFolderError: The folder exists and neither ``resume`` nor ``overwrite`` is set, or the
-            folder is not a run.
+        RunFolderError: The folder exists and neither ``resume`` nor ``overwrite`` is set, the
+            folder is not a run, or another process writes it.
         VaopdError: Any other problem that the user can correct, in one sentence.
     """
     output = Path(output)
@@ -108,14 +109,18 @@ def _train(
     else:
         world.on_main(lambda: check_free(output, overwrite))
     shown = (console or Console(stderr=True)) if world.is_main else Console(quiet=True)
-    data = read_data(config, world, shown, output if resume else None)
+    lock = FolderLock(output, partial(shown.print, markup=False, highlight=False))
     with ExitStack() as resources:
+        resources.callback(lock.release)
+        if world.on_main(output.is_dir):
+            world.on_main(lock.acquire)
+        data = read_data(config, world, shown, output if resume else None)
         run = world.agree(lambda: build_run(config, output, data, shown, world, resources))
         world.same("problems", json.dumps(run.manifest, indent=1))
         world.share_weights(run.student.model)
         run.prepare(is_new=not resume)
-        if overwrite:
-            world.on_main(lambda: remove_run(output))
+        if not resume:
+            world.on_main(lambda: claim(output, lock, overwrite))
         return run.execute(resume)
 
 

@@ -16,7 +16,7 @@ from vaopd.evaluation.engines.engine import Request
 from vaopd.evaluation.engines.openai import OpenAIEngine
 from vaopd.evaluation.predictions import Prediction
 from vaopd.evaluation.protocol import Protocol
-from vaopd.models.loading import load_model
+from vaopd.models.loading import check_files, load_model
 from vaopd.rollouts.vllm.server import VllmServer
 
 PROTOCOL_ONLY = {
@@ -47,7 +47,9 @@ class VllmEngine:
 
         Raises:
             EngineError: The server ended before it answered.
+            ModelError: A file of the model's folder is damaged.
         """
+        check_files(protocol.model)
         place = pick_device(device)
         dtype = pick_dtype("auto", place)
         with contextlib.ExitStack() as stack:
