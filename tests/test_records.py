@@ -14,6 +14,7 @@ from vaopd.records import (
     append_row,
     damage,
     keep_rows_up_to,
+    naming,
     new_folder,
     read_rows,
     write_json,
@@ -171,3 +172,9 @@ def test_a_copy_keeps_the_checksums_of_what_it_copies(tmp_path: Path):
         (folder / CHECKSUMS).write_bytes((tmp_path / "first" / CHECKSUMS).read_bytes())
         (folder / "weights").write_bytes(b"wrong")
     assert damage(tmp_path / "copy").startswith("weights is not as it was written")
+
+
+def test_a_failed_write_names_its_file(tmp_path: Path):
+    with pytest.raises(OSError, match=r"rows\.jsonl") as error, naming(tmp_path / "rows.jsonl"):
+        raise OSError(28, "No space left on device")
+    assert error.value.filename == str(tmp_path / "rows.jsonl")

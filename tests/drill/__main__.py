@@ -14,10 +14,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-
 from tests.drill.runs import Drill
 from tests.drill.sizes import FULL, MODULES, QUICK
 from tests.drill.tally import Tally
+
 from vaopd.records import write_json
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.drill.children import Child
 from tests.drill.tally import Tally
+
 from vaopd.records import read_rows
 
 RECIPE = """

@@ -370,7 +370,9 @@ def test_running_out_of_memory_says_which_values_to_lower(
 
     with monkeypatch.context() as patch:
         patch.setattr(Step, "apply_gradient", fail)
-        with pytest.raises(TrainingError, match=r"^CUDA out of memory; go on by --resume with"):
+        with pytest.raises(
+            TrainingError, match=r"^memory ran out \(CUDA out of memory\); go on by"
+        ):
             train(finished.config, tmp_path / "run", console=quiet())
     train(finished.config, tmp_path / "run", resume=True, console=quiet())
     final = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()

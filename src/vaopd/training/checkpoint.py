@@ -5,6 +5,7 @@ trained, it holds only the adapters, which are much smaller than the model.
 """
 
 import copy
+import errno
 import json
 import shutil
 import warnings
@@ -34,6 +35,9 @@ from vaopd.records import damage, new_folder, read_json, write_json
 
 STATE = "trainer_state"
 MOMENTS_FILE = "optimizer.safetensors"
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""What the system says when it takes no more bytes."""
+
 SHARDS_FILE = "optimizer.json"
 """Lists the files of sharded moments, so that a missing file is detected."""
 
@@ -90,14 +94,23 @@ def writing(what: str, run: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         if isinstance(error, RunFolderError):
             raise
-        reason = " ".join(str(error).split())[-200:]
-        newest = newest_checkpoint(run)
-        left = (
-            f"checkpoint {newest.name} is as it was: make space and go on from it with --resume"
-            if newest
-            else "there is no earlier checkpoint: make space, and --resume begins at step 1 again"
-        )
-        raise RunFolderError(f"{what} could not be written ({reason}); {left}") from error
+        raise not_written(what, run, error) from error
+
+
+def not_written(what: str, run: Path, error: Exception) -> RunFolderError:
+    """Return the error of a failed write: what is free and used, and what is left to go on from."""
+    reason = " ".join(str(error).split())[-200:]
+    newest = newest_checkpoint(run)
+    left = (
+        f"checkpoint {newest.name} is as it was: make space and go on from it with --resume"
+        if newest
+        else "there is no earlier checkpoint: make space, and --resume begins at step 1 again"
+    )
+    if run.is_dir():
+        used = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+        free = shutil.disk_usage(run).free
+        left += f" ({free / 1e6:.0f} MB are free, {run} takes {used / 1e6:.0f} MB)"
+    return RunFolderError(f"{what} could not be written ({reason}); {left}")
 
 
 def save_checkpoint(

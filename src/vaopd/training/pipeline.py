@@ -62,6 +62,9 @@ class ScoredBatch:
     """Scores of all rollouts; ``None`` if the method needs no scores of the teacher."""
 
     lag: int
+    noise_floor: float | None = None
+    """Mean difference, in nats, of two scores of the original view; measured in the first step."""
+
     seconds_beside: dict[str, float] = field(default_factory=dict)
     """Seconds by phase of the work that was done during the previous step."""
 
@@ -198,10 +201,14 @@ class Pipeline:
             [torch.tensor(r.response_ids, dtype=torch.long) for r in group] for group in groups
         ]
         own = [responses[i] for i in shares.problems]
-        scores = None
+        scores, noise_floor = None, None
         if self.teacher is not None and self.method.needs.views > 0:
             together = world.agree if self.scores_beside else world.agree_unless_sharded
             scores = shares.all_scores(together(lambda: self._teacher_scores(views, own)))
+            if step == 1 and self.method.needs.views == 2:
+                twice = (views[0], views[0])
+                again = shares.all_scores(together(lambda: self._teacher_scores(twice, own)))
+                noise_floor = _mean_difference(again)
         watch.lap("score")
         return ScoredBatch(
             groups=groups,
@@ -211,6 +218,7 @@ class Pipeline:
             rollouts=StepRollouts(responses=responses, keys=self._keys(groups, step)),
             scores=scores,
             lag=sampled.lag,
+            noise_floor=noise_floor,
         )
 
     def _views(self, problems: Sequence[Problem], world: World) -> Encoded:
@@ -259,6 +267,13 @@ class Pipeline:
         """Return the texts that decide ties, one for each rollout of the step."""
         seed = f"{self.config.training.seed}\x00{step}"
         return [f"{seed}\x00{r.problem_id}\x00{r.sibling}" for group in groups for r in group]
+
+
+def _mean_difference(scores: TeacherScores) -> float:
+    """Return the mean absolute difference of the two views' log-probs over all tokens, in nats."""
+    assert scores.degraded_logprobs is not None
+    pairs = zip(scores.original_logprobs, scores.degraded_logprobs, strict=True)
+    return torch.cat([one - other for one, other in pairs]).abs().mean().item()
 
 
 def _done(value: Sampled) -> Future[Sampled]:

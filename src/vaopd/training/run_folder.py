@@ -4,6 +4,8 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import torch
 
 from vaopd.config import RunConfig, load_config
 from vaopd.distributed.world import World
-from vaopd.errors import ConfigError, RunFolderError
+from vaopd.errors import ConfigError, RunFolderError, TrainingError, is_out_of_memory
 from vaopd.lock import LOCK, FolderLock
 from vaopd.records import keep_rows_up_to
 from vaopd.training.alarms import WARNINGS_FILE
+from vaopd.training.checkpoint import NO_SPACE, not_written
 from vaopd.training.extension import LENGTH_KEYS
 from vaopd.versions import installed_version
 
@@ -131,6 +134,30 @@ def _difference(saved: RunConfig, config: RunConfig) -> str:
             if old.get(key) != values.get(key) and key not in free
         ]
     return "; ".join(changes)
+
+
+@contextmanager
+def shortage_explained(output: Path) -> Iterator[None]:
+    """Turn an error by a lack of memory or of space into one sentence with the remedies.
+
+    Raises:
+        TrainingError: Memory of the device or of the machine ran out.
+        RunFolderError: The disk of the run folder takes no more bytes.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, ImportError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise not_written("the run", output, error) from error
+        if not is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split()).split(". ")[0][:200] or type(error).__name__
+        again = "go on by --resume" if (output / "config.yaml").is_file() else "start again"
+        raise TrainingError(
+            f"memory ran out ({reason}); {again} with a lower training.micro_batch_tokens, "
+            "teacher.batch_tokens or sampling.batch_tokens, or with "
+            "student.gradient_checkpointing=true; vaopd doctor RECIPE estimates what is needed"
+        ) from error
 
 
 def environment(world: World) -> dict[str, Any]:
