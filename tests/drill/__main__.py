@@ -6,9 +6,11 @@ python -m tests.drill soak --scale 0.1    some classes, and a tenth of the full 
 """
 
 import argparse
+import math
 import shutil
 import sys
 import tempfile
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -27,6 +29,7 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", choices=[*MODULES, []], help="all if none is named")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full number")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no case after that")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="kept, with the state; or else a new one")
     parser.add_argument("--output", type=Path, default=Path("drill.json"))
@@ -35,7 +38,8 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     tally = Tally(folder / "state.json")
     sizes = QUICK if options.quick else {n: -int(-size * options.scale) for n, size in FULL.items()}
-    drill = Drill(folder.resolve(), tally, options.seed, sizes)
+    deadline = time.monotonic() + 60 * options.minutes
+    drill = Drill(folder.resolve(), tally, options.seed, sizes, deadline)
     for name in options.modules or MODULES:
         import_module(f"tests.drill.{name}").run(drill)
     show(tally)

@@ -3,6 +3,7 @@
 The parent must not compute with torch, which would start threads that a fork does not copy.
 """
 
+import ctypes
 import mmap
 import os
 import resource
@@ -24,6 +25,9 @@ from vaopd.training import step as step_module
 
 POLL_SECONDS = 0.0005
 PATIENCE_SECONDS = 300.0
+DIE_WITH_PARENT = 1
+"""PR_SET_PDEATHSIG of sys/prctl.h; Linux only, like the mounts of the drill."""
+
 PHASES = ("start", "train", "validate", "save", "export", "evaluate")
 """What a command does at a moment; ``start`` is all that is not named."""
 
@@ -60,14 +64,15 @@ class Child:
             self.pid = os.fork()
         self.code: int | None = None
         if self.pid == 0:
-            self._become(arguments, prepare, environment or {})
+            self.become(arguments, prepare, environment or {})
 
-    def _become(
+    def become(
         self,
         arguments: list[str],
         prepare: Callable[[], None] | None,
         environment: dict[str, str],
     ) -> None:
+        """Run the command in the forked process and end it."""
         code = TRACEBACK
         try:
             file = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -76,6 +81,8 @@ class Child:
             sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
             sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
             os.environ.update(environment)
+            # If the drill is killed, so are its children.
+            ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
             torch.set_num_threads(1)
             warnings.simplefilter("ignore")
             mark_phases(self.shared)

@@ -1,7 +1,9 @@
 """The tiny runs of the drill: their recipe, the uninterrupted ones, and what must be equal."""
 
 import json
+import math
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,9 @@ class Drill:
     seed: int
     sizes: dict[str, int]
     """Number of cases of each class."""
+
+    deadline: float = math.inf
+    """By ``time.monotonic``; afterwards no case is begun."""
 
     show: Any = field(default=print)
 
@@ -88,6 +93,8 @@ class Drill:
 
     def left(self, name: str) -> int:
         """Return how many cases of a class are still to be tried."""
+        if time.monotonic() > self.deadline:
+            return 0
         return self.sizes[name] - self.tally.count(name).tried
 
 

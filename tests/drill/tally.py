@@ -32,7 +32,7 @@ class Tally:
 
     def count(self, name: str) -> Count:
         """Return the counts of a class."""
-        return self.counts.setdefault(name, Count())
+        return self.counts.get(name, Count())
 
     def add(self, name: str, outcome: str, tried: int = 1, note: str = "") -> None:
         """Record cases with the outcome ``survived``, ``lost`` or ``wrong``."""
@@ -41,7 +41,7 @@ class Tally:
     def add_all(self, tried: dict[str, int], outcome: str, note: str = "") -> None:
         """Record cases of several classes at once; a kill in between loses all or none."""
         for name, number in tried.items():
-            count = self.count(name)
+            count = self.counts.setdefault(name, Count())
             count.tried += number
             setattr(count, outcome, getattr(count, outcome) + number)
         if note:

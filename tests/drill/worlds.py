@@ -26,7 +26,8 @@ FIRST = 4
 def run(drill: Drill) -> None:
     """Resume each kind of checkpoint by each kind of world, and kill workers."""
     pairs = [(writer, reader) for writer in WORLDS for reader in WORLDS]
-    while (number := drill.tally.count("world size").tried) < drill.sizes["world size"]:
+    while drill.left("world size") > 0:
+        number = drill.tally.count("world size").tried
         writer, reader = pairs[number % len(pairs)]
         found = resume_elsewhere(drill, writer, reader)
         note = f"{writer} -> {reader}: {found}" if found else ""
