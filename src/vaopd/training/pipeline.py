@@ -206,9 +206,8 @@ class Pipeline:
             together = world.agree if self.scores_beside else world.agree_unless_sharded
             scores = shares.all_scores(together(lambda: self._teacher_scores(views, own)))
             if step == 1 and self.method.needs.views == 2:
-                twice = (views[0], views[0])
-                again = shares.all_scores(together(lambda: self._teacher_scores(twice, own)))
-                noise_floor = _mean_difference(again)
+                differences = together(lambda: self._differences(views[0], own))
+                noise_floor = torch.cat(shares.everybodys(differences)).abs().mean().item()
         watch.lap("score")
         return ScoredBatch(
             groups=groups,
@@ -263,17 +262,20 @@ class Pipeline:
             with_degraded_hidden=needs.degraded_hidden,
         )
 
+    def _differences(
+        self, prompts: list[EncodedPrompt], responses: list[list[Tensor]]
+    ) -> list[Tensor]:
+        """Return the differences of two scores of the same view, in nats, by rollout."""
+        assert self.teacher is not None, "only asked for where there is a teacher"
+        twice = self.teacher.score(prompts, prompts, responses, with_hidden=False)
+        assert twice.degraded_logprobs is not None, "the second view was given"
+        pairs = zip(twice.original_logprobs, twice.degraded_logprobs, strict=True)
+        return [first - second for first, second in pairs]
+
     def _keys(self, groups: list[list[Rollout]], step: int) -> list[str]:
         """Return the texts that decide ties, one for each rollout of the step."""
         seed = f"{self.config.training.seed}\x00{step}"
         return [f"{seed}\x00{r.problem_id}\x00{r.sibling}" for group in groups for r in group]
-
-
-def _mean_difference(scores: TeacherScores) -> float:
-    """Return the mean absolute difference of the two views' log-probs over all tokens, in nats."""
-    assert scores.degraded_logprobs is not None
-    pairs = zip(scores.original_logprobs, scores.degraded_logprobs, strict=True)
-    return torch.cat([one - other for one, other in pairs]).abs().mean().item()
 
 
 def _done(value: Sampled) -> Future[Sampled]:
