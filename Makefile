@@ -23,7 +23,7 @@ FAST := $(addprefix tests/,objective models/test_packing.py models/test_attentio
 # For test-newest: a version that is not the newest. A plain torch is the CUDA build, several GB.
 NEWEST ?= torch==2.13.0
 
-.PHONY: demo reference test test-fast test-newest test-vllm vllm check bench lock tiny dist clean mutants
+.PHONY: demo reference test test-fast test-newest test-vllm vllm check bench lock tiny dist clean mutants drill drill-quick
 
 demo: $(VENV)/run
 	$(BIN)/vaopd train recipes/quickstart.yaml --output runs/quickstart --overwrite
@@ -117,3 +117,11 @@ dist: $(VENV)/run
 # Makes small mistakes in copies of the source; fails if the nearest tests miss one. Takes minutes.
 mutants: $(VENV)/dev
 	$(BIN)/python tests/mutants.py
+
+# Kills, corrupts and starves tiny runs, for hours; goes on where it was killed. See docs/reliability.md.
+drill: $(VENV)/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.drill --folder runs/drill
+
+# A little of each class of faults, within three minutes; one of the tests runs it.
+drill-quick: $(VENV)/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.drill --quick

@@ -64,6 +64,49 @@ WEIGHTS = wiring("weights_of_a_step_follow_the_keys_of_the_method")
 ASKED = wiring("rollouts_are_sampled_as_the_recipe_says")
 
 MUTANTS = (
+    # Faults.
+    Mutant(
+        "checksums of a checkpoint not compared",
+        "training/checkpoint.py",
+        "if found := checkpoint_damage(folder):",
+        'if found := "":',
+        ("tests/training/test_checkpoint.py",),
+    ),
+    Mutant(
+        "checksums of a copy made anew",
+        "records.py",
+        "if files and not (folder / CHECKSUMS).exists():",
+        "if files:",
+        ("tests/test_records.py",),
+    ),
+    Mutant(
+        "lock file not compared with its path",
+        "lock.py",
+        "if self._is_at_path(file):\n                    self.file = file",
+        "self.file = file",
+        ("tests/test_folder_lock.py",),
+    ),
+    Mutant(
+        "checkpoints removed after a skipped step",
+        RUN,
+        "if not result.skipped_in_a_row:",
+        "if number:",
+        ("tests/training/test_skipping.py",),
+    ),
+    Mutant(
+        "spike without its floor",
+        "training/skipping.py",
+        "loss > usual + SPIKE_NATS and ",
+        "",
+        ("tests/training/test_skipping.py",),
+    ),
+    Mutant(
+        "moved folder not noticed",
+        "training/tracker.py",
+        "if place is None or place != self.place:",
+        "if place is None:",
+        ("tests/training/test_shortages.py",),
+    ),
     # Views.
     Mutant(
         "view.stage swapped",

@@ -36,12 +36,14 @@ BRANCHES = {
     "run._reopen: ahead is not None": TOLD,
     "run._reopen: newest is not None": TOLD,
     "run._take_steps: done < self.steps and (not is_stopping)": f"{DATA}; {TOLD}",
+    "run._take_steps: not result.skipped_in_a_row": TOLD,
     "run._take_steps: is_last or is_due(training.validate_every, number)": DATA,
     "run._take_steps: is_last or is_best or is_stopping or is_due(training.save_every, number)": (
         f"{DATA}; {TOLD}: the numbers of a validation are the main process's"
     ),
-    "run._train: overwrite": COMMAND,
+    "run._train: not resume": COMMAND,
     "run._train: resume": COMMAND,
+    "run._train: world.on_main(output.is_dir)": TOLD,
     "run._validate: validator is None or validation_time is None": COMMAND,
     "data.read_data: resumed is None": COMMAND,
     "run.execute: done == 0": TOLD,
@@ -52,6 +54,7 @@ BRANCHES = {
     "run.train: resume and overwrite": "before there are processes",
     "pipeline._sample: self.method.needs.sampling": COMMAND,
     "pipeline._score: not shares.are_turns": "compares the shares of all, which all know",
+    "pipeline._score: step == 1 and self.method.needs.views == 2": f"{COMMAND}; {HISTORY}",
     "pipeline._score: self.teacher is not None and self.method.needs.views > 0": COMMAND,
     "pipeline.begin: self.samples_beside": COMMAND,
     "pipeline.begin: self.scores_beside": COMMAND,

@@ -100,6 +100,7 @@ SFT = ("method.name=sft",)
 SFT_STEPS = (*SFT, "training.max_steps=2")
 # Weights of this size overflow in the second step, which is skipped.
 BROKEN = (*SFT_STEPS, "training.learning_rate=1e30")
+WILD = (*SFT_STEPS, "training.learning_rate=10", "training.warmup_fraction=0")
 SAVES = (*SFT_STEPS, "training.save_every=1")
 LORA = (*SFT, "student.lora.rank=2")
 HELD_OUT = (*SFT, "data.validation=drawn:validation?count=2")
@@ -212,6 +213,8 @@ EFFECTS: dict[str, list[Effect]] = {
     "training.optimizer": [Effect("adamw8bit", final_weights, SFT_STEPS)],
     "training.max_gradient_norm": [Effect("1e-6", final_weights, SFT)],
     "training.max_skipped_steps": [Effect("1", error, BROKEN)],
+    # The first update makes the weights useless, so the loss of the second step is a spike.
+    "training.spike_factor": [Effect("null", final_weights, WILD)],
     "training.micro_batch_tokens": [Effect("1", forwards)],
     "training.share_prefix": [
         Effect("false", forwards),

@@ -51,6 +51,7 @@ PRIVATE_OF_OTHERS = {
     "_attn_implementation": "transformers",
     "_get_fsdp_state": "torch",
     "_comm_ctx": "torch",
+    "_exit": "os",
 }
 """Private names of other packages that tests need, and whose they are."""
 

@@ -18,4 +18,4 @@ def test_the_tests_of_a_slip_exist(mutant: Mutant):
     for test in mutant.tests:
         file, _, name = test.partition("::")
         text = (ROOT / file).read_text(encoding="utf-8")
-        assert f"def {name.partition('[')[0]}(" in text
+        assert not name or f"def {name.partition('[')[0]}(" in text

@@ -5,11 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vaopd.errors import RunFolderError
 from vaopd.records import (
+    CHECKSUMS,
     append_row,
+    damage,
     keep_rows_up_to,
+    naming,
     new_folder,
     read_rows,
     write_json,
@@ -84,7 +89,7 @@ def test_a_folder_takes_its_name_only_when_it_is_complete(tmp_path: Path):
         (folder / "a").write_text("a")
         assert not (tmp_path / "step").exists()
     assert names(tmp_path) == ["step"]
-    assert names(tmp_path / "step") == ["a"]
+    assert names(tmp_path / "step") == ["a", "checksums.json"]
 
 
 def test_a_failure_inside_leaves_no_folder_at_all(tmp_path: Path):
@@ -117,4 +122,59 @@ def test_a_kill_inside_leaves_nothing_under_the_name_and_the_next_try_starts_cle
     with new_folder(target) as folder:
         (folder / "whole").touch()
     assert names(tmp_path) == ["step"]
-    assert names(target) == ["whole"]
+    assert names(target) == ["checksums.json", "whole"]
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checked") / "folder"
+    with new_folder(folder) as partial:
+        (partial / "weights").write_bytes(bytes(range(64)))
+        (partial / "inner").mkdir()
+        (partial / "inner" / "state").write_text("{}")
+    return folder
+
+
+@given(data=st.data())
+def test_every_flipped_bit_and_every_cut_of_every_file_is_found(checked: Path, data: st.DataObject):
+    folder = data.draw(st.sampled_from([checked, checked / "inner"]))
+    path = data.draw(st.sampled_from(sorted(p for p in folder.iterdir() if p.is_file())))
+    whole = path.read_bytes()
+    assert damage(folder) == ""
+    bit = data.draw(st.integers(0, 8 * len(whole) - 1))
+    if data.draw(st.booleans()):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+    else:
+        changed = whole[: bit // 8]
+    path.write_bytes(changed)
+    found = damage(folder)
+    path.write_bytes(whole)
+    # A flip in a name makes the file of that name missing.
+    assert path.name in found or (path.name == CHECKSUMS and found)
+
+
+def test_a_missing_file_is_damage_and_a_file_more_is_not(checked: Path):
+    (checked / "README.md").touch()
+    assert damage(checked) == ""
+    (checked / "inner" / "state").unlink()
+    assert damage(checked / "inner") == "state is missing"
+
+
+def test_a_folder_without_checksums_is_not_judged(tmp_path: Path):
+    assert damage(tmp_path) == ""
+
+
+def test_a_copy_keeps_the_checksums_of_what_it_copies(tmp_path: Path):
+    with new_folder(tmp_path / "first") as folder:
+        (folder / "weights").write_bytes(b"right")
+    with new_folder(tmp_path / "copy") as folder:
+        (folder / CHECKSUMS).write_bytes((tmp_path / "first" / CHECKSUMS).read_bytes())
+        (folder / "weights").write_bytes(b"wrong")
+    assert damage(tmp_path / "copy").startswith("weights is not as it was written")
+
+
+def test_a_failed_write_names_its_file(tmp_path: Path):
+    with pytest.raises(OSError, match=r"rows\.jsonl") as error, naming(tmp_path / "rows.jsonl"):
+        raise OSError(28, "No space left on device")
+    assert error.value.filename == str(tmp_path / "rows.jsonl")

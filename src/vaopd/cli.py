@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vaopd.errors import PeerError, VaopdError, told_once
+from vaopd.errors import PeerError, VaopdError, is_out_of_memory, told_once
 from vaopd.evaluation import command
 from vaopd.recipes.command import RECIPE, Debug, recipes
 from vaopd.study.command import study
@@ -18,6 +18,11 @@ from vaopd.versions import VersionOption
 
 if TYPE_CHECKING:
     from vaopd.config import RunConfig
+
+OUT_OF_MEMORY_REMEDY = (
+    "give it more memory, a smaller model or fewer tokens at a time (--batch-tokens, "
+    "teacher.batch_tokens); the same command goes on or starts again"
+)
 
 app = typer.Typer(
     help="On-policy distillation of vision-language models by visual advantage.",
@@ -340,9 +345,14 @@ def main() -> None:
         if not isinstance(error, PeerError):
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except OSError as error:
-        if debug:
+    except (OSError, MemoryError, RuntimeError) as error:
+        if debug or not (isinstance(error, OSError) or is_out_of_memory(error)):
             raise
+        if is_out_of_memory(error):
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            print(f"error: memory ran out ({reason}); {OUT_OF_MEMORY_REMEDY}", file=sys.stderr)
+            raise SystemExit(1) from None
+        assert isinstance(error, OSError)
         place = f" ({error.filename})" if error.filename else ""
         reason = error.strerror or error
         print(f"error: {reason}{place}; check space, permissions and the path", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Errors a user can act on: each message holds the value, the rule and the remedy."""
 
+import errno
 import os
 from collections.abc import Callable
 from typing import TypeVar
@@ -53,6 +54,20 @@ class PeerError(VaopdError, RuntimeError):
 
 class EngineError(VaopdError, RuntimeError):
     """A server or judge cannot be reached, refuses the request, or gives an invalid answer."""
+
+
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "std::bad_alloc",
+                 "failed to map segment", "can't start new thread")  # fmt: skip
+"""Words in the errors of torch and of the system; torch has no exception type for a CPU."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory of the device or of the machine ran out."""
+    if isinstance(error, VaopdError):
+        return False
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def told_once(check: Callable[[], T]) -> T:

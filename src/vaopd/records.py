@@ -1,14 +1,19 @@
 """Files of a run folder, written completely or not at all; does not import torch."""
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vaopd.errors import RunFolderError
+
+CHECKSUMS = "checksums.json"
+"""Holds the SHA-256 of every other file of its folder, so that a damaged file is not used."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -16,7 +21,7 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with naming(path), temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -57,8 +62,18 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """Add one line to a JSONL file."""
-    with path.open("a", encoding="utf-8") as file:
+    with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Add the path to errors that do not name one, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -98,7 +113,8 @@ def keep_rows_up_to(path: Path, step: int) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a folder to fill; it gets its name only when all its files are written.
 
-    A killed process leaves no folder of that name; the next call removes its hidden folder.
+    A killed process leaves no folder of that name; the next call removes its hidden folder. The
+    folder and each of its subfolders get a file of checksums, see ``damage``.
     """
     partial = path.with_name(f".{path.name}.partial")
     if partial.exists():
@@ -106,6 +122,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        for inner in [partial, *(path for path in partial.rglob("*") if path.is_dir())]:
+            _write_checksums(inner)
         for file in partial.rglob("*"):
             if file.is_file():
                 # Otherwise a power failure could leave a complete folder of empty files.
@@ -117,3 +135,39 @@ def new_folder(path: Path) -> Iterator[Path]:
     if path.exists():
         shutil.rmtree(path)
     partial.replace(path)
+
+
+def damage(folder: Path) -> str:
+    """Return how a folder differs from its checksums, '' if it does not or if it has none.
+
+    Files of subfolders and files that were added later are not looked at.
+    """
+    if not (folder / CHECKSUMS).is_file():
+        return ""
+    try:
+        written = read_json(folder / CHECKSUMS)
+    except RunFolderError:
+        return f"{CHECKSUMS} is damaged"
+    if missing := [name for name in written if not (folder / name).is_file()]:
+        return f"{missing[0]} is missing"
+    found = _checksums([folder / name for name in written])
+    changed = [name for name, digest in written.items() if found[name] != digest]
+    return f"{changed[0]} is not as it was written: its checksum differs" if changed else ""
+
+
+def _write_checksums(folder: Path) -> None:
+    """Write the checksums of a folder that has files and no checksums yet."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    # A copy keeps the checksums of what it copies: new ones would agree with a bad copy.
+    if files and not (folder / CHECKSUMS).exists():
+        # Without a last newline: no part of the file is valid JSON.
+        write_text(folder / CHECKSUMS, json.dumps(_checksums(files), indent=2, ensure_ascii=False))
+
+
+def _checksums(files: list[Path]) -> dict[str, str]:
+    def digest(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip((path.name for path in files), pool.map(digest, files), strict=True))

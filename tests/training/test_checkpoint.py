@@ -182,7 +182,7 @@ def test_a_disk_that_is_full_at_the_first_save_promises_no_earlier_checkpoint(
     "name", ["model.safetensors", f"{STATE_FOLDER}/optimizer.safetensors",
              f"{STATE_FOLDER}/state.json"]
 )  # fmt: skip
-@pytest.mark.parametrize("damage", ["cut", "gone"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "flipped"])
 def test_a_damaged_checkpoint_is_refused_before_it_changes_the_student(
     trained: Step, make_step: Callable, tmp_path: Path, name: str, damage: str
 ):
@@ -191,13 +191,36 @@ def test_a_damaged_checkpoint_is_refused_before_it_changes_the_student(
     path = folder / name
     if damage == "cut":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    else:
+    elif damage == "gone":
         path.unlink()
+    else:
+        # The last number is still a number.
+        changed = bytearray(path.read_bytes())
+        changed[-3] ^= 1
+        path.write_bytes(changed)
     fresh = make_step()
     before = {key: value.clone() for key, value in fresh.student.model.state_dict().items()}
     with pytest.raises(RunFolderError, match=r"step_000002 cannot be read .*; remove that folder"):
         load_checkpoint(folder, fresh.student, fresh.optimizer)
     assert equal(fresh.student.model.state_dict(), before)
+
+
+def test_the_newest_sound_checkpoint_is_offered_in_place_of_a_damaged_one(
+    trained: Step, make_step: Callable, tmp_path: Path
+):
+    for step in (1, 2, 3):
+        save_checkpoint(checkpoint_path(tmp_path, step), trained.student, trained.optimizer, STATE)
+    fresh = make_step()
+    remedies = []
+    for step in (3, 2, 1):
+        moments_file = checkpoint_path(tmp_path, step) / STATE_FOLDER / "optimizer.safetensors"
+        moments_file.write_bytes(moments_file.read_bytes()[:-1] + b"\xff")
+        with pytest.raises(RunFolderError, match="checksum differs") as error:
+            load_checkpoint(checkpoint_path(tmp_path, 3), fresh.student, fresh.optimizer)
+        remedies.append(str(error.value).partition("; ")[2])
+    offer = "remove that folder to go on from step_00000{}, the newest sound checkpoint"
+    assert remedies[:2] == [offer.format(2), offer.format(1)]
+    assert "no other checkpoint is sound" in remedies[2]
 
 
 def test_the_checkpoint_of_another_model_is_refused(

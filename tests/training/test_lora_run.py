@@ -11,7 +11,7 @@ from rich.console import Console
 
 from vaopd.config import RunConfig
 from vaopd.models.loading import load_model
-from vaopd.records import read_rows
+from vaopd.records import CHECKSUMS, read_rows
 from vaopd.training.run import train
 
 OVERRIDES = (
@@ -94,6 +94,7 @@ def test_a_resumed_run_goes_on_with_the_size_of_forwards_that_was_found(
     shutil.rmtree(again / "checkpoints" / "step_000003")
     state = again / "checkpoints" / "step_000002" / "trainer_state" / "state.json"
     state.write_text(state.read_text().replace("16384", "128"))
+    state.with_name(CHECKSUMS).unlink()
     train(config, again, resume=True, console=Console(file=io.StringIO()))
     rows = read_rows(again / "metrics.jsonl")
     assert [row["micro_batch_tokens"] for row in rows] == [16384, 16384, 128]

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -18,12 +19,13 @@ from vaopd.config import RunConfig, load_config
 from vaopd.display import step_line
 from vaopd.distributed.world import World
 from vaopd.errors import ConfigError, ModelError, ProblemError, RunFolderError, TrainingError
+from vaopd.lock import LOCK, FolderLock
 from vaopd.models.loading import load_model
 from vaopd.records import read_rows
 from vaopd.training.data import read_data
 from vaopd.training.result import RunResult
 from vaopd.training.run import build_run, train
-from vaopd.training.run_folder import remove_run
+from vaopd.training.run_folder import check_free, claim, remove_run
 from vaopd.training.schedule import problems_of_step
 from vaopd.training.step import Step
 
@@ -368,7 +370,9 @@ def test_running_out_of_memory_says_which_values_to_lower(
 
     with monkeypatch.context() as patch:
         patch.setattr(Step, "apply_gradient", fail)
-        with pytest.raises(TrainingError, match=r"^CUDA out of memory; go on by --resume with"):
+        with pytest.raises(
+            TrainingError, match=r"^memory ran out \(CUDA out of memory\); go on by"
+        ):
             train(finished.config, tmp_path / "run", console=quiet())
     train(finished.config, tmp_path / "run", resume=True, console=quiet())
     final = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
@@ -432,6 +436,40 @@ def test_overwriting_spares_what_is_no_run(make_config: Callable, tmp_path: Path
 def test_removing_a_run_that_is_not_there_does_nothing(tmp_path: Path):
     remove_run(tmp_path / "nothing")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_being_written_is_neither_resumed_nor_replaced(
+    finished: Finished, make_config: Callable, tmp_path: Path
+):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    lock = FolderLock(folder, print)
+    lock.acquire()
+    for flag in ("resume", "overwrite"):
+        with pytest.raises(RunFolderError, match=f"is being written by process {os.getpid()} on"):
+            train(finished.config, folder, **{flag: True}, console=quiet())
+    lock.release()
+    assert (folder / "final" / "model.safetensors").is_file()
+
+
+def test_a_folder_of_which_a_killed_run_left_only_the_lock_is_free(tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(RunFolderError, match="exists"):
+        check_free(tmp_path / "run", overwrite=False)
+    (tmp_path / "run" / LOCK).touch()
+    check_free(tmp_path / "run", overwrite=False)
+
+
+def test_of_two_new_runs_of_one_name_the_second_to_begin_is_refused(tmp_path: Path):
+    locks = [FolderLock(tmp_path / "run", print) for _ in range(2)]
+    claim(tmp_path / "run", locks[0], overwrite=False)
+    with pytest.raises(RunFolderError, match="is being written"):
+        claim(tmp_path / "run", locks[1], overwrite=False)
+    (tmp_path / "run" / "config.yaml").touch()
+    locks[0].release()
+    with pytest.raises(RunFolderError, match="exists; choose another"):
+        claim(tmp_path / "run", locks[1], overwrite=False)
+    locks[1].release()
 
 
 # --- failures before the first step leave no folder -----------------------------------------

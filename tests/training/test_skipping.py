@@ -13,8 +13,11 @@ from vaopd.errors import TrainingError
 from vaopd.problems.problem import Problem
 from vaopd.problems.sources import load_problems
 from vaopd.records import read_json, read_rows
+from vaopd.training import run as run_module
+from vaopd.training.checkpoint import checkpoints
 from vaopd.training.run import train
 from vaopd.training.schedule import problems_of_step
+from vaopd.training.skipping import Skips
 from vaopd.training.step import Step, StepResult
 
 Spoil = Callable[..., None]
@@ -116,3 +119,49 @@ def test_a_run_that_ended_by_a_skip_goes_on_once_the_cause_is_gone(
     train(config, tmp_path / "run", resume=True, console=quiet())
     finals = [tmp_path / name / "final" / "model.safetensors" for name in ("run", "whole")]
     assert finals[0].read_bytes() == finals[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("losses", "loss", "factor", "is_spike"),
+    [
+        ([0.2, 0.3, 0.4], 3.1, 10.0, True),
+        # Not above ten times the median, .3.
+        ([0.2, 0.3, 0.4], 2.9, 10.0, False),
+        # Ten times the median, and not a nat more than it.
+        ([0.01], 0.9, 10.0, False),
+        ([0.01], 1.02, 10.0, True),
+        ([], 1e9, 10.0, False),
+        ([0.3], 1e9, None, False),
+    ],
+)
+def test_a_spike_is_far_above_the_median_of_the_steps_before(
+    losses: list[float], loss: float, factor: float | None, is_spike: bool
+):
+    assert Skips(losses=losses).is_spike(loss, factor) is is_spike
+
+
+def test_only_the_last_twenty_applied_steps_are_compared():
+    skips = Skips()
+    for number in range(25):
+        skips.note(False, float(number))
+    skips.note(True, 1e9)
+    assert skips.losses == [float(number) for number in range(5, 25)]
+
+
+def test_a_learning_rate_of_a_thousand_ends_the_run_and_keeps_the_sound_checkpoints(
+    make_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    options = ("training.max_steps=9", "training.save_every=1", "training.keep_checkpoints=1")
+    schedule = "training.warmup_fraction=0"
+    held_out = "data.validation=drawn:validation?count=2"
+    config = make_config(*options, schedule, held_out, "training.validate_every=3")
+    monkeypatch.setattr(run_module, "learning_rate", lambda _, step, __: 1e3 if step > 4 else 1e-4)
+    with pytest.raises(TrainingError, match=r"^step 8 skipped \(3 in a row\): "):
+        train(config, tmp_path / "run", console=quiet())
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row.get("skipped_in_a_row", 0) for row in rows] == [0, 0, 0, 0, 0, 1, 2, 3]
+    # Step 5 makes the weights useless, which its loss does not show yet. Step 4 is kept for it.
+    names = [path.name for path in checkpoints(tmp_path / "run")]
+    assert names[:2] == ["step_000004", "step_000005"]
+    assert read_json(tmp_path / "run" / "checkpoints" / "best.json")["step"] == 3
+    assert not (tmp_path / "run" / "final").exists()

@@ -50,8 +50,12 @@ class TrainingConfig(Section):
     """Gradients are scaled down to this norm."""
 
     max_skipped_steps: FreeOnResume[PositiveInt] = 3
-    """A step whose loss or gradient is not finite is not applied; as many in a row end the run.
-    1 = the first one does."""
+    """A step whose loss or gradient is not finite, or whose loss is a spike, is not applied; as
+    many in a row end the run. 1 = the first one does."""
+
+    spike_factor: FreeOnResume[Annotated[float, Field(gt=1)] | None] = 10.0
+    """A loss is a spike if it is above this many times the median of the last 20 applied steps, and
+    by more than 1 nat; null = no loss is."""
 
     micro_batch_tokens: FreeOnResume[PositiveInt | Literal["auto"]] = 16384
     """Padded tokens in one forward and backward; without dropout the update does not depend

@@ -11,7 +11,7 @@ from typing import Any
 from vaopd.errors import RunFolderError
 from vaopd.evaluation.benchmark import Benchmark, Item
 from vaopd.grading.thinking import split_reasoning
-from vaopd.records import read_rows, write_rows
+from vaopd.records import naming, read_rows, write_rows
 
 PREDICTIONS = "predictions.jsonl"
 ITEMS = "items.jsonl"
@@ -101,7 +101,7 @@ class PredictionLog:
         """Append predictions and flush them to the disk."""
         new = [one for one in predictions if (one.id, one.sample) not in self.done]
         rows = "".join(json.dumps(one.row(), ensure_ascii=False) + "\n" for one in new)
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(rows)
             file.flush()
             os.fsync(file.fileno())

@@ -158,7 +158,10 @@ def claim_folder(output: Path, protocol: Protocol) -> None:
             )
         write_json(path, mine)
         return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    # A process that was killed here may have left a hidden file.
+    if output.exists() and not (
+        output.is_dir() and {p.name for p in output.iterdir()} <= {f".{PROTOCOL}.partial"}
+    ):
         raise ConfigError(
             f"output {output} exists and is not an evaluation; choose another folder or remove it"
         )

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,7 @@ from vaopd.evaluation.protocol import Protocol, claim_folder
 from vaopd.evaluation.registry import BENCHMARKS, find_benchmark
 from vaopd.evaluation.scoring import Score, grade_runs, score_runs, verdict_rows
 from vaopd.grading.reading import Rule
+from vaopd.lock import FolderLock
 from vaopd.records import write_json, write_rows, write_text
 from vaopd.versions import installed_version
 
@@ -90,6 +91,7 @@ def evaluate(
 
     Raises:
         ConfigError: The output folder has another protocol.
+        RunFolderError: Another evaluation writes the output folder.
         ProblemError: Items cannot be read.
     """
     # Items are read before the model, because a wrong path should fail at once.
@@ -97,8 +99,12 @@ def evaluate(
         load_items(one, read.data, on_bad_row=read.on_bad_row, limit=read.limit)
         for one in benchmarks
     ]
-    claim_folder(output, protocol)
-    with closing(make_engine()) as engine:
+    lock = FolderLock(output, Console(stderr=True).print)
+    with ExitStack() as resources:
+        resources.callback(lock.release)
+        claim_folder(output, protocol)
+        lock.acquire()
+        engine = resources.enter_context(closing(make_engine()))
         scored = _evaluate_each(found, engine, protocol, output, options)
         return scored, engine.summary()
 

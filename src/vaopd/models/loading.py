@@ -14,6 +14,7 @@ from vaopd.models.model import VisionLanguageModel
 from vaopd.models.pretrained import read_pretrained, read_processor
 from vaopd.models.quantization import quantization_config
 from vaopd.models.supported import check_parts, read_supported
+from vaopd.records import CHECKSUMS, damage
 
 
 def load_model(
@@ -41,8 +42,10 @@ def load_model(
 
     Raises:
         ConfigError: A package that quantization needs is not installed.
-        ModelError: The model, its tokenizer or its image processor cannot be loaded.
+        ModelError: The model, its tokenizer or its image processor cannot be loaded, or a file
+            differs from the checksums of its folder.
     """
+    check_files(name)
     if adapters.is_adapter_folder(name):
         if quantization != "none":
             raise ConfigError(
@@ -73,6 +76,19 @@ def load_model(
     loaded = wrap_model(model, source, name=name, compute_dtype=compute_dtype)
     loaded.quantization = quantization
     return loaded
+
+
+def check_files(name: str) -> None:
+    """Check that a local folder of a model still has the files that were written.
+
+    Raises:
+        ModelError: A file differs from the checksums of its folder.
+    """
+    if found := damage(Path(name)):
+        raise ModelError(
+            f"model {name!r} cannot be used: {found}; write or copy the folder again, or remove "
+            f"its {CHECKSUMS} if you changed the folder on purpose"
+        )
 
 
 def _load_adapted(

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoProcessor
 
-from vaopd.errors import ModelError
+from vaopd.errors import ModelError, is_out_of_memory
 
 NAMED = 3
 """Number of weights that a message names."""
@@ -36,6 +36,8 @@ def read_pretrained(loader: Any, source: str | Path, name: str, **options: Any) 
         *(OSError, ValueError, ImportError, KeyError, RuntimeError),
         *(TypeError, AttributeError),  # from files with unexpected contents
     ) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             f"model {name!r} cannot be loaded ({loader.__name__}: {_one_line(error)}); give a hub "
             "name that is downloaded or reachable, or the path of a complete Hugging Face model "

@@ -332,6 +332,7 @@ def _facts(sources: Sequence[Source]) -> list[dict[str, Any]]:
         facts.append(
             {
                 "name": source.name,
+                "noise": source.metrics[0].get("va/noise_floor") if source.metrics else None,
                 "mean": fmean(r.mean_advantage for r in records if r.mean_advantage is not None),
                 "top": shares[SHARES.index(20)] if shares else None,
                 "zero": fmean(value == 0 for value in values),

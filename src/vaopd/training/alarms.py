@@ -1,5 +1,6 @@
-"""Warns about runs that continue but learn little; each warning is given once, with its cause."""
+"""Warns about runs that learn little or collapse; each warning is given once, with its cause."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 
 from vaopd.config import RunConfig
 from vaopd.config.methods import AdvantageOptions, RolloutOptions, options_of
+from vaopd.errors import TrainingError
 from vaopd.evaluation.validation import ValidationResult
 from vaopd.records import append_row, read_rows
 
@@ -20,6 +22,15 @@ equal ones in a row occur by chance in 3 % of cases (0.8 ** 16)."""
 NO_ADVANTAGE_NATS = 1e-3
 """Mean advantage that counts as zero. The paper reports 0.07 to 0.16 nats, the demo has 0.11 to
 0.26; at 0.001, tokens are only 0.1 % more probable with the image detail than without it."""
+
+REPEATED_SHARE = 0.5
+"""Mean share of repeated runs of four tokens that counts as a loop."""
+
+LENGTH_FACTOR = 4.0
+"""Change of the mean length since the first step that counts as a collapse or a growth."""
+
+STOPS = {"zero_advantage"}
+"""Warnings that end a run."""
 
 WEIGHT_TOLERANCE = 1e-3
 """If two siblings differ by 0.001 nats or more, ``method.epsilon`` moves the weights by less."""
@@ -35,8 +46,27 @@ def step_warnings(row: dict[str, Any], config: RunConfig) -> dict[str, str]:
     is_signed = isinstance(method, AdvantageOptions) and method.advantage == "signed"
     if advantage is not None and not is_signed:
         found |= _advantage_warnings(advantage)
+    found |= _collapse_warnings(row, config)
     if isinstance(method, RolloutOptions) and config.sampling.num_rollouts == 2:
         found |= _sibling_warnings(row.get("weights/rollout_max", 0.0), method)
+    return found
+
+
+def _collapse_warnings(row: dict[str, Any], config: RunConfig) -> dict[str, str]:
+    """Return the warnings about responses that loop or are all the same."""
+    found = {}
+    if row.get("response/repeated_share", 0.0) >= REPEATED_SHARE:
+        found["repetition"] = (
+            f"{row['response/repeated_share']:.0%} of each response repeats what it said before: "
+            "the student writes in loops; lower training.learning_rate or go back to "
+            "checkpoints/best, and read some responses with vaopd inspect"
+        )
+    if config.sampling.num_rollouts > 1 and row.get("response/same_share", 0.0) == 1:
+        found["same_responses"] = (
+            "every response equals another one to its problem: the student's distribution has next "
+            "to no entropy, so siblings teach nothing new; raise sampling.temperature or lower "
+            "training.learning_rate"
+        )
     return found
 
 
@@ -85,10 +115,11 @@ def _response_warnings(
 def _advantage_warnings(nats: float) -> dict[str, str]:
     if nats >= NO_ADVANTAGE_NATS:
         return {}
+    name = "no_advantage" if nats else "zero_advantage"
     return {
-        "no_advantage": f"the mean visual advantage is {nats:.1g} nats, which is none: the two "
-        "views may be equal (view.ratio too high, images too small to lose detail), or the teacher "
-        "does not use the image; compare the images of both views with vaopd inspect"
+        name: f"the mean visual advantage is {nats:.1g} nats, which is none: the two views may be "
+        "equal (view.ratio too high, images too small to lose detail), or the teacher does not use "
+        "the image; compare the images of both views with vaopd inspect"
     }
 
 
@@ -103,8 +134,32 @@ class Alarms:
         """Maps a warning to the number of consecutive responses that gave a reason for it."""
 
     def watch_step(self, row: dict[str, Any], num_responses: int) -> None:
-        """Warn if a step and the steps before it give a reason; only in the main process."""
-        self._watch("training", row["step"], step_warnings(row, self.config), num_responses)
+        """Warn if a step and the steps before it give a reason; only in the main process.
+
+        Raises:
+            TrainingError: The visual advantage was 0 at every token.
+        """
+        found = step_warnings(row, self.config) | self._length_warnings(row)
+        self._watch("training", row["step"], found, num_responses)
+
+    def first_row(self) -> dict[str, Any]:
+        """Return the numbers of the first step, from disk; empty before it."""
+        path = self.path.with_name("metrics.jsonl")
+        if not path.is_file():
+            return {}
+        with path.open(encoding="utf-8") as rows:
+            return json.loads(rows.readline())
+
+    def _length_warnings(self, row: dict[str, Any]) -> dict[str, str]:
+        """Return a warning if responses are much shorter or longer than in the first step."""
+        first, length = self.first_row().get("response/length"), row.get("response/length")
+        if not first or not length or 1 / LENGTH_FACTOR < length / first < LENGTH_FACTOR:
+            return {}
+        return {
+            "length": f"responses have {length:.0f} tokens on average and had {first:.0f} in the "
+            "first step; read some with vaopd inspect, and lower training.learning_rate if they "
+            "lost their content"
+        }
 
     def watch_validation(self, step: int, result: ValidationResult, num_responses: int) -> None:
         """Warn if a validation and those before it give a reason; only in the main process."""
@@ -123,6 +178,8 @@ class Alarms:
         due = [name for name in found if streaks[name] >= ENOUGH_RESPONSES]
         known = {row["name"] for row in self.raised()} if due else set()
         for name in due:
+            if name in STOPS and source == "training":
+                raise TrainingError(f"{found[name]}; the run ends here")
             if name not in known:
                 append_row(self.path, {"step": step, "name": name, "text": found[name]})
                 self.say(f"warning: {found[name]}")

@@ -5,6 +5,7 @@ trained, it holds only the adapters, which are much smaller than the model.
 """
 
 import copy
+import errno
 import json
 import shutil
 import warnings
@@ -30,10 +31,13 @@ from vaopd.models import adapters
 from vaopd.models.model import VisionLanguageModel
 from vaopd.models.pretrained import read_weights
 from vaopd.models.sharding import local, spread
-from vaopd.records import new_folder, read_json, write_json
+from vaopd.records import damage, new_folder, read_json, write_json
 
 STATE = "trainer_state"
 MOMENTS_FILE = "optimizer.safetensors"
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""What the system says when it takes no more bytes."""
+
 SHARDS_FILE = "optimizer.json"
 """Lists the files of sharded moments, so that a missing file is detected."""
 
@@ -51,6 +55,18 @@ def checkpoints(run: Path) -> list[Path]:
 def newest_checkpoint(run: Path) -> Path | None:
     """Return the newest complete checkpoint of a run, or ``None``."""
     return max(checkpoints(run), default=None)
+
+
+def newest_sound(run: Path, but: Path) -> Path | None:
+    """Return the newest checkpoint other than ``but`` whose files match their checksums."""
+    others = (folder for folder in reversed(checkpoints(run)) if folder != but)
+    return next((folder for folder in others if not checkpoint_damage(folder)), None)
+
+
+def checkpoint_damage(folder: Path) -> str:
+    """Return how the files of a checkpoint differ from their checksums, '' if they do not."""
+    state = damage(folder / STATE)
+    return damage(folder) or (f"{STATE}/{state}" if state else "")
 
 
 def remove_old_checkpoints(run: Path, keep: int | None, keep_every: int | None = None) -> None:
@@ -78,14 +94,23 @@ def writing(what: str, run: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         if isinstance(error, RunFolderError):
             raise
-        reason = " ".join(str(error).split())[-200:]
-        newest = newest_checkpoint(run)
-        left = (
-            f"checkpoint {newest.name} is as it was: make space and go on from it with --resume"
-            if newest
-            else "there is no earlier checkpoint: make space, and --resume begins at step 1 again"
-        )
-        raise RunFolderError(f"{what} could not be written ({reason}); {left}") from error
+        raise not_written(what, run, error) from error
+
+
+def not_written(what: str, run: Path, error: Exception) -> RunFolderError:
+    """Return the error of a failed write: what is free and used, and what is left to go on from."""
+    reason = " ".join(str(error).split())[-200:]
+    newest = newest_checkpoint(run)
+    left = (
+        f"checkpoint {newest.name} is as it was: make space and go on from it with --resume"
+        if newest
+        else "there is no earlier checkpoint: make space, and --resume begins at step 1 again"
+    )
+    if run.is_dir():
+        used = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+        free = shutil.disk_usage(run).free
+        left += f" ({free / 1e6:.0f} MB are free, {run} takes {used / 1e6:.0f} MB)"
+    return RunFolderError(f"{what} could not be written ({reason}); {left}")
 
 
 def save_checkpoint(
@@ -172,15 +197,23 @@ def _read(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor | int], dict[str, Any]]:
     """Return unsharded weights, moments laid out like the parameters, and the state."""
     try:
+        if found := checkpoint_damage(folder):
+            raise ValueError(found)
         weights = _saved_weights(folder, student)
         moments = _saved_moments(folder / STATE, student)
         state = json.loads((folder / STATE / "state.json").read_text(encoding="utf-8"))
     except RunFolderError:
         raise
     except (OSError, SafetensorError, ValueError, CheckpointException) as error:
+        sound = newest_sound(folder.parents[1], folder)
+        remedy = (
+            f"remove that folder to go on from {sound.name}, the newest sound checkpoint"
+            if sound
+            else "remove that folder; no other checkpoint is sound, so that --resume without any "
+            "begins at step 1"
+        )
         raise RunFolderError(
-            f"checkpoint {folder} cannot be read ({' '.join(str(error).split())[:200]}); remove "
-            "that folder to resume from the one before it"
+            f"checkpoint {folder} cannot be read ({' '.join(str(error).split())[:200]}); {remedy}"
         ) from error
     return weights, moments, state
 

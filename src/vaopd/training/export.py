@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from vaopd.devices import DTYPES
-from vaopd.errors import ConfigError, ModelError
+from vaopd.errors import ConfigError, ModelError, RunFolderError
 from vaopd.models.adapters import is_adapter_folder
 from vaopd.models.loading import load_model
 from vaopd.records import new_folder
@@ -23,6 +24,7 @@ def export(source: Path, output: Path, dtype: str = "float32") -> Path:
 
     Raises:
         ConfigError: The output exists, or the source does not exist.
+        RunFolderError: The output cannot be written.
         ModelError: The source does not hold a model, or its base model cannot be loaded.
     """
     if output.exists():
@@ -32,8 +34,14 @@ def export(source: Path, output: Path, dtype: str = "float32") -> Path:
     folder = _model_folder(source)
     cpu = torch.device("cpu")
     model = load_model(str(folder), device=cpu, dtype=torch.float32, compute_dtype=torch.float32)
-    with new_folder(output) as partial:
-        model.save(partial, DTYPES[dtype])
+    try:
+        with new_folder(output) as partial:
+            model.save(partial, DTYPES[dtype])
+    except (OSError, SafetensorError) as error:
+        raise RunFolderError(
+            f"model folder {output} could not be written ({' '.join(str(error).split())[-200:]}); "
+            "nothing of it is left: make space, or choose another --output"
+        ) from error
     return folder
 
 

@@ -1,6 +1,7 @@
 """Builds the metrics row of a step and its rollout rows for the report."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +23,7 @@ from vaopd.objective.advantage import rollout_advantage
 from vaopd.objective.concentration import effective_share, relative_share
 from vaopd.pictures import save_picture
 from vaopd.problems.problem import Problem
+from vaopd.rollouts.sampler import Rollout
 from vaopd.training.step import StepResult
 
 
@@ -50,6 +52,8 @@ def step_metrics(
         **weight_summary(result.weights, result.responses),
         "response/length": fmean(lengths),
         "response/tokens": sum(lengths),
+        "response/repeated_share": fmean(repeated_share(r.response_ids) for r in result.rollouts),
+        "response/same_share": same_share(result.rollouts),
         "response/truncated_share": fmean(r.finish_reason == "length" for r in result.rollouts),
         "gradient_norm": result.gradient_norm,
         **result.gradient_statistics,
@@ -60,6 +64,8 @@ def step_metrics(
         **{f"beside/{phase}": round(s, 4) for phase, s in result.seconds_beside.items()},
         "tokens_per_second": sum(lengths) / sum(seconds.values()),
     }
+    if result.noise_floor is not None:
+        row["va/noise_floor"] = result.noise_floor
     # The student's accuracy is measured only on responses that the student wrote.
     if is_own_text and any(problem.answer is not None for problem in problems):
         grades = [g for g in _grades(result, problems, student) if g is not None]
@@ -68,6 +74,18 @@ def step_metrics(
     if result.skipped_in_a_row:
         row["skipped_in_a_row"] = result.skipped_in_a_row
     return {key: value for key, value in row.items() if math.isfinite(value)}
+
+
+def repeated_share(ids: Sequence[int]) -> float:
+    """Return the share of a response's runs of four tokens that occurred before in it."""
+    runs = [tuple(ids[start : start + 4]) for start in range(len(ids) - 3)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def same_share(rollouts: Sequence[Rollout]) -> float:
+    """Return the share of responses that equal another response to the same problem."""
+    counts = Counter((rollout.problem_id, rollout.response_ids) for rollout in rollouts)
+    return sum(count for count in counts.values() if count > 1) / len(rollouts)
 
 
 def advantage_summary(weights: Weights) -> dict[str, float]:

@@ -62,6 +62,9 @@ class ScoredBatch:
     """Scores of all rollouts; ``None`` if the method needs no scores of the teacher."""
 
     lag: int
+    noise_floor: float | None = None
+    """Mean difference, in nats, of two scores of the original view; measured in the first step."""
+
     seconds_beside: dict[str, float] = field(default_factory=dict)
     """Seconds by phase of the work that was done during the previous step."""
 
@@ -198,10 +201,13 @@ class Pipeline:
             [torch.tensor(r.response_ids, dtype=torch.long) for r in group] for group in groups
         ]
         own = [responses[i] for i in shares.problems]
-        scores = None
+        scores, noise_floor = None, None
         if self.teacher is not None and self.method.needs.views > 0:
             together = world.agree if self.scores_beside else world.agree_unless_sharded
             scores = shares.all_scores(together(lambda: self._teacher_scores(views, own)))
+            if step == 1 and self.method.needs.views == 2:
+                differences = together(lambda: self._differences(views[0], own))
+                noise_floor = torch.cat(shares.everybodys(differences)).abs().mean().item()
         watch.lap("score")
         return ScoredBatch(
             groups=groups,
@@ -211,6 +217,7 @@ class Pipeline:
             rollouts=StepRollouts(responses=responses, keys=self._keys(groups, step)),
             scores=scores,
             lag=sampled.lag,
+            noise_floor=noise_floor,
         )
 
     def _views(self, problems: Sequence[Problem], world: World) -> Encoded:
@@ -254,6 +261,16 @@ class Pipeline:
             with_divergence=needs.view_divergence,
             with_degraded_hidden=needs.degraded_hidden,
         )
+
+    def _differences(
+        self, prompts: list[EncodedPrompt], responses: list[list[Tensor]]
+    ) -> list[Tensor]:
+        """Return the differences of two scores of the same view, in nats, by rollout."""
+        assert self.teacher is not None, "only asked for where there is a teacher"
+        twice = self.teacher.score(prompts, prompts, responses, with_hidden=False)
+        assert twice.degraded_logprobs is not None, "the second view was given"
+        pairs = zip(twice.original_logprobs, twice.degraded_logprobs, strict=True)
+        return [first - second for first, second in pairs]
 
     def _keys(self, groups: list[list[Rollout]], step: int) -> list[str]:
         """Return the texts that decide ties, one for each rollout of the step."""

@@ -20,7 +20,7 @@ class RunResult:
     best: Best | None = None
     """The validation whose model ``checkpoints/best`` holds."""
     skipped_steps: int = 0
-    """Steps that were skipped because their loss or gradient was not finite."""
+    """Steps that were skipped because their loss was a spike, or it or its gradient not finite."""
     is_stopped: bool = False
     """Whether a request stopped the run before its last step; ``steps`` counts the steps taken."""
     skipped_rows: dict[str, int] = field(default_factory=dict)
@@ -37,8 +37,10 @@ def describe(result: ValidationResult) -> str:
     return f"{text}, unparsed {result.unparsed:.1%}, truncated {result.truncated:.1%}"
 
 
-def summary(result: RunResult, warnings: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the content of ``summary.json``: the result and the warnings of the run."""
+def summary(
+    result: RunResult, warnings: list[dict[str, Any]], noise_floor: float | None
+) -> dict[str, Any]:
+    """Return the content of ``summary.json``: the result, warnings, and the noise floor of VA."""
 
     def numbers(validation: ValidationResult | None) -> dict[str, Any] | None:
         return None if validation is None else asdict(validation)
@@ -51,5 +53,6 @@ def summary(result: RunResult, warnings: list[dict[str, Any]]) -> dict[str, Any]
         "skipped_steps": result.skipped_steps,
         "seconds": result.seconds,
         "warnings": warnings,
+        "noise_floor": noise_floor,
         "skipped_rows": result.skipped_rows,
     }

@@ -8,15 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from vaopd.config import RunConfig, load_config
 from vaopd.devices import DTYPES
 from vaopd.display import Display
 from vaopd.distributed.world import World, processes
-from vaopd.errors import ConfigError, TrainingError
+from vaopd.errors import ConfigError
 from vaopd.evaluation.validation import ValidationResult, Validator
+from vaopd.lock import FolderLock
 from vaopd.methods import Method, section_of
 from vaopd.problems.manifest import MANIFEST, check_unchanged
 from vaopd.records import new_folder, write_json, write_text
@@ -31,13 +31,14 @@ from vaopd.training.checkpoint import (
 )
 from vaopd.training.data import RunData, read_data
 from vaopd.training.extension import extension
-from vaopd.training.result import RunResult, describe, summary
+from vaopd.training.result import RunResult, describe
 from vaopd.training.run_folder import (
     check_free,
     check_same_recipe,
+    claim,
     environment,
     forget_after,
-    remove_run,
+    shortage_explained,
 )
 from vaopd.training.schedule import is_due, learning_rate, problems_of_step, total_steps
 from vaopd.training.setup import build_step
@@ -74,8 +75,8 @@ def train(
     Raises:
         ConfigError: ``resume`` and ``overwrite`` are both set, or the folder holds the run of
             another recipe.
-        RunFolderError: The folder exists and neither ``resume`` nor ``overwrite`` is set, or the
-            folder is not a run.
+        RunFolderError: The folder exists and neither ``resume`` nor ``overwrite`` is set, the
+            folder is not a run, or another process writes it.
         VaopdError: Any other problem that the user can correct, in one sentence.
     """
     output = Path(output)
@@ -83,15 +84,9 @@ def train(
         config = RunConfig(**{**dict(config), "method": section_of(method)})
     if resume and overwrite:
         raise ConfigError("--resume keeps the run folder and --overwrite removes it; give only one")
-    try:
-        with processes(config.training.parallel, config.training.device) as world:
-            return _train(config, output, world, resume, overwrite, console)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"{str(error).split('. ')[0]}; go on by --resume with a lower "
-            "training.micro_batch_tokens, teacher.batch_tokens or sampling.batch_tokens, or with "
-            "student.gradient_checkpointing=true; vaopd doctor RECIPE estimates what is needed"
-        ) from error
+    place = processes(config.training.parallel, config.training.device)
+    with shortage_explained(output), place as world:
+        return _train(config, output, world, resume, overwrite, console)
 
 
 def _train(
@@ -108,14 +103,18 @@ def _train(
     else:
         world.on_main(lambda: check_free(output, overwrite))
     shown = (console or Console(stderr=True)) if world.is_main else Console(quiet=True)
-    data = read_data(config, world, shown, output if resume else None)
+    lock = FolderLock(output, partial(shown.print, markup=False, highlight=False))
     with ExitStack() as resources:
+        resources.callback(lock.release)
+        if world.on_main(output.is_dir):
+            world.on_main(lock.acquire)
+        data = read_data(config, world, shown, output if resume else None)
         run = world.agree(lambda: build_run(config, output, data, shown, world, resources))
         world.same("problems", json.dumps(run.manifest, indent=1))
         world.share_weights(run.student.model)
         run.prepare(is_new=not resume)
-        if overwrite:
-            world.on_main(lambda: remove_run(output))
+        if not resume:
+            world.on_main(lambda: claim(output, lock, overwrite))
         return run.execute(resume)
 
 
@@ -192,7 +191,7 @@ class Run:
             if any(bad.values()):
                 self.world.agree(lambda: self._take(self.data.without(bad)))
             encoder = self.step.pipeline.encoder
-            self.world.on_main(lambda: encode_first(self.data, self.config.training, encoder))
+            self.world.on_main(lambda: encode_first(self.data, self.config, encoder))
         self.validator = self.world.agree(self._make_validator)
 
     def _make_validator(self) -> Validator | None:
@@ -217,7 +216,7 @@ class Run:
                 return self._result(done)
             self._export()
         result, file = self._result(done), self.output / "summary.json"
-        self.world.on_main(lambda: write_json(file, summary(result, self.tracker.alarms.raised())))
+        self.world.on_main(lambda: write_json(file, self.tracker.summary(result)))
         return result
 
     def _describe_run(self, done: int) -> None:
@@ -259,6 +258,9 @@ class Run:
             result = self.step.run(problems, number, coming if number < self.steps else ())
             record = partial(self.tracker.step, result, problems, number, rate)
             row = self.world.on_main(record)
+            if not result.skipped_in_a_row:
+                # Only now: this loss shows that the newest checkpoint can be used.
+                self.world.on_main(self._remove_old_checkpoints)
             self.display.step(bar, row, self.steps)
             is_last = number == self.steps
             if is_last or is_due(training.validate_every, number):
@@ -307,9 +309,13 @@ class Run:
         self.world.on_main(lambda: self._sort_checkpoints(step))
 
     def _sort_checkpoints(self, step: int) -> None:
-        """Mark the best checkpoint and remove the checkpoints that are not kept."""
+        """Mark the best checkpoint; after the last step remove checkpoints that are not kept."""
         if self.best is not None and self.best.step == step:
             mark_best(self.output, self.best)
+        if step == self.steps and not self.step.skips.in_a_row:
+            self._remove_old_checkpoints()
+
+    def _remove_old_checkpoints(self) -> None:
         training = self.config.training
         remove_old_checkpoints(self.output, training.keep_checkpoints, training.keep_every)
 

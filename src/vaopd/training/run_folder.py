@@ -4,6 +4,8 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import torch
 
 from vaopd.config import RunConfig, load_config
 from vaopd.distributed.world import World
-from vaopd.errors import ConfigError, RunFolderError
+from vaopd.errors import ConfigError, RunFolderError, TrainingError, is_out_of_memory
+from vaopd.lock import LOCK, FolderLock
 from vaopd.records import keep_rows_up_to
 from vaopd.training.alarms import WARNINGS_FILE
+from vaopd.training.checkpoint import NO_SPACE, not_written
 from vaopd.training.extension import LENGTH_KEYS
 from vaopd.versions import installed_version
 
@@ -27,11 +31,48 @@ def check_free(output: Path, overwrite: bool) -> None:
     """
     if overwrite:
         _check_removable(output)
-    elif output.exists():
-        raise RunFolderError(
-            f"output folder {output} exists; choose another --output, or --resume to go on, "
-            "or --overwrite to replace it"
-        )
+    elif output.exists() and not _is_abandoned(output):
+        raise _exists(output)
+
+
+def claim(output: Path, lock: FolderLock, overwrite: bool) -> None:
+    """Create and lock the folder of a new run; with ``overwrite``, delete the old run in it.
+
+    Raises:
+        RunFolderError: Another run has begun in the folder since ``check_free``.
+    """
+    lock.acquire()
+    if overwrite:
+        remove_run(output)
+    elif (output / "config.yaml").exists():
+        raise _exists(output)
+
+
+def remove_run(output: Path) -> None:
+    """Delete all files of a run folder except its lock, so that a new run can use the folder.
+
+    Raises:
+        RunFolderError: The folder does not look like a run folder, so it may hold other data.
+    """
+    _check_removable(output)
+    for path in output.iterdir() if output.exists() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+def _exists(output: Path) -> RunFolderError:
+    return RunFolderError(
+        f"output folder {output} exists; choose another --output, or --resume to go on, "
+        "or --overwrite to replace it"
+    )
+
+
+def _is_abandoned(output: Path) -> bool:
+    """Return whether a run was killed before it wrote its first file into the folder."""
+    names = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    return LOCK in names and names <= {LOCK, ".config.yaml.partial"}
 
 
 def check_same_recipe(config: RunConfig, output: Path) -> None:
@@ -53,17 +94,6 @@ def check_same_recipe(config: RunConfig, output: Path) -> None:
         )
 
 
-def remove_run(output: Path) -> None:
-    """Delete a run folder so that a new run can use its path.
-
-    Raises:
-        RunFolderError: The folder does not look like a run folder, so it may hold other data.
-    """
-    _check_removable(output)
-    if output.exists():
-        shutil.rmtree(output)
-
-
 def forget_after(output: Path, step: int) -> None:
     """Delete the records of steps after ``step``, which a resumed run will write again.
 
@@ -79,7 +109,7 @@ def forget_after(output: Path, step: int) -> None:
 
 
 def _check_removable(output: Path) -> None:
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if not output.exists() or (output.is_dir() and {p.name for p in output.iterdir()} <= {LOCK}):
         return
     # Other tools also write a config.yaml; only a run folder has both files.
     if not all((output / name).is_file() for name in ("config.yaml", "environment.json")):
@@ -104,6 +134,30 @@ def _difference(saved: RunConfig, config: RunConfig) -> str:
             if old.get(key) != values.get(key) and key not in free
         ]
     return "; ".join(changes)
+
+
+@contextmanager
+def shortage_explained(output: Path) -> Iterator[None]:
+    """Turn an error by a lack of memory or of space into one sentence with the remedies.
+
+    Raises:
+        TrainingError: Memory of the device or of the machine ran out.
+        RunFolderError: The disk of the run folder takes no more bytes.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, ImportError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise not_written("the run", output, error) from error
+        if not is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split()).split(". ")[0][:200] or type(error).__name__
+        again = "go on by --resume" if (output / "config.yaml").is_file() else "start again"
+        raise TrainingError(
+            f"memory ran out ({reason}); {again} with a lower training.micro_batch_tokens, "
+            "teacher.batch_tokens or sampling.batch_tokens, or with "
+            "student.gradient_checkpointing=true; vaopd doctor RECIPE estimates what is needed"
+        ) from error
 
 
 def environment(world: World) -> dict[str, Any]:

@@ -1,10 +1,18 @@
-"""Counts skipped steps, whose loss or gradient is not finite, up to a limit."""
+"""Counts skipped steps, whose loss is not finite or far above those before, up to a limit."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import median
 
 from vaopd.errors import TrainingError
 from vaopd.problems.problem import Problem
+
+NUM_LOSSES = 20
+"""Number of losses whose median a spike is compared with."""
+
+SPIKE_NATS = 1.0
+"""A loss that is higher by less is no spike, whatever its factor: losses near 0 vary by factors."""
 
 
 @dataclass
@@ -16,20 +24,35 @@ class Skips:
 
     total: int = 0
 
-    def note(self, is_skipped: bool) -> None:
+    losses: list[float] = field(default_factory=list)
+    """Losses of the last steps that were applied."""
+
+    def is_spike(self, loss: float, factor: float | None) -> bool:
+        """Return whether a loss is far above the median of the last applied steps."""
+        if factor is None or not self.losses:
+            return False
+        usual = median(self.losses)
+        return loss > usual + SPIKE_NATS and loss > factor * usual
+
+    def note(self, is_skipped: bool, loss: float) -> None:
         """Count one more step."""
         self.in_a_row = self.in_a_row + 1 if is_skipped else 0
         self.total += is_skipped
+        if not is_skipped:
+            self.losses = [*self.losses, loss][-NUM_LOSSES:]
 
 
 def describe_skip(
     step: int, in_a_row: int, loss: float, gradient_norm: float, problems: Sequence[Problem]
 ) -> str:
     """Return a sentence about a skipped step."""
+    reason = f"loss is {loss} and gradient norm {gradient_norm}, not both finite"
+    if math.isfinite(loss) and math.isfinite(gradient_norm):
+        reason = f"loss is {loss:.3g}, far above the steps before (training.spike_factor)"
     names = ", ".join(problem.id for problem in problems)
     return (
-        f"step {step} skipped ({in_a_row} in a row): loss is {loss} and gradient norm "
-        f"{gradient_norm}, not both finite; the weights are as they were; problems: {names}"
+        f"step {step} skipped ({in_a_row} in a row): {reason}; the weights are as "
+        f"they were; problems: {names}"
     )
 
 
@@ -43,5 +66,5 @@ def check_may_go_on(in_a_row: int, limit: int, description: str) -> None:
         raise TrainingError(
             f"{description}; training.max_skipped_steps={limit} ends the run here; start anew with "
             "a lower training.learning_rate or student.dtype=float32, or go on by --resume with a "
-            "higher training.max_skipped_steps"
+            "higher training.max_skipped_steps; checkpoints of the last good steps stay"
         )

@@ -8,11 +8,13 @@ from statistics import median
 
 from rich.console import Console
 
-from vaopd.config import DataConfig, RunConfig, TrainingConfig
+from vaopd.config import DataConfig, RunConfig
 from vaopd.display import duration, with_bar
+from vaopd.errors import ConfigError
 from vaopd.models.families import Family, Size
 from vaopd.models.measuring import Measured, measure
 from vaopd.models.prompt_encoder import PromptEncoder
+from vaopd.problems.problem import Problem
 from vaopd.training.data import Bad, RunData
 from vaopd.training.schedule import problems_of_step
 
@@ -47,15 +49,28 @@ def check_prompts(
     return describe_prompts(measured, config.data) if measured else [], bad
 
 
-def encode_first(data: RunData, training: TrainingConfig, encoder: PromptEncoder) -> None:
+def encode_first(data: RunData, config: RunConfig, encoder: PromptEncoder) -> None:
     """Encode the generated problems of the first step and all generated held-out problems.
 
     Raises:
         ProblemError: An image cannot be read, or a prompt is too long.
+        ConfigError: The method compares two views, and those of the first step are equal.
     """
+    first = problems_of_step(data.train, 1, config.training)
+    if config.method.needs.views == 2 and not any(_views_differ(one, encoder) for one in first):
+        raise ConfigError(
+            f"the two views of all {len(first)} problems of the first step are equal at view.ratio="
+            f"{config.view.ratio}, so the visual advantage is 0 everywhere; lower view.ratio, or "
+            "use images with detail that it removes"
+        )
     drawn = [one for part in data.parts[1:] if not part.is_stored for one in part.problems]
-    for problem in [*problems_of_step(data.train, 1, training), *drawn]:
+    for problem in [*first, *drawn]:
         encoder.original(problem)
+
+
+def _views_differ(problem: Problem, encoder: PromptEncoder) -> bool:
+    original, degraded = (prompt.image_inputs for prompt in encoder.both(problem))
+    return any(not values.equal(degraded[name]) for name, values in original.items())
 
 
 def describe_prompts(measured: Sequence[Measured], data: DataConfig) -> list[str]:

@@ -67,13 +67,16 @@ class StepResult:
     """Norm that the gradient is scaled to, where the method asks for it."""
 
     skipped_in_a_row: int = 0
-    """Skipped steps up to this one, whose loss or gradient was not finite."""
+    """Skipped steps up to this one, whose loss or gradient was not finite or whose loss a spike."""
 
     lag: int = 0
     """Number of updates between the weights that sampled and those that were trained."""
 
     gradient_statistics: dict[str, float] = field(default_factory=dict)
     """Metrics of `gradient_statistics`, at the steps at which they are measured."""
+
+    noise_floor: float | None = None
+    """Mean difference, in nats, of two scores of the original view; only of the first step."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds by phase; their sum is the time of the step."""
@@ -97,7 +100,8 @@ class Step:
     ) -> StepResult:
         """Sample, score, weigh and update once; every process returns the same result.
 
-        If the loss or its gradient is not finite, weights and moments do not change.
+        If the loss or its gradient is not finite, or the loss is a spike, weights and moments do
+        not change.
 
         Args:
             problems: Problems of this step.
@@ -158,6 +162,7 @@ class Step:
             lag=batch.lag,
             gradient_statistics=statistics,
             uniform_norm=uniform_norm,
+            noise_floor=batch.noise_floor,
             seconds=watch.seconds,
             seconds_beside=batch.seconds_beside,
         )
@@ -335,7 +340,7 @@ class Step:
         )
 
     def apply_gradient(self, loss: float, wanted_norm: float | None = None) -> float:
-        """Apply the gradient if it is finite in all processes; return its norm.
+        """Apply the gradient if it is finite and no spike in all processes; return its norm.
 
         Args:
             loss: The step's loss.
@@ -353,8 +358,10 @@ class Step:
         clipped = torch.nn.utils.clip_grad_norm_(parameters, self.config.training.max_gradient_norm)
         norm = whole(clipped).item()
         # Processes may round norms differently; a step is applied in all processes or in none.
-        is_skipped = self.world.any(not (math.isfinite(norm) and math.isfinite(loss)))
-        self.skips.note(is_skipped)
+        is_spike = self.skips.is_spike(loss, self.config.training.spike_factor)
+        is_finite = math.isfinite(norm) and math.isfinite(loss)
+        is_skipped = self.world.any(is_spike or not is_finite)
+        self.skips.note(is_skipped, loss)
         if not is_skipped:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from vaopd.config import RunConfig
+from vaopd.errors import RunFolderError
 from vaopd.evaluation.validation import Validation, ValidationResult
 from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.problems.problem import Problem
 from vaopd.records import append_row, write_rows
 from vaopd.training.alarms import Alarms
 from vaopd.training.metrics import problem_pictures, rollout_rows, step_metrics
+from vaopd.training.result import RunResult, summary
 from vaopd.training.schedule import is_due
 from vaopd.training.skipping import check_may_go_on, describe_skip
 from vaopd.training.step import Step, StepResult
@@ -29,11 +31,30 @@ class Tracker:
         self.encoder: PromptEncoder = step.pipeline.encoder
         self.say = say
         self.alarms = Alarms(config, output, say)
+        self.place: tuple[int, int] | None = None
+
+    def check_folder(self) -> None:
+        """Check that the run folder is still the one of the first call.
+
+        Raises:
+            RunFolderError: It was moved or removed, so that new files would begin another one.
+        """
+        place = None
+        if self.output.is_dir():
+            found = self.output.stat()
+            place = (found.st_dev, found.st_ino)
+            self.place = self.place or place
+        if place is None or place != self.place:
+            raise RunFolderError(
+                f"run folder {self.output} was moved or removed during the run; put it back and go "
+                "on with --resume, or start anew"
+            )
 
     def step(
         self, result: StepResult, problems: list[Problem], step: int, learning_rate: float
     ) -> dict[str, Any]:
         """Write the records of a step and return its row of numbers."""
+        self.check_folder()
         training, method = self.config.training, self.config.method
         row = step_metrics(
             result,
@@ -48,6 +69,9 @@ class Tracker:
             line = describe_skip(step, skipped, result.loss, result.gradient_norm, problems)
             check_may_go_on(skipped, training.max_skipped_steps, line)
             self.say(line)
+        if result.noise_floor is not None:
+            floor = f"{result.noise_floor:.2g} nats"
+            self.say(f"noise floor of the visual advantage: {floor} (the original view, twice)")
         self.alarms.watch_step(row, len(result.rollouts))
         if is_due(training.log_rollouts_every, step) and method.needs.sampling:
             folder = self.output / "rollouts"
@@ -61,10 +85,16 @@ class Tracker:
             write_rows(folder / f"step_{step:06d}.jsonl", rows)
         return row
 
+    def summary(self, result: RunResult) -> dict[str, Any]:
+        """Return the content of ``summary.json``."""
+        first = self.alarms.first_row()
+        return summary(result, self.alarms.raised(), first.get("va/noise_floor"))
+
     def validation(
         self, step: int, problems: Sequence[Problem], validation: Validation
     ) -> ValidationResult:
         """Write the records of a validation and return its numbers."""
+        self.check_folder()
         # Write the responses before the row of numbers, so that they exist for every row.
         folder = self.output / "validation"
         pictures = problem_pictures(

@@ -17,7 +17,7 @@ from vaopd.evaluation.engines.engine import Request
 from vaopd.evaluation.engines.openai import OpenAIEngine
 from vaopd.evaluation.predictions import Prediction
 from vaopd.evaluation.protocol import Protocol
-from vaopd.models.loading import load_model
+from vaopd.models.loading import check_files, load_model
 from vaopd.rollouts.vllm.server import VllmServer
 
 PROTOCOL_ONLY = {
@@ -57,7 +57,9 @@ class VllmEngine:
 
         Raises:
             EngineError: The server ended before it answered.
+            ModelError: A file of the model's folder is damaged.
         """
+        check_files(protocol.model)
         names = list_devices(devices)
         place = pick_device(names[0], "--devices")
         dtype = pick_dtype("auto", place)
