@@ -11,6 +11,7 @@ import typer
 
 from vaopd.errors import PeerError, VaopdError, told_once
 from vaopd.evaluation import command
+from vaopd.look import inspect
 from vaopd.recipes.command import RECIPE, Debug, recipes
 from vaopd.study.command import study
 from vaopd.teacher.command import serve_teacher
@@ -132,57 +133,6 @@ def _score_config(teacher: str, rollouts: Path, overrides: list[str]) -> "RunCon
 
 
 @app.command()
-def inspect(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(help="Run folders, files of `vaopd score`, folders of `vaopd evaluate`."),
-    ],
-    output: Annotated[
-        Path | None, typer.Option(help="HTML file; RUN_DIR/report.html unless given.")
-    ] = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Write the page again as a run goes on.")
-    ] = False,
-    max_rollouts: Annotated[
-        int, typer.Option(min=1, help="Most rollouts to show; numbers always count all.")
-    ] = 200,
-    debug: Debug = False,
-) -> None:
-    """Write one self-contained HTML page of rollouts, visual advantage and curves."""
-    from rich.console import Console
-
-    from vaopd.report.report import follow_report, report_path, write_report
-
-    target, console = report_path(paths, output), Console(stderr=True)
-    with console.status("reading") as status:
-
-        def progress(text: str) -> None:
-            status.update(f"reading {text}")
-
-        def say(text: str) -> None:
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-        options = {"max_rollouts": max_rollouts, "progress": progress}
-        try:
-            if follow:
-                report = follow_report(paths, target, say=say, **options)
-            else:
-                report = write_report(paths, target, **options)
-        except KeyboardInterrupt:
-            if not follow:
-                raise
-            # Ctrl-C is the way to stop following: the page of the last step exists and is complete.
-            left = f"the page stays: {target}" if target.exists() else "no page was written yet"
-            typer.echo(f"stopped following; {left}")
-            return
-    left_out = report.total - report.shown
-    shown = f"{report.shown} of {report.total} rollouts ({left_out} left out)"
-    if left_out == 0:
-        shown = f"{report.total} rollouts"
-    typer.echo(f"{shown}, {report.num_bytes / 1e6:.1f} MB: {target}")
-
-
-@app.command()
 def export(
     source: Annotated[Path, typer.Argument(help="Run folder, checkpoint or LoRA adapters.")],
     output: Annotated[Path, typer.Option(help="Model folder to write; must not exist.")],
@@ -251,6 +201,7 @@ def doctor(  # noqa: PLR0913  # a parameter for each option of the command
     )
 
 
+app.command()(inspect)
 app.command()(command.evaluate)
 app.command()(command.compare)
 app.command()(study)

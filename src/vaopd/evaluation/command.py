@@ -109,5 +109,5 @@ def compare(
         from vaopd.evaluation.comparison_page import page
 
         write_json(output / "comparison.json", [one.as_json() for one in compared])
-        write_text(output / PAGE, page(compared, str(first), str(second)))
+        write_text(output / PAGE, page(compared, first, second))
         typer.echo(f"written: {output / PAGE}")

@@ -104,8 +104,8 @@ def _benchmarks_in(folder: Path) -> set[str]:
 
 def _compare(name: str, first: Path, second: Path) -> Comparison:
     benchmark = BENCHMARKS.get(name) or problem_benchmark(name, name, source="")
-    items = _common_items(name, first, second)
-    runs = [_graded_runs(folder, items) for folder in (first, second)]
+    items = common_items(name, first, second)
+    runs = [graded_runs(folder, items) for folder in (first, second)]
     a, b, resampled = paired_bootstrap(benchmark, *runs)
     wins = discordant(*runs)
     low, high = percentile_ends(resampled)
@@ -131,8 +131,8 @@ def _compare(name: str, first: Path, second: Path) -> Comparison:
     )
 
 
-def _common_items(name: str, first: Path, second: Path) -> list[Item]:
-    """Return the items that both evaluations answered.
+def common_items(name: str, first: Path, second: Path) -> list[Item]:
+    """Return the items that both evaluations of a benchmark answered in every sample.
 
     Raises:
         ConfigError: An id has different questions in the two, or there is no common id.
@@ -159,7 +159,8 @@ def _fully_graded(folder: Path) -> set[str]:
     return set.intersection(*samples.values()) if samples else set()
 
 
-def _graded_runs(folder: Path, items: Sequence[Item]) -> list[list[Graded]]:
+def graded_runs(folder: Path, items: Sequence[Item]) -> list[list[Graded]]:
+    """Return the verdicts of a benchmark's folder by sample, each in the order of the items."""
     by_sample: dict[int, dict[str, Verdict]] = {}
     for row in read_rows(folder / VERDICTS):
         prefix = "is_correct_"

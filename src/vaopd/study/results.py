@@ -31,6 +31,14 @@ NEEDS_SAME_VIEW = ("accuracy_pixelated", "answer_change_rate", *NEEDS_SAME_TEACH
 """Metrics that mean the same in two arms only if both degrade the image in the same way."""
 
 
+RANGES = {"va_correlation": (-1.0, 1.0)} | dict.fromkeys(
+    ("accuracy", "accuracy_pixelated", "answer_change_rate", "truncated", "va_mass_top_10"),
+    (0.0, 1.0),
+)
+"""Smallest and largest possible value of a metric; the others have no largest one and are not
+negative."""
+
+
 @dataclass(frozen=True)
 class MeasuredRun:
     """Results of one run, or of its student before training."""
@@ -249,8 +257,21 @@ def _means(table: str, arm: str, by_seed: dict[int, MeasuredRun]) -> list[Mean]:
         values = np.stack([_values(measured, metric) for measured in by_seed.values()])
         complete = values[:, ~np.isnan(values).any(0)]
         if complete.size:
-            means.append(Mean(table, arm, metric, mean_interval(complete), list(by_seed)))
+            interval = _possible(mean_interval(complete), *_range(metric))
+            means.append(Mean(table, arm, metric, interval, list(by_seed)))
     return means
+
+
+def _range(metric: str) -> tuple[float, float]:
+    """Return the smallest and the largest possible value of a metric."""
+    return RANGES.get(metric.partition("/")[0], (0.0, float("inf")))
+
+
+def _possible(interval: Interval, lowest: float, highest: float) -> Interval:
+    """Return the part of an interval that is possible; Student's t knows no limits."""
+    if interval.low is None or interval.high is None:
+        return interval
+    return Interval(interval.mean, max(lowest, interval.low), min(highest, interval.high))
 
 
 def _comparisons(
@@ -273,7 +294,10 @@ def _comparisons(
         )
         complete = ~np.isnan(first - second).any(0)
         if complete.any():
-            interval = paired_difference(first[:, complete], second[:, complete])
+            lowest, highest = _range(metric)
+            reach = highest - lowest
+            gap = paired_difference(first[:, complete], second[:, complete])
+            interval = _possible(gap, -reach, reach)
             comparisons.append(ArmComparison(table.name, arm, baseline, metric, interval, seeds))
     return comparisons
 
