@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vaopd.errors import PeerError, VaopdError, told_once
+from vaopd.errors import ConfigError, PeerError, VaopdError, did_you_mean, told_once
 from vaopd.evaluation import command
-from vaopd.look import inspect
+from vaopd.look import inspect, plot, runs
 from vaopd.recipes.command import RECIPE, Debug, recipes
 from vaopd.study.command import study
 from vaopd.teacher.command import serve_teacher
@@ -87,11 +87,10 @@ def score(
     debug: Debug = False,
 ) -> None:
     """Write the visual advantage of every token of any text, from any trainer."""
-    from vaopd.errors import ConfigError
-
     config = _score_config(teacher, rollouts, overrides or [])
     if not rollouts.is_file():
-        raise ConfigError(f"rollouts file {rollouts} does not exist; give a JSONL file")
+        remedy = did_you_mean(rollouts) or "; give a JSONL file"
+        raise ConfigError(f"rollouts file {rollouts} does not exist{remedy}")
     if output.exists():
         raise ConfigError(f"output {output} exists; choose another file or remove it")
     from rich.console import Console
@@ -112,7 +111,6 @@ def score(
 def _score_config(teacher: str, rollouts: Path, overrides: list[str]) -> "RunConfig":
     """Return the recipe of a scoring; ``--set`` may not change what other options decide."""
     from vaopd.config import parse_config, parse_overrides
-    from vaopd.errors import ConfigError
 
     options = {
         "student.model": "--teacher",
@@ -202,6 +200,8 @@ def doctor(  # noqa: PLR0913  # a parameter for each option of the command
 
 
 app.command()(inspect)
+app.command()(runs)
+app.command()(plot)
 app.command()(command.evaluate)
 app.command()(command.compare)
 app.command()(study)

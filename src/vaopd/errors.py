@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -53,6 +55,13 @@ class PeerError(VaopdError, RuntimeError):
 
 class EngineError(VaopdError, RuntimeError):
     """A server or judge cannot be reached, refuses the request, or gives an invalid answer."""
+
+
+def did_you_mean(path: Path) -> str:
+    """Return ``; did you mean PATH?`` with the nearest file or folder, or '' if none is near."""
+    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    nearest = get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.parent / nearest[0]}?" if nearest else ""
 
 
 def told_once(check: Callable[[], T]) -> T:

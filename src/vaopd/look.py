@@ -1,12 +1,15 @@
 """Commands that look at runs; slow imports only when needed."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vaopd.errors import ConfigError
-from vaopd.recipes.command import Debug
+from vaopd.errors import ConfigError, did_you_mean
+from vaopd.recipes.command import Debug, Json, print_json
+
+if TYPE_CHECKING:
+    from vaopd.run_records import RunRecord
 
 
 def inspect(
@@ -63,6 +66,59 @@ def inspect(
     if left_out == 0:
         shown = f"{report.total} rollouts"
     typer.echo(f"{shown}, {report.num_bytes / 1e6:.1f} MB: {target}")
+
+
+def runs(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Where run folders are; runs unless given.")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List runs with method, step and accuracy, also those of studies and earlier versions."""
+    from vaopd.run_records import find_runs, read_run
+
+    places = folders or [Path("runs")]
+    for place in places:
+        if not place.is_dir():
+            raise ConfigError(f"{place} is not a folder{did_you_mean(place)}")
+    found = [read_run(folder) for folder in find_runs(places)]
+    if json:
+        print_json([one.as_json() for one in found])
+        return
+    if not found:
+        typer.echo(f"no run in {', '.join(map(str, places))}")
+        return
+    header = ("run", "method", "step", "state", "accuracy")
+    width = max(len(one.folder) for one in found)
+    typer.echo(f"{header[0]:{width}}  {header[1]:14} {header[2]:>11}  {header[3]:12}  {header[4]}")
+    for one in found:
+        step = f"{one.step}/{one.planned}" if one.planned else str(one.step)
+        state = "finished" if one.is_finished else "not finished"
+        line = f"{one.folder:{width}}  {one.method:14} {step:>11}  {state:12}  {_accuracy(one)}"
+        typer.echo(line.rstrip())
+
+
+def _accuracy(run: "RunRecord") -> str:
+    if run.accuracy is None or run.accuracy_before is None:
+        return "-"
+    return f"{run.accuracy:.1%} (before {run.accuracy_before:.1%})"
+
+
+def plot(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders, a line each.")],
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="Key of metrics.jsonl, or validation/KEY; may be given several times."),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="PNG or SVG file.")] = Path("plot.png"),
+    debug: Debug = False,
+) -> None:
+    """Write a figure of numbers by step: a panel for each metric, a line for each run."""
+    from vaopd.report.figure import plot as draw
+
+    draw(folders, metric or ["validation/accuracy"], output)
+    typer.echo(f"written: {output}")
 
 
 def _inspect_study(paths: list[Path], output: Path | None, follow: bool, max_rollouts: int) -> None:

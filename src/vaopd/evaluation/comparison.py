@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vaopd.errors import ConfigError
+from vaopd.errors import ConfigError, did_you_mean
 from vaopd.evaluation.benchmark import Benchmark, Graded, Item, Verdict
 from vaopd.evaluation.benchmarks.problems import problem_benchmark
 from vaopd.evaluation.predictions import ITEMS, read_items
@@ -96,8 +96,10 @@ def _check_same_protocol(first: Path, second: Path) -> None:
 def _benchmarks_in(folder: Path) -> set[str]:
     found = {file.parent.name for file in folder.glob(f"*/{VERDICTS}")}
     if not found:
+        remedy = "" if folder.exists() else did_you_mean(folder)
         raise ConfigError(
-            f"{folder} holds no NAME/{VERDICTS}; name the output folder of vaopd evaluate"
+            f"{folder} holds no NAME/{VERDICTS}"
+            f"{remedy or '; name the output folder of vaopd evaluate'}"
         )
     return found
 

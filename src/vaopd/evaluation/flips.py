@@ -64,7 +64,9 @@ def flips(name: str, first: Path, second: Path) -> list[Flip]:
             sides = (
                 _side(item, of, shown, texts) for of, texts in zip((a, b), responses, strict=True)
             )
-            found.append(Flip(item.id, item.prompt, _reference(item), *sides))
+            found.append(
+                Flip(item.id, item.prompt.replace("<image>", "").strip(), _reference(item), *sides)
+            )
     return sorted(found, key=lambda flip: flip.is_gain)
 
 

@@ -102,7 +102,7 @@ ACRONYMS = {"va": "VA", "kl": "KL", "nll": "NLL"}
 def curves(sources: Sequence[Source]) -> list[Chart]:
     """Return charts of everything in ``metrics.jsonl`` and ``validation.jsonl`` by step."""
     files = {
-        name: [[_flat(row) for row in getattr(source, name)] for source in sources]
+        name: [[flat_numbers(row) for row in getattr(source, name)] for source in sources]
         for name in ("metrics", "validation")
     }
     known = {(file, key) for _, _, entries in CURVES for file, key, _ in entries}
@@ -166,12 +166,12 @@ def _curve_chart(
     return {"title": title, "unit": unit, "x": "step", "kind": "line", "series": series}
 
 
-def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Number]:
+def flat_numbers(row: dict[str, Any], prefix: str = "") -> dict[str, Number]:
     """Return the numbers of a row; those of an inner object as ``outer/inner``."""
     flat: dict[str, Number] = {}
     for key, value in row.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}/")
+            flat |= flat_numbers(value, f"{prefix}{key}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             flat[prefix + key] = value
     return flat if prefix or "step" in flat else {}
