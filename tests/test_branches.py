@@ -40,8 +40,7 @@ BRANCHES = {
     "run._take_steps: is_last or is_best or is_stopping or is_due(training.save_every, number)": (
         f"{DATA}; {TOLD}: the numbers of a validation are the main process's"
     ),
-    "run._train: overwrite": COMMAND,
-    "run._train: resume": COMMAND,
+    "run._train: start == 'overwrite'": COMMAND,
     "run._validate: validator is None or validation_time is None": COMMAND,
     "data.read_data: resumed is None": COMMAND,
     "run.execute: done == 0": TOLD,
