@@ -14,6 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 from typer.testing import CliRunner
+from written_runs import write_evaluation
 
 from vaopd import cli
 from vaopd.errors import ConfigError, RunFolderError, VaopdError, did_you_mean
@@ -159,6 +160,10 @@ def test_json_is_there_for_scripts_and_nothing_else_is_on_standard_output(tmp_pa
     assert {"quickstart", "study"} <= json.loads(vaopd("recipes", "--json")).keys()
     names = [row["benchmark"] for row in json.loads(vaopd("benchmarks", "--json"))]
     assert "mmstar" in names
+    sides = [write_evaluation(tmp_path / name, [name == "b", True]) for name in ("a", "b")]
+    text = vaopd("compare", *sides, "--json", "--output", tmp_path / "c")
+    assert json.loads(text) == json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert json.loads(text)[0]["difference"] == 50
 
 
 def colours(environment: dict[str, str]) -> list[str]:
