@@ -52,7 +52,7 @@ class Tracking(Callback):
     def on_start(self, step: int) -> None:
         """Open the trackers; a resumed run goes on in the run that it had there."""
         identity = self._identity(step)
-        for name in self.config.tracking.backend:
+        for name in dict.fromkeys(self.config.tracking.backend):
             try:
                 self.backends[name] = OPENERS[name](identity, self.config)
             # A tracker raises any error of its network or its account.
