@@ -6,6 +6,7 @@ folders) and what only repeats the recipe (``config.yaml``).
 
 import hashlib
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -14,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from rich.console import Console
+from tests.tracker_stand_ins import stand_in
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from vaopd.config import parse_config, parse_overrides
@@ -57,6 +60,9 @@ class Observed:
     """Digest of each file."""
 
     vllm_log: list[str] = field(default_factory=list)
+    tracked: list[str] = field(default_factory=list)
+    """How a stand-in for the tracker trackio was started."""
+
     forwards: Counter[tuple[str, bool, Any]] = field(default_factory=Counter)
     """Calls of each kind of module, by training mode and shape of the input."""
 
@@ -72,11 +78,19 @@ def observe(output: Path, *overrides: str) -> Observed:
     """
     config = parse_config(parse_overrides(overrides, _copy(RECIPE)))
     seen = Observed()
-    with _watching(seen):
+    with _watching(seen), pytest.MonkeyPatch.context() as patch:
+        # A tracker puts its folder there, as its package expects.
+        patch.setenv("TRACKIO_DIR", "")
+        calls = stand_in(patch, "trackio")
         try:
             train(config, output, console=Console(file=io.StringIO()))
         except VaopdError as error:
             seen.error = str(error)
+        for name, _, options in calls:
+            if name == "trackio.init":
+                run_name = options["name"].rpartition("-")[0]
+                is_inside = os.environ["TRACKIO_DIR"].startswith(str(output))
+                seen.tracked.append(f"{options['project']} {run_name} {is_inside}")
     _read_folder(output, seen)
     return seen
 

@@ -69,6 +69,11 @@ def validation(seen: Observed) -> Any:
     return seen.validation
 
 
+def tracked(seen: Observed) -> Any:
+    """Project, name and place that a stand-in for trackio was given."""
+    return seen.tracked
+
+
 def vllm_log(seen: Observed) -> Any:
     return seen.vllm_log
 
@@ -109,6 +114,7 @@ BOTH_VIEWS = (*SFT, *DEGRADED)
 WITH_TEACHER = (*BOTH_VIEWS, "validation.load_teacher=true")
 TWO_PROBLEMS = ("data.train=drawn:train?count=2",)
 VLLM = ("sampling.engine=vllm",)
+TRACKED = (*SFT, "tracking.backend=[trackio]")
 # Names in braces are filled in by the fixture `places`.
 SERVER = ("teacher.addresses=[{server}]",)
 DEAD = "['http://127.0.0.1:1']"
@@ -238,6 +244,10 @@ EFFECTS: dict[str, list[Effect]] = {
     # Nothing of torchrun is here.
     "training.parallel": [Effect("ddp", error, SFT)],
     "training.save_dtype": [Effect("bfloat16", final_weights, SFT)],
+    "tracking.backend": [Effect("[trackio]", tracked, SFT)],
+    "tracking.project": [Effect("other", tracked, TRACKED)],
+    "tracking.name": [Effect("other", tracked, TRACKED)],
+    "tracking.offline": [Effect("true", tracked, TRACKED)],
 }
 
 UNSEEN = {

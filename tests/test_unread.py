@@ -46,6 +46,8 @@ CASES = [
      ["method.beta (method.divergence is not jsd)"]),
     (["method.target=contrast", "method.strength=0.5", "method.floor=0.2"], []),
     (["method.drop_fraction=0.3"], ["method.drop_fraction (method.drop is none)"]),
+    (["tracking.project=sums"], ["tracking.project (tracking.backend is not set)"]),
+    (["tracking.project=sums", "tracking.backend=[wandb]"], []),
     (["method.name=opd", "method.high_fraction=0.3"],
      ["method.high_fraction (method.name is opd)"]),
     (["method.name=opd", "method.high_fraction=0.3", "method.drop=random"], []),

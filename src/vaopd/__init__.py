@@ -16,6 +16,7 @@ _HOMES = {
     "load_config": "vaopd.config",
     "load_problems": "vaopd.problems.sources",
     "train": "vaopd.training.run",
+    "Callback": "vaopd.training.callbacks",
     "Method": "vaopd.methods.base",
     "StepRollouts": "vaopd.methods.base",
     "Weights": "vaopd.methods.base",

@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vaopd.errors import PeerError, VaopdError, is_out_of_memory, told_once
+from vaopd.errors import (
+    ConfigError,
+    PeerError,
+    VaopdError,
+    did_you_mean,
+    is_out_of_memory,
+    told_once,
+)
 from vaopd.evaluation import command
+from vaopd.look import inspect, plot, runs
 from vaopd.recipes.command import RECIPE, Debug, recipes
 from vaopd.study.command import study
 from vaopd.teacher.command import serve_teacher
@@ -91,11 +99,10 @@ def score(
     debug: Debug = False,
 ) -> None:
     """Write the visual advantage of every token of any text, from any trainer."""
-    from vaopd.errors import ConfigError
-
     config = _score_config(teacher, rollouts, overrides or [])
     if not rollouts.is_file():
-        raise ConfigError(f"rollouts file {rollouts} does not exist; give a JSONL file")
+        remedy = did_you_mean(rollouts) or "; give a JSONL file"
+        raise ConfigError(f"rollouts file {rollouts} does not exist{remedy}")
     if output.exists():
         raise ConfigError(f"output {output} exists; choose another file or remove it")
     from rich.console import Console
@@ -116,7 +123,6 @@ def score(
 def _score_config(teacher: str, rollouts: Path, overrides: list[str]) -> "RunConfig":
     """Return the recipe of a scoring; ``--set`` may not change what other options decide."""
     from vaopd.config import parse_config, parse_overrides
-    from vaopd.errors import ConfigError
 
     options = {
         "student.model": "--teacher",
@@ -134,57 +140,6 @@ def _score_config(teacher: str, rollouts: Path, overrides: list[str]) -> "RunCon
         | ({"min_pixels": 1024} if teacher.startswith("tiny:") else {}),
     }
     return parse_config(parse_overrides(overrides, values))
-
-
-@app.command()
-def inspect(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(help="Run folders, files of `vaopd score`, folders of `vaopd evaluate`."),
-    ],
-    output: Annotated[
-        Path | None, typer.Option(help="HTML file; RUN_DIR/report.html unless given.")
-    ] = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Write the page again as a run goes on.")
-    ] = False,
-    max_rollouts: Annotated[
-        int, typer.Option(min=1, help="Most rollouts to show; numbers always count all.")
-    ] = 200,
-    debug: Debug = False,
-) -> None:
-    """Write one self-contained HTML page of rollouts, visual advantage and curves."""
-    from rich.console import Console
-
-    from vaopd.report.report import follow_report, report_path, write_report
-
-    target, console = report_path(paths, output), Console(stderr=True)
-    with console.status("reading") as status:
-
-        def progress(text: str) -> None:
-            status.update(f"reading {text}")
-
-        def say(text: str) -> None:
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-        options = {"max_rollouts": max_rollouts, "progress": progress}
-        try:
-            if follow:
-                report = follow_report(paths, target, say=say, **options)
-            else:
-                report = write_report(paths, target, **options)
-        except KeyboardInterrupt:
-            if not follow:
-                raise
-            # Ctrl-C is the way to stop following: the page of the last step exists and is complete.
-            left = f"the page stays: {target}" if target.exists() else "no page was written yet"
-            typer.echo(f"stopped following; {left}")
-            return
-    left_out = report.total - report.shown
-    shown = f"{report.shown} of {report.total} rollouts ({left_out} left out)"
-    if left_out == 0:
-        shown = f"{report.total} rollouts"
-    typer.echo(f"{shown}, {report.num_bytes / 1e6:.1f} MB: {target}")
 
 
 @app.command()
@@ -256,6 +211,9 @@ def doctor(  # noqa: PLR0913  # a parameter for each option of the command
     )
 
 
+app.command()(inspect)
+app.command()(runs)
+app.command()(plot)
 app.command()(command.evaluate)
 app.command()(command.compare)
 app.command()(command.export_predictions)

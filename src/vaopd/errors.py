@@ -3,6 +3,8 @@
 import errno
 import os
 from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -68,6 +70,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
     return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def did_you_mean(path: Path) -> str:
+    """Return ``; did you mean PATH?`` with the nearest file or folder, or '' if none is near."""
+    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    nearest = get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.parent / nearest[0]}?" if nearest else ""
 
 
 def told_once(check: Callable[[], T]) -> T:

@@ -17,12 +17,17 @@ CHECKSUMS = "checksums.json"
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8 as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically: at any moment it has either its old or its new content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        with naming(path), temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with naming(path), temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -148,6 +148,9 @@ RULES = (
         "sampling.vllm.addresses is set",
         lambda config: bool(config.sampling.vllm.addresses),
     ),
+    Rule(
+        ("tracking",), "tracking.backend is not set", lambda config: not config.tracking.backend
+    ),
     # Validation samples in process, whatever the engine.
     Rule(
         ("sampling.batch_tokens",),

@@ -83,6 +83,21 @@ def test_tokens_show_their_numbers_when_pointed_at(report: Path, open_page: Call
     expect(details).to_be_hidden()
 
 
+def test_the_numbers_of_a_token_go_away_when_the_page_scrolls(report: Path, open_page: Callable):
+    page = open_page(report, viewport={"width": 1000, "height": 600})
+    tokens = page.locator(".response").first.locator(".token")
+    tokens.nth(14).hover()
+    details = page.locator("#details")
+    expect(details).to_be_visible()
+    page.evaluate("scrollBy({top: 200, behavior: 'instant'})")
+    expect(details).to_be_hidden()
+
+
+def test_thumbnails_show_the_whole_image(report: Path, open_page: Callable):
+    thumbnail = open_page(report).locator("#groups img").first
+    assert thumbnail.evaluate("image => getComputedStyle(image).objectFit") == "contain"
+
+
 def test_the_toggle_changes_the_colours_and_student_va_is_off_without_data(
     report: Path, open_page: Callable
 ):
@@ -186,6 +201,14 @@ def test_several_runs_lie_over_each_other_and_can_be_told_apart(
     loss = page.locator(".chart", has=page.get_by_text("Loss", exact=True))
     expect(loss).to_contain_text("first: loss")
     expect(loss).to_contain_text("second: loss")
+    # The legend has a line for each run and none for the axis.
+    expect(loss.locator(".u-legend .u-series")).to_have_count(2)
+    expect(loss.locator(".u-legend .u-marker").first).to_be_hidden()
+    for shape in ("weight-correctness .sample line", "weight-length .sample circle"):
+        drawn = page.locator(f"#chart-{shape}").evaluate_all(
+            "shapes => shapes.map(shape => shape.outerHTML)"
+        )
+        assert len(drawn) == len(set(drawn)) == 4
     field(page, "run").select_option("1")
     expect(page.locator("#groups li")).to_have_count(4)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from vaopd.report.mathematics import has_formula, mathml, readable
+from vaopd.report.mathematics import has_formula, mathml, readable, rendered
 
 
 @pytest.mark.parametrize(
@@ -12,6 +12,16 @@ def test_every_way_to_write_a_formula_becomes_mathml(text: str):
     page = readable(f"so {text}.")
     assert page.startswith("so <math ")
     assert page.endswith("</math>.")
+
+
+@pytest.mark.parametrize(
+    ("text", "is_shown"),
+    [(r"so \boxed{45}.", False), (r"so $x + 5 = 7$ and \boxed{-1.5}", False), ("so 45", False),
+     (r"bad $\frac{1$", False), (r"\boxed{\frac{1}{2}}", True), (r"\boxed{4} and $x^2$", True),
+     (r"$a_1$", True)],
+)  # fmt: skip
+def test_text_is_rendered_only_where_it_reads_differently(text: str, is_shown: bool):
+    assert rendered(text) == (readable(text) if is_shown else None)
 
 
 def test_prices_are_no_formulas():

@@ -18,6 +18,7 @@ from written_runs import CONFIG, row, stored, write_rows
 from vaopd import cli
 from vaopd.errors import ConfigError, RunFolderError
 from vaopd.pictures import save_picture
+from vaopd.report.overview import achieved, overview
 from vaopd.report.report import follow_report, report_path, write_report
 from vaopd.report.sources import choose, read_source
 
@@ -72,9 +73,66 @@ def test_every_number_of_the_metrics_has_a_curve(make_run: Callable[..., Path]):
         "train",
     ]
     # Keys that this version does not know are shown all the same.
-    assert charts["Answer change rate (validation)"]["series"][0]["y"] == [0.1, 0.3]
+    assert charts["Answers that change with the image"]["series"][0]["y"] == [0.1, 0.3]
     assert charts["New"]["series"][0]["y"] == [7, 7]
     assert charts["Accuracy by kind (validation)"]["series"][0]["label"] == "bars"
+
+
+def test_names_are_words_and_charts_of_zeros_are_named_and_not_drawn(make_run: Callable[..., Path]):
+    run = make_run()
+    more = {"va_spread_share": 0.5, "beside/score": 0.2, "rollout/lag": 0, "odd/zero": 0}
+    write_rows(run / "metrics.jsonl", [{"step": n, "loss": 1.0, **more} for n in (1, 2)])
+    path = write_report([run], run / "report.html").path
+    charts = titles(data_of(path)["curveCharts"])
+    assert {"VA spread share", "Seconds beside the training, by phase"} <= charts.keys()
+    assert charts.keys().isdisjoint({"Lag of rollouts", "Odd"})
+    assert "Always 0 and not drawn: Lag of rollouts, Odd." in path.read_text(encoding="utf-8")
+
+
+def validated(run: Path, verdicts: dict[int, list[bool]]) -> Path:
+    """Write one validation response a problem; a degraded one, always wrong, is not counted."""
+    numbers = []
+    for step, right in verdicts.items():
+        rows = [
+            row(["a"], step=step, problem_id=f"p{n}", view=view, is_correct=yes and not is_blind)
+            for n, yes in enumerate(right)
+            for view, is_blind in (("original", False), ("degraded", True))
+        ]  # fmt: skip
+        write_rows(run / "validation" / f"step_{step:06d}.jsonl", rows)
+        numbers.append({"step": step, "accuracy": sum(right) / len(right)})
+    write_rows(run / "validation.jsonl", numbers)
+    return run
+
+
+def test_a_sentence_says_what_the_run_achieved_with_intervals(make_run: Callable[..., Path]):
+    half, most = [True, False] * 10, [True] * 19 + [False]
+    run = validated(make_run(), {0: half, 2: most})
+    said = achieved(read_source(run))
+    # Wilson's 95 % interval of 19 in 20 is 76.4 to 99.1 %; the bootstrap's variance is close.
+    expected = (
+        r"After 2 steps the student answers 95\.0% of 20 held-out problems correctly "
+        r"\(7\d\.\d% to 99\.\d%\); at step 0 it was 50\.0%\. "
+        r"The difference is \+45\.0 points \(\+2\d\.\d to \+6\d\.\d\)\."
+    )
+    assert re.fullmatch(expected, said)
+    page = write_report([run], run / "report.html").path.read_text(encoding="utf-8")
+    assert f'<p class="achieved">{said}</p>' in page
+    interval = overview(read_source(run))["accuracy_interval"]
+    assert f"held-out problems, {interval.low:.1%} to {interval.high:.1%}" in page
+    same = validated(make_run("same"), {0: half, 2: half[::-1]})
+    assert "The difference, +0.0 points (" in achieved(read_source(same))
+    assert "is not distinguishable from zero." in achieved(read_source(same))
+
+
+def test_the_sentence_says_what_is_missing(make_run: Callable[..., Path]):
+    run = make_run(is_finished=False)
+    said = achieved(read_source(run))
+    assert said.startswith("So far, at step 2, the student answers 50.0% of the held-out problems")
+    assert said.endswith("responses are not in the folder, so the difference has no interval.")
+    write_rows(run / "validation.jsonl", [{"step": 0, "accuracy": 0.25}])
+    assert achieved(read_source(run)).endswith("correctly.")
+    write_rows(run / "validation.jsonl", [])
+    assert "accuracy is not known" in achieved(read_source(run))
 
 
 def test_weights_are_compared_with_uniform_ones_by_correctness(make_run: Callable[..., Path]):
@@ -93,6 +151,11 @@ def test_several_runs_share_their_charts(make_run: Callable[..., Path]):
         ("second: loss", 1),
     ]
     assert report.total == 16
+    charts = titles(data_of(report.path)["advantageCharts"])
+    # Colour is the run, dash and dot are the outcome, so all four lines differ.
+    for title in ("Weight against length", "Weight against correctness"):
+        looks = [(s["hue"], s["dash"], s["dot"]) for s in charts[title]["series"]]
+        assert looks == [(0, 0, 0), (0, 1, 1), (1, 0, 0), (1, 1, 1)]
 
 
 def test_validation_rollouts_show_the_students_own_advantage(make_run: Callable[..., Path]):

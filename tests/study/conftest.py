@@ -61,6 +61,7 @@ def response(problem: int, view: str, is_correct: bool, **more: Any) -> dict[str
         "is_correct": is_correct,
         "finish_reason": "stop",
         "token_ids": [1, 2],
+        "tokens": ["<script>", "alert(1)</script>"],
     }
     if view == "original":
         row |= {"visual_advantage": [1.0, 3.0], "student_visual_advantage": [0.0, 0.5]}

@@ -141,3 +141,22 @@ def test_records_say_the_same_after_the_run_folders_are_gone(plan: Plan, tmp_pat
         assert record_of(output, run).curve[-1]["steps"] == 2
         assert is_finished(output, run)
     assert sum(path.stat().st_size for path in (output / "records").glob("*.json")) < 8000
+
+
+def test_intervals_stay_inside_what_is_possible(plan: Plan, finish: Callable, tmp_path: Path):
+    # Two steps of 1 s of scoring and 0 or 20 s of training: 2 and 42 s, so t reaches below 0.
+    for seed, seconds in ((0, 0.0), (1, 20.0)):
+        for arm in ("opd", "va_opd"):
+            finish(plan.tables[0].arms[arm].runs[seed], WRONG, ALL, seconds=seconds)
+    results = collect(plan, tmp_path / "out")
+    (mean,) = [m for m in results.means if (m.arm, m.metric) == ("opd", "seconds")]
+    assert mean.interval.mean == 22
+    assert mean.interval.low == 0
+    assert mean.interval.high is not None
+    assert mean.interval.high > 200
+    for mean in results.means:
+        low, high = mean.interval.low, mean.interval.high
+        assert low is not None
+        assert high is not None
+        assert low >= (-1 if mean.metric == "va_correlation" else 0)
+        assert high <= 1 or mean.metric in ("seconds", "tokens_trained", "response_length")

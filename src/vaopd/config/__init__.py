@@ -16,6 +16,7 @@ from vaopd.config.sections import (
     ViewConfig,
     VllmConfig,
 )
+from vaopd.config.tracking import TrackingConfig
 from vaopd.config.training import TrainingConfig
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Section",
     "StudentConfig",
     "TeacherConfig",
+    "TrackingConfig",
     "TrainingConfig",
     "ValidationConfig",
     "ViewConfig",

@@ -13,6 +13,7 @@ from vaopd.config.sections import (
     ValidationConfig,
     ViewConfig,
 )
+from vaopd.config.tracking import TrackingConfig
 from vaopd.config.training import TrainingConfig
 
 
@@ -27,6 +28,7 @@ class RunConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     validation: ValidationConfig = ValidationConfig()
     training: TrainingConfig = TrainingConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _check_teacher(self) -> "RunConfig":

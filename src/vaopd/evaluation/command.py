@@ -7,6 +7,7 @@ import typer
 
 from vaopd.errors import ConfigError
 from vaopd.evaluation.command_options import Answering, Asking, Debug, Scoring, What, in_sections
+from vaopd.recipes.command import Json, print_json
 
 PAGE = "comparison.html"
 
@@ -70,7 +71,7 @@ def _engine(protocol: Any, output: Path, answering: Answering) -> Any:
     return launch.transformers_engine(protocol, output, answering.devices, answering.batch_tokens)
 
 
-def benchmarks(debug: Debug = False) -> None:  # debug is read by main()
+def benchmarks(json: Json = False, debug: Debug = False) -> None:  # debug is read by main()
     """List the benchmarks: size, score, licence and where they come from."""
     from vaopd.evaluation.registry import BENCHMARKS
     from vaopd.evaluation.tables import print_table, wide_console
@@ -86,6 +87,9 @@ def benchmarks(debug: Debug = False) -> None:  # debug is read by main()
         )
         for one in BENCHMARKS.values()
     ]
+    if json:
+        print_json([dict(zip(header, row, strict=True)) for row in rows])
+        return
     print_table(wide_console(), "benchmarks", header, rows)
 
 
@@ -122,6 +126,7 @@ def compare(
     output: Annotated[
         Path | None, typer.Option(help="Folder for comparison.html and comparison.json.")
     ] = None,
+    json: Json = False,
     debug: Debug = False,  # read by main()
 ) -> None:
     """Compare two evaluations item by item: paired intervals and McNemar."""
@@ -131,11 +136,14 @@ def compare(
 
     compared = compare_folders(first, second)
     rows = [comparison_row(one) for one in compared]
-    print_table(wide_console(), f"A = {first}, B = {second}", COLUMNS, rows)
+    if json:
+        print_json([one.as_json() for one in compared])
+    else:
+        print_table(wide_console(), f"A = {first}, B = {second}", COLUMNS, rows)
     if output is not None:
         # Imported here, because it loads matplotlib.
         from vaopd.evaluation.comparison_page import page
 
         write_json(output / "comparison.json", [one.as_json() for one in compared])
-        write_text(output / PAGE, page(compared, str(first), str(second)))
-        typer.echo(f"written: {output / PAGE}")
+        write_text(output / PAGE, page(compared, first, second))
+        typer.echo(f"written: {output / PAGE}", err=json)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vaopd.errors import ConfigError
+from vaopd.errors import ConfigError, did_you_mean
 from vaopd.evaluation.benchmark import Benchmark, Graded, Item, Verdict
 from vaopd.evaluation.benchmarks.problems import problem_benchmark
 from vaopd.evaluation.predictions import ITEMS, read_items
@@ -96,16 +96,18 @@ def _check_same_protocol(first: Path, second: Path) -> None:
 def _benchmarks_in(folder: Path) -> set[str]:
     found = {file.parent.name for file in folder.glob(f"*/{VERDICTS}")}
     if not found:
+        remedy = "" if folder.exists() else did_you_mean(folder)
         raise ConfigError(
-            f"{folder} holds no NAME/{VERDICTS}; name the output folder of vaopd evaluate"
+            f"{folder} holds no NAME/{VERDICTS}"
+            f"{remedy or '; name the output folder of vaopd evaluate'}"
         )
     return found
 
 
 def _compare(name: str, first: Path, second: Path) -> Comparison:
     benchmark = BENCHMARKS.get(name) or problem_benchmark(name, name, source="")
-    items = _common_items(name, first, second)
-    runs = [_graded_runs(folder, items) for folder in (first, second)]
+    items = common_items(name, first, second)
+    runs = [graded_runs(folder, items) for folder in (first, second)]
     found = paired_scores(benchmark, *runs)
     wins = discordant(*runs)
     shares = [_unparsed(one) for one in runs]
@@ -130,8 +132,8 @@ def _compare(name: str, first: Path, second: Path) -> Comparison:
     )
 
 
-def _common_items(name: str, first: Path, second: Path) -> list[Item]:
-    """Return the items that both evaluations answered.
+def common_items(name: str, first: Path, second: Path) -> list[Item]:
+    """Return the items that both evaluations of a benchmark answered in every sample.
 
     Raises:
         ConfigError: An id has different questions in the two, or there is no common id.
@@ -158,7 +160,8 @@ def _fully_graded(folder: Path) -> set[str]:
     return set.intersection(*samples.values()) if samples else set()
 
 
-def _graded_runs(folder: Path, items: Sequence[Item]) -> list[list[Graded]]:
+def graded_runs(folder: Path, items: Sequence[Item]) -> list[list[Graded]]:
+    """Return the verdicts of a benchmark's folder by sample, each in the order of the items."""
     by_sample: dict[int, dict[str, Verdict]] = {}
     for row in read_rows(folder / VERDICTS):
         prefix = "is_correct_"

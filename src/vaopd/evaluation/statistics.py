@@ -141,6 +141,22 @@ def bounded_ends(
     return max(0.0, min(middle - reach, share)), min(1.0, max(middle + reach, share))
 
 
+def share_interval(
+    values: Float[np.ndarray, " N"], num_responses: int, *, seed: int = 0
+) -> Interval:
+    """Return the mean of the items' shares of right responses with its `bounded_ends`.
+
+    Args:
+        values: The share of right responses of each item, in [0, 1].
+        num_responses: Number of responses of all items.
+        seed: Seed of the resampling of items.
+    """
+    counts = resample_counts(len(values), RESAMPLES, np.random.default_rng(seed))
+    mean = float(values.mean())
+    low, high = bounded_ends(mean, counts @ values / len(values), len(values), num_responses)
+    return Interval(mean, low, high)
+
+
 def paired_ends(
     difference: float, discordance: float, variance: float, *, num_clusters: int, num_pairs: int
 ) -> tuple[float, float, float]:

@@ -3,7 +3,7 @@
 from difflib import get_close_matches
 from pathlib import Path
 
-from vaopd.errors import ConfigError
+from vaopd.errors import ConfigError, did_you_mean
 
 FOLDER = Path(__file__).parent
 
@@ -33,7 +33,7 @@ def find_recipe(recipe: str | Path, beside: Path = Path()) -> Path:
         return shipped
     path = beside / recipe
     if not path.is_file():
-        raise ConfigError(f"recipe {path} does not exist; {_remedy(path.stem)}")
+        raise ConfigError(f"recipe {path} does not exist{_remedy(path)}")
     return path
 
 
@@ -46,7 +46,7 @@ def copy_recipe(name: str, destination: Path) -> Path:
     """
     source = shipped_recipes().get(name)
     if source is None:
-        raise ConfigError(f"no recipe {name!r} ships; {_remedy(Path(name).stem)}")
+        raise ConfigError(f"no recipe {name!r} ships{_remedy(Path(name))}")
     target = destination / source.name if destination.is_dir() else destination
     if target.suffix not in (".yaml", ".yml"):
         raise ConfigError(
@@ -61,9 +61,9 @@ def copy_recipe(name: str, destination: Path) -> Path:
     return target
 
 
-def _remedy(name: str) -> str:
-    """Return the end of a sentence about a name that does not ship."""
-    nearest = get_close_matches(name, shipped_recipes(), n=1)
+def _remedy(path: Path) -> str:
+    """Return the end of a sentence about a recipe that does not ship and is not a file."""
+    nearest = get_close_matches(path.stem, shipped_recipes(), n=1)
     if nearest:
-        return f"did you mean the shipped recipe {nearest[0]}?"
-    return "`vaopd recipes` lists those that ship"
+        return f"; did you mean the shipped recipe {nearest[0]}?"
+    return did_you_mean(path) or "; `vaopd recipes` lists those that ship"

@@ -35,6 +35,9 @@ FORMULA = re.compile(
     r"|(?P<boxed>\\boxed\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})",
     re.DOTALL,
 )
+PLAIN = re.compile(r"(?:\\boxed\{)?(?:[^\W_]|[\s.,:;=+*/()<>%°-])*\}?")
+"""A formula that reads the same without being drawn, such as a boxed number or ``x + 5``."""
+
 LONGEST_FORMULA = 2000
 """Longest formula in characters; the converter's time grows faster than the length."""
 
@@ -42,6 +45,16 @@ LONGEST_FORMULA = 2000
 def has_formula(text: str) -> bool:
     """Return whether the text has a formula to draw."""
     return FORMULA.search(text) is not None
+
+
+def rendered(text: str) -> str | None:
+    """Return `readable` text, or ``None`` if drawing its formulas would not change how it reads.
+
+    A boxed number reads the same as its source, and so does a formula that cannot be drawn.
+    """
+    formulas = [match for match in FORMULA.finditer(text) if not PLAIN.fullmatch(_source(match))]
+    is_drawn = any(_formula(match).startswith("<math") for match in formulas)
+    return readable(text) if is_drawn else None
 
 
 def readable(text: str) -> str:
@@ -55,8 +68,12 @@ def readable(text: str) -> str:
     return "".join(parts)
 
 
+def _source(match: re.Match[str]) -> str:
+    return next(group for group in match.groups() if group is not None)
+
+
 def _formula(match: re.Match[str]) -> str:
-    source = next(group for group in match.groups() if group is not None)
+    source = _source(match)
     display = "block" if match["display"] or match["bracket"] else "inline"
     if len(source) > LONGEST_FORMULA or not (drawn := mathml(source, display)):
         return f'<code class="raw-math">{escape(match.group())}</code>'

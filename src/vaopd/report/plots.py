@@ -5,7 +5,6 @@ and switch between dark and light, which static images do not allow.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
 from statistics import fmean
 from typing import Any
 
@@ -21,155 +20,29 @@ from vaopd.report.statistics import (
 )
 
 BINS = 20
+NUM_HUES = 6
+"""Colours of the page; more lines of one run are dashed as well."""
+
 MAX_POINTS = 2000
 """Most points of a scatter plot; more points would only overlap."""
 
 Chart = dict[str, Any]
 Series = dict[str, Any]
 
-CURVES: tuple[tuple[str, str, tuple[tuple[str, str, str], ...]], ...] = (
-    (
-        "Accuracy",
-        "percent",
-        (
-            ("metrics", "accuracy", "training rollouts"),
-            ("validation", "accuracy", "validation"),
-            ("validation", "accuracy_pixelated", "validation, degraded image"),
-        ),
-    ),
-    (
-        "Visual advantage",
-        "nats",
-        (
-            ("metrics", "va/mean", "teacher, all training tokens"),
-            ("validation", "teacher_va", "teacher, high group of validation"),
-            ("validation", "student_va", "student, the same tokens"),
-        ),
-    ),
-    ("Loss", "", (("metrics", "loss", "loss"),)),
-    (
-        "Divergence from the teacher",
-        "nats",
-        (
-            ("metrics", "kl/mean", "KL to the target"),
-            ("metrics", "nll/mean", "negative log-likelihood"),
-        ),
-    ),
-    (
-        "High group",
-        "percent",
-        (
-            ("metrics", "va/high_share", "share of all advantage"),
-            ("metrics", "va/high_zero_share", "share of its tokens with VA 0"),
-        ),
-    ),
-    (
-        "Response length",
-        "tokens",
-        (
-            ("metrics", "response/length", "training rollouts"),
-            ("validation", "response_length", "validation"),
-        ),
-    ),
-    (
-        "Truncated and unparsed",
-        "percent",
-        (
-            ("metrics", "response/truncated_share", "truncated, training"),
-            ("validation", "truncated", "truncated, validation"),
-            ("validation", "unparsed", "unparsed, validation"),
-        ),
-    ),
-    (
-        "Rollout weights",
-        "",
-        (
-            ("metrics", "weights/rollout_max", "largest"),
-            ("metrics", "weights/rollout_min", "smallest"),
-            ("metrics", "weights/effective_share", "effective share of tokens"),
-            ("metrics", "weights/relative_share", "effective share against uniform"),
-        ),
-    ),
-    ("Tokens per second", "tokens/s", (("metrics", "tokens_per_second", "response tokens"),)),
-    ("Gradient norm", "", (("metrics", "gradient_norm", "before clipping"),)),
-    ("Learning rate", "", (("metrics", "learning_rate", "learning rate"),)),
-)
 
-
-def curves(sources: Sequence[Source]) -> list[Chart]:
-    """Return charts of everything in ``metrics.jsonl`` and ``validation.jsonl`` by step."""
-    files = {
-        name: [[_flat(row) for row in getattr(source, name)] for source in sources]
-        for name in ("metrics", "validation")
-    }
-    known = {(file, key) for _, _, entries in CURVES for file, key, _ in entries}
-    charts = [_curve_chart(title, unit, entries, files, sources) for title, unit, entries in CURVES]
-    found = {
-        (file, key): None
-        for file, runs in files.items()
-        for rows in runs
-        for row in rows
-        for key in row
-        if key != "step" and (file, key) not in known
-    }
-    # time/sample and time/train share a chart, and so do kinds of problems.
-    families = groupby(sorted(found), key=lambda entry: (entry[0], entry[1].rpartition("/")[0]))
-    for (file, family), entries in families:
-        keys = [key for _, key in entries]
-        for title, members in [(family, keys)] if family else [(key, [key]) for key in keys]:
-            unit = {"time": "seconds", "accuracy_by_kind": "percent"}.get(title, "")
-            named = tuple((file, key, key.rpartition("/")[2]) for key in members)
-            charts.append(_curve_chart(_title(title, file), unit, named, files, sources))
-    return [chart for chart in charts if chart["series"]]
-
-
-def _title(key: str, file: str) -> str:
-    if key == "time":
-        return "Seconds by phase"
-    words = key.replace("_", " ").replace("/", ", ")
-    return words.capitalize() + (" (validation)" if file == "validation" else "")
-
-
-def _curve_chart(
-    title: str,
-    unit: str,
-    entries: Iterable[tuple[str, str, str]],
-    files: dict[str, list[list[dict[str, Any]]]],
-    sources: Sequence[Source],
-) -> Chart:
-    series = []
-    for place, (file, key, label) in enumerate(entries):
-        for number, source in enumerate(sources):
-            points = [(row["step"], row[key]) for row in files[file][number] if key in row]
-            if points:
-                series.append(
-                    _series(label, source, number, place, points, len(sources))
-                    # There are few points, and a line alone would not show them.
-                    | {"marks": file == "validation"}
-                )
-    return {"title": title, "unit": unit, "x": "step", "kind": "line", "series": series}
-
-
-def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Number]:
-    """Return the numbers of a row; those of an inner object as ``outer/inner``."""
-    flat: dict[str, Number] = {}
-    for key, value in row.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            flat[prefix + key] = value
-    return flat if prefix or "step" in flat else {}
-
-
-def _series(
+def line(
     label: str, source: Source, run: int, place: int, points: Iterable[tuple], runs: int
 ) -> Series:
-    """Return a line; its colour stands for the run, or for the quantity if there is one run."""
+    """Return a line; its colour stands for the run, or for the quantity if there is one run.
+
+    Its dash and its dot stand for the quantity where the colour does not.
+    """
     xs, ys = zip(*sorted(points), strict=True)
     return {
         "label": f"{source.name}: {label}" if runs > 1 else label,
         "hue": run if runs > 1 else place,
-        "dash": place if runs > 1 else 0,
+        "dash": place if runs > 1 else place // NUM_HUES,
+        "dot": place,
         "x": list(xs),
         "y": list(ys),
     }
@@ -213,7 +86,7 @@ def _concentration(sources: Sequence[Source], measured: Sequence[list[Record]]) 
         if shares:
             points = [(0.0, 0.0), *zip(SHARES, shares, strict=True)]
             at = 0 if len(sources) > 1 else place
-            series.append(_series(label, source, number, at, points, len(sources)))
+            series.append(line(label, source, number, at, points, len(sources)))
     return {
         "id": "concentration",
         "title": "Concentration",
@@ -254,7 +127,7 @@ def _binned(
                 # The line ends at the end of the last bin.
                 points = list(zip(edges, [*shares, shares[-1]], strict=True))
                 name = f"{label} ({len(found):,})"
-                series.append(_series(name, source, number, place, points, len(sources)))
+                series.append(line(name, source, number, place, points, len(sources)))
     return {"kind": "steps", "unit": "percent", "series": series, **chart}
 
 
@@ -321,7 +194,7 @@ def _weight_against_length(sources: Sequence[Source], measured: Sequence[list[Re
         for place, (label, outcome) in enumerate(outcomes):
             points = [(r.length, round(w, 4)) for r, w in weighted if r.is_correct is outcome]
             if points:
-                series.append(_series(label, source, number, place, points, len(sources)))
+                series.append(line(label, source, number, place, points, len(sources)))
     return {
         "id": "weight-length",
         "title": "Weight against length",
@@ -343,7 +216,7 @@ def _weight_by_outcome(sources: Sequence[Source], measured: Sequence[list[Record
             if found:
                 shares = [count / len(found) for count in histogram(found, edges)]
                 points = list(zip(edges, [*shares, shares[-1]], strict=True))
-                series.append(_series(label, source, number, place, points, len(sources)))
+                series.append(line(label, source, number, place, points, len(sources)))
                 name = f"{source.name}, {label}" if len(sources) > 1 else label
                 means.append(f"{name} {fmean(found):.2f} (n={len(found):,})")
     return {

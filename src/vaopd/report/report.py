@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from vaopd.errors import ConfigError, RunFolderError
 from vaopd.records import write_text
+from vaopd.report.curves import curves, has_values
 from vaopd.report.evaluations import (
     FOLDER,
     Evaluation,
@@ -25,7 +26,8 @@ from vaopd.report.evaluations import (
     find_evaluations,
     is_evaluation,
 )
-from vaopd.report.plots import advantage_charts, curves, measured_records
+from vaopd.report.overview import overview
+from vaopd.report.plots import advantage_charts, measured_records
 from vaopd.report.rollouts import Pictures, rollout_groups
 from vaopd.report.sources import Source, read_source
 from vaopd.report.statistics import SHARES, Number, concentration, first_mention, quantile
@@ -106,16 +108,19 @@ def write_report(
     groups = rollout_groups(sources, pictures, max_rollouts=max_rollouts, progress=progress)
     shown = sum(len(group["rollouts"]) for group in groups)
     is_finished = all(source.is_finished for source in sources)
+    charts = curves(sources)
     data = {
         "runs": [source.name for source in sources],
         "groups": groups,
         "pictures": pictures.data_addresses(),
         "scales": _scales(groups),
         "advantageCharts": advantage_charts(sources),
-        "curveCharts": curves(sources),
+        "curveCharts": [chart for chart in charts if has_values(chart)],
         "reloadSeconds": RELOAD_SECONDS if is_live and not is_finished else 0,
     }
-    page = _render(sources, evaluations, data, shown=shown, total=total)
+    zeros = [chart["title"] for chart in charts if not has_values(chart)]
+    counts = {"shown": shown, "total": total, "zeros": zeros}
+    page = _render(sources, evaluations, data, counts)
     write_text(output, page)
     return Report(output, shown, total, len(page.encode()), is_finished)
 
@@ -205,9 +210,7 @@ def _render(
     sources: Sequence[Source],
     evaluations: Sequence[Evaluation],
     data: dict[str, Any],
-    *,
-    shown: int,
-    total: int,
+    counts: dict[str, Any],
 ) -> str:
     environment = Environment(
         loader=PackageLoader("vaopd.report", "templates"),
@@ -231,8 +234,7 @@ def _render(
         evaluations=evaluation_tables(evaluations) if evaluations else None,
         has_advantage=bool(data["advantageCharts"]),
         has_curves=bool(data["curveCharts"]),
-        shown=shown,
-        total=total,
+        **counts,
         reload_seconds=data["reloadSeconds"],
     )
 
@@ -277,40 +279,6 @@ def _scales(groups: Sequence[dict[str, Any]]) -> dict[str, Number]:
         if any(letter in rollout for group in groups for rollout in group["rollouts"]):
             scales[letter] = quantile(values, 0.99) or 1.0
     return scales
-
-
-def overview(source: Source) -> dict[str, Any]:
-    """Return the headline of a run: its models, method and results."""
-
-    def key(section: str, name: str) -> str:
-        return str(source.config.get(section, {}).get(name, ""))
-
-    def change(name: str) -> tuple[Number, Number] | None:
-        values = [row[name] for row in source.validation if row.get(name) is not None]
-        return (values[0], values[-1]) if values else None
-
-    steps = [row["step"] for row in source.metrics if "step" in row]
-    return {
-        "name": source.name,
-        "method": key("method", "name"),
-        "student": key("student", "model"),
-        "teacher": key("teacher", "model"),
-        "steps": max(steps, default=0),
-        "planned": source.config.get("training", {}).get("max_steps"),
-        "is_finished": source.is_finished,
-        "warnings": source.warnings,
-        "accuracy": change("accuracy"),
-        "degraded_accuracy": change("accuracy_pixelated"),
-        "student_va": change("student_va"),
-        "teacher_va": change("teacher_va"),
-        "seconds": sum(
-            value
-            for row in source.metrics
-            for name, value in row.items()
-            if name.startswith("time/")
-        ),
-        "rollouts": len(source.records),
-    }
 
 
 def _facts(sources: Sequence[Source]) -> list[dict[str, Any]]:

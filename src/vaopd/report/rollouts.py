@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vaopd.pictures import encode_picture
 from vaopd.records import read_rows
-from vaopd.report.mathematics import has_formula, readable
+from vaopd.report.mathematics import has_formula, readable, rendered
 from vaopd.report.sources import (
     GroupKey,
     Record,
@@ -179,7 +179,7 @@ def _rollout(record: Record, row: dict[str, Any], number: int) -> dict[str, Any]
         "length": record.length,
         "texts": [span.text for span in spans],
         "special": _specials(spans),
-        "reading": readable(response) if has_formula(response) else None,
+        "reading": rendered(response),
     }
     # Nearly always a span is one token; only other lengths are stored.
     if any(span.count != 1 for span in spans):

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from vaopd.errors import ConfigError, RunFolderError
+from vaopd.errors import ConfigError, RunFolderError, did_you_mean
 from vaopd.records import read_rows
 from vaopd.report.statistics import Number, advantage_of
+from vaopd.run_records import schema_of
 
 NUMBERS = (
     "original_logprobs",
@@ -26,6 +27,9 @@ NUMBERS = (
 
 SOURCES = {"rollouts": "training", "validation": "validation"}
 """Folder of rollout files, and its name on the page."""
+
+
+GIVE = "; give the folder of a run or a file that `vaopd score` wrote"
 
 
 class GroupKey(NamedTuple):
@@ -88,9 +92,7 @@ def read_source(path: Path, progress: Callable[[str], None] = lambda text: None)
         RunFolderError: It is not a run, nothing was logged yet, or a row is damaged.
     """
     if not path.exists():
-        raise ConfigError(
-            f"{path} does not exist; give the folder of a run or a file that `vaopd score` wrote"
-        )
+        raise ConfigError(f"{path} does not exist{did_you_mean(path) or GIVE}")
     return _run_folder(path, progress) if path.is_dir() else _scored_file(path, progress)
 
 
@@ -99,6 +101,7 @@ def _run_folder(path: Path, progress: Callable[[str], None]) -> Source:
         raise RunFolderError(
             f"{path} is not a run folder (no config.yaml); give the folder that `vaopd train` wrote"
         )
+    schema_of(path)
     text = (path / "config.yaml").read_text(encoding="utf-8")
     metrics, validation, warnings = (
         read_rows(path / name) if (path / name).is_file() else []

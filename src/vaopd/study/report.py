@@ -13,22 +13,23 @@ from markupsafe import Markup
 from vaopd.evaluation.statistics import Interval
 from vaopd.report.statistics import SHARES
 from vaopd.study.figures import Line, Point, gain_plot, interval_plot, line_plot, with_own_ids
+from vaopd.study.headline import headline, sentences
 from vaopd.study.measuring import record_of
-from vaopd.study.plan import Plan, StudyTable
+from vaopd.study.pages import REPORT
+from vaopd.study.plan import Arm, Plan, StudyTable
 from vaopd.study.results import Results
-from vaopd.study.runs import is_finished
+from vaopd.study.runs import is_finished, run_folder
 
 TEMPLATES = Path(__file__).parent / "templates"
-NONE = "none"
-"""Text for a difference whose interval contains 0."""
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
+    return _number(1)(100 * value)
 
 
 def _number(decimals: int) -> Callable[[float], str]:
-    return lambda value: f"{value:,.{decimals}f}"
+    # The z writes 0 and not -0 for a small negative number.
+    return lambda value: f"{value:z,.{decimals}f}"
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,19 @@ METRICS = (
     MetricColumn("va_mass_top_10", "VA in top 10 %, %", _percent),
     MetricColumn("response_length", "tokens a response", _number(1)),
     MetricColumn("truncated", "truncated, %", _percent),
-    MetricColumn("seconds", "seconds", _number(0)),
+    MetricColumn("seconds", "seconds", _number(1)),
     MetricColumn("tokens_trained", "tokens trained", _number(0)),
 )
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of the page: its heading, value and interval."""
+    """A number of the page."""
 
     text: str
     interval: str = ""
+    is_unclear: bool = False
+    """Whether it is a difference that cannot be told from 0."""
 
 
 def render(plan: Plan, results: Results, output: Path, study: dict[str, Any]) -> str:
@@ -79,21 +82,16 @@ def render(plan: Plan, results: Results, output: Path, study: dict[str, Any]) ->
         lstrip_blocks=True,
     )
     return environment.get_template("study.html.jinja").render(
+        headline=headline(plan, results),
         tables=[_table(table, results, output, study["failures"]) for table in plan.tables],
         maps=_inline(_regime_maps(plan, results), "map"),
         protocol=study["protocol"],
     )
 
 
-def difference_text(interval: Interval, write: Callable[[float], str]) -> str:
-    """Return a difference with its sign, or ``none`` if its interval contains 0."""
-    if interval.low is None:
-        return f"{_signed(interval.mean, write)} (one seed)"
-    return NONE if interval.is_none else _signed(interval.mean, write)
-
-
 def _signed(value: float, write: Callable[[float], str]) -> str:
-    return ("+" if value >= 0 else "") + write(value)
+    text = write(value)
+    return text if text.startswith("-") else f"+{text}"
 
 
 def _table(
@@ -109,11 +107,12 @@ def _table(
     return {
         "name": table.name,
         "title": table.settings.title,
+        "sentences": sentences(table, results),
         "baseline": table.settings.baseline,
         "metrics": shown,
-        "rows": _rows(table, results, shown),
+        "rows": _rows(table, results, shown, output),
         "kinds": kinds,
-        "kind_rows": _rows(table, results, kinds),
+        "kind_rows": _rows(table, results, kinds, output),
         "tests": _tests(table, results),
         "failures": [row for row in failures if row["table"] == table.name],
         "figures": _inline(_figures(table, results, output), table.name),
@@ -125,12 +124,15 @@ def _inline(svgs: list[str], place: str) -> list[Markup]:
     return [Markup(with_own_ids(svg, f"{place}-{n}-")) for n, svg in enumerate(svgs)]
 
 
-def _rows(table: StudyTable, results: Results, metrics: list[MetricColumn]) -> list[dict[str, Any]]:
+def _rows(
+    table: StudyTable, results: Results, metrics: list[MetricColumn], output: Path
+) -> list[dict[str, Any]]:
     means = {(m.arm, m.metric): m for m in results.means if m.table == table.name}
     gaps = {(c.arm, c.metric): c for c in results.comparisons if c.table == table.name}
     rows = []
-    for arm in table.arms:
-        seeds = max((len(m.seeds) for key, m in means.items() if key[0] == arm), default=0)
+    for arm, planned in table.arms.items():
+        done = sorted({seed for key, m in means.items() if key[0] == arm for seed in m.seeds})
+        seeds = [(seed, _link(planned, seed, output)) for seed in done]
         own = [_mean_cell(means.get((arm, metric.name)), metric) for metric in metrics]
         other = [_gap_cell(gaps.get((arm, metric.name)), metric) for metric in metrics]
         is_compared = any(key[0] == arm for key in gaps)
@@ -150,6 +152,13 @@ def _tests(table: StudyTable, results: Results) -> list[str]:
     ]
 
 
+def _link(arm: Arm, seed: int, output: Path) -> str:
+    """Return the relative address of the report of a run; '' if it is not there."""
+    page = run_folder(output, arm.runs[seed]) / REPORT
+    is_there = page.is_file() and not arm.is_untrained
+    return page.relative_to(output).as_posix() if is_there else ""
+
+
 def _mean_cell(mean: Any, metric: MetricColumn) -> Cell:
     if mean is None:
         return Cell("")
@@ -160,7 +169,8 @@ def _gap_cell(comparison: Any, metric: MetricColumn) -> Cell:
     if comparison is None:
         return Cell("")
     gap = comparison.interval
-    return Cell(difference_text(gap, metric.write), _ends(gap, metric))
+    ends = _ends(gap, metric) or "one seed"
+    return Cell(_signed(gap.mean, metric.write), ends, gap.is_none)
 
 
 def _ends(interval: Interval, metric: MetricColumn) -> str:

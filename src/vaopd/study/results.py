@@ -26,6 +26,14 @@ NEEDS_SAME_VIEW = ("accuracy_pixelated", "answer_change_rate", *NEEDS_SAME_TEACH
 """Metrics that mean the same in two arms only if both degrade the image in the same way."""
 
 
+RANGES = {"va_correlation": (-1.0, 1.0)} | dict.fromkeys(
+    ("accuracy", "accuracy_pixelated", "answer_change_rate", "truncated", "va_mass_top_10"),
+    (0.0, 1.0),
+)
+"""Smallest and largest possible value of a metric; the others have no largest one and are not
+negative."""
+
+
 @dataclass(frozen=True)
 class Mean:
     """An arm's mean of a metric over its finished seeds."""
@@ -173,8 +181,21 @@ def _means(table: str, arm: str, by_seed: dict[int, MeasuredRun]) -> list[Mean]:
         values = np.stack([_values(measured, metric) for measured in by_seed.values()])
         complete = values[:, ~np.isnan(values).any(0)]
         if complete.size:
-            means.append(Mean(table, arm, metric, mean_interval(complete), list(by_seed)))
+            interval = _possible(mean_interval(complete), *_range(metric))
+            means.append(Mean(table, arm, metric, interval, list(by_seed)))
     return means
+
+
+def _range(metric: str) -> tuple[float, float]:
+    """Return the smallest and the largest possible value of a metric."""
+    return RANGES.get(metric.partition("/")[0], (0.0, float("inf")))
+
+
+def _possible(interval: Interval, lowest: float, highest: float) -> Interval:
+    """Return the part of an interval that is possible; Student's t knows no limits."""
+    if interval.low is None or interval.high is None:
+        return interval
+    return Interval(interval.mean, max(lowest, interval.low), min(highest, interval.high))
 
 
 def _comparisons(
@@ -198,7 +219,9 @@ def _comparisons(
         complete = ~np.isnan(first - second).any(0)
         if complete.any():
             first, second = first[:, complete], second[:, complete]
-            interval = paired_difference(first, second)
+            lowest, highest = _range(metric)
+            reach = highest - lowest
+            interval = _possible(paired_difference(first, second), -reach, reach)
             test = paired_test(first - second) if metric == "accuracy" else None
             comparisons.append(
                 ArmComparison(table.name, arm, baseline, metric, interval, seeds, test)

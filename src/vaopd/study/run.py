@@ -13,6 +13,7 @@ from typing import Any
 from vaopd.errors import StudyError
 from vaopd.records import write_json, write_text
 from vaopd.study.measuring import record_of
+from vaopd.study.pages import write_reports
 from vaopd.study.plan import Choices, Plan
 from vaopd.study.report import render
 from vaopd.study.results import Mean, collect, failed_arms
@@ -79,8 +80,9 @@ def run_study(
 def write_study(
     plan: Plan, output: Path, failures: dict[str, str], command: Sequence[str]
 ) -> dict[str, Any]:
-    """Write ``study.json`` and ``study.html`` from the finished runs; return the json."""
+    """Write json and page of a study and the reports of its finished runs; return the json."""
     results = collect(plan, output)
+    write_reports(output, is_new_only=True)
     study = {
         "rows": results.rows,
         "means": [_mean_row(mean) for mean in results.means],

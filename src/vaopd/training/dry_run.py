@@ -11,6 +11,7 @@ from vaopd.problems.problem import Problem
 from vaopd.problems.rows import count_rows
 from vaopd.problems.sources import Location, load_problems, locate, placed_problems
 from vaopd.training.schedule import total_steps
+from vaopd.training.tracking import check_installed
 
 FIRST_ROWS = 16
 """Number of rows of a stored source that are read."""
@@ -20,9 +21,11 @@ def dry_run(config: RunConfig) -> list[str]:
     """Return one line per check, and lines for what was not checked; loads no model.
 
     Raises:
-        ConfigError: A source has invalid options, or fewer problems than the recipe needs.
+        ConfigError: A source has invalid options, or fewer problems than the recipe needs; or a
+            tracker is not installed.
         ProblemError: A source does not exist, cannot be read or begins with bad rows.
     """
+    check_installed(config.tracking)
     found: list[str] = []
     unseen: list[str] = []
     for key, source in (("train", config.data.train), ("validation", config.data.validation)):

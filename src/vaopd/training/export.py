@@ -6,7 +6,7 @@ import torch
 from safetensors import SafetensorError
 
 from vaopd.devices import DTYPES
-from vaopd.errors import ConfigError, ModelError, RunFolderError
+from vaopd.errors import ConfigError, ModelError, RunFolderError, did_you_mean
 from vaopd.models.adapters import is_adapter_folder
 from vaopd.models.loading import load_model
 from vaopd.records import new_folder
@@ -30,7 +30,8 @@ def export(source: Path, output: Path, dtype: str = "float32") -> Path:
     if output.exists():
         raise ConfigError(f"output {output} exists; choose another folder or remove it")
     if not source.is_dir():
-        raise ConfigError(f"{source} is not a folder; give a run folder, a checkpoint or adapters")
+        remedy = did_you_mean(source) or "; give a run folder, a checkpoint or adapters"
+        raise ConfigError(f"{source} is not a folder{remedy}")
     folder = _model_folder(source)
     cpu = torch.device("cpu")
     model = load_model(str(folder), device=cpu, dtype=torch.float32, compute_dtype=torch.float32)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -14,13 +15,14 @@ from vaopd.config import RunConfig, load_config
 from vaopd.devices import DTYPES
 from vaopd.display import Display
 from vaopd.distributed.world import World, processes
-from vaopd.errors import ConfigError
+from vaopd.errors import ConfigError, told_once
 from vaopd.evaluation.validation import ValidationResult, Validator
 from vaopd.lock import FolderLock
 from vaopd.methods import Method, section_of
 from vaopd.problems.manifest import MANIFEST, check_unchanged
 from vaopd.records import new_folder, write_json, write_text
 from vaopd.training.best import Best, better, mark_best, restore_best
+from vaopd.training.callbacks import Callback
 from vaopd.training.checkpoint import (
     checkpoint_path,
     load_checkpoint,
@@ -33,8 +35,8 @@ from vaopd.training.data import RunData, read_data
 from vaopd.training.extension import extension
 from vaopd.training.result import RunResult, describe
 from vaopd.training.run_folder import (
-    check_free,
-    check_same_recipe,
+    Start,
+    check_start,
     claim,
     environment,
     forget_after,
@@ -47,6 +49,7 @@ from vaopd.training.startup import ValidationTime, check_prompts, encode_first
 from vaopd.training.step import Step
 from vaopd.training.stopping import StopRequest
 from vaopd.training.tracker import Tracker
+from vaopd.training.tracking import check_installed
 from vaopd.unread import unread_line
 
 
@@ -58,6 +61,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     console: Console | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> RunResult:
     """Train a student by the recipe and return the result.
 
@@ -71,10 +75,11 @@ def train(
         resume: Continue from the newest checkpoint of an existing run folder.
         overwrite: Replace an old run folder as soon as the new run is ready to begin.
         console: Where progress is shown; the default is standard error.
+        callbacks: Called at steps, validations and checkpoints, in the main process.
 
     Raises:
-        ConfigError: ``resume`` and ``overwrite`` are both set, or the folder holds the run of
-            another recipe.
+        ConfigError: ``resume`` and ``overwrite`` are both set, the folder holds the run of
+            another recipe, or a tracker is not installed.
         RunFolderError: The folder exists and neither ``resume`` nor ``overwrite`` is set, the
             folder is not a run, or another process writes it.
         VaopdError: Any other problem that the user can correct, in one sentence.
@@ -84,24 +89,24 @@ def train(
         config = RunConfig(**{**dict(config), "method": section_of(method)})
     if resume and overwrite:
         raise ConfigError("--resume keeps the run folder and --overwrite removes it; give only one")
+    told_once(lambda: check_installed(config.tracking))
+    start: Start = "resume" if resume else "overwrite" if overwrite else "new"
     place = processes(config.training.parallel, config.training.device)
     with shortage_explained(output), place as world:
-        return _train(config, output, world, resume, overwrite, console)
+        return _train(config, output, world, start, console, callbacks)
 
 
 def _train(
     config: RunConfig,
     output: Path,
     world: World,
-    resume: bool,
-    overwrite: bool,
+    start: Start,
     console: Console | None,
+    callbacks: Sequence[Callback],
 ) -> RunResult:
-    world.same("options", f"{config.to_yaml()}{resume=}\n{overwrite=}")
-    if resume:
-        world.on_main(lambda: check_same_recipe(config, output))
-    else:
-        world.on_main(lambda: check_free(output, overwrite))
+    world.same("options", f"{config.to_yaml()}{start}")
+    world.on_main(lambda: check_start(config, output, start))
+    resume = start == "resume"
     shown = (console or Console(stderr=True)) if world.is_main else Console(quiet=True)
     lock = FolderLock(output, partial(shown.print, markup=False, highlight=False))
     with ExitStack() as resources:
@@ -110,11 +115,13 @@ def _train(
             world.on_main(lock.acquire)
         data = read_data(config, world, shown, output if resume else None)
         run = world.agree(lambda: build_run(config, output, data, shown, world, resources))
+        run.tracker.callbacks += callbacks
+        resources.callback(run.end)
         world.same("problems", json.dumps(run.manifest, indent=1))
         world.share_weights(run.student.model)
         run.prepare(is_new=not resume)
         if not resume:
-            world.on_main(lambda: claim(output, lock, overwrite))
+            world.on_main(lambda: claim(output, lock, overwrite=start == "overwrite"))
         return run.execute(resume)
 
 
@@ -165,6 +172,7 @@ class Run:
         self.tracker = tracker
         self.display = display
         self._take(data)
+        self.is_begun = False
         self.about_prompts: list[str] = []
         self.validator: Validator | None = None
         self.validation_time: ValidationTime | None = None
@@ -205,7 +213,7 @@ class Run:
     def execute(self, resume: bool) -> RunResult:
         """Create or reopen the folder, take all remaining steps and write the summary."""
         done = self._reopen() if resume else 0
-        self.world.on_main(lambda: self._describe_run(done))
+        self.world.on_main(lambda: self._begin(done))
         has_launcher = self.config.training.parallel != "none"
         with self.display, StopRequest(self.display.say, has_launcher=has_launcher) as stop:
             self._say_what_comes(done)
@@ -219,11 +227,18 @@ class Run:
         self.world.on_main(lambda: write_json(file, self.tracker.summary(result)))
         return result
 
-    def _describe_run(self, done: int) -> None:
+    def end(self) -> None:
+        """Tell the callbacks, also after an error in this process alone."""
+        if self.world.is_main and self.is_begun:
+            self.tracker.end()
+
+    def _begin(self, done: int) -> None:
         write_text(self.output / "config.yaml", self.config.to_yaml())
         write_json(self.output / MANIFEST, self.manifest)
         if done == 0:
             write_json(self.output / "environment.json", environment(self.world))
+        self.is_begun = True
+        self.tracker.start(done)
 
     def _result(self, done: int) -> RunResult:
         return RunResult(
@@ -312,6 +327,7 @@ class Run:
         """Mark the best checkpoint; after the last step remove checkpoints that are not kept."""
         if self.best is not None and self.best.step == step:
             mark_best(self.output, self.best)
+        self.tracker.checkpoint(step, checkpoint_path(self.output, step))
         if step == self.steps and not self.step.skips.in_a_row:
             self._remove_old_checkpoints()
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,10 +16,22 @@ from vaopd.distributed.world import World
 from vaopd.errors import ConfigError, RunFolderError, TrainingError, is_out_of_memory
 from vaopd.lock import LOCK, FolderLock
 from vaopd.records import keep_rows_up_to
+from vaopd.run_records import SCHEMA, schema_of
 from vaopd.training.alarms import WARNINGS_FILE
 from vaopd.training.checkpoint import NO_SPACE, not_written
 from vaopd.training.extension import LENGTH_KEYS
 from vaopd.versions import installed_version
+
+Start = Literal["new", "resume", "overwrite"]
+"""What becomes of a run folder that exists: an error, the run goes on, or it is replaced."""
+
+
+def check_start(config: RunConfig, output: Path, start: Start) -> None:
+    """Check that the folder may be used as the start wants: see the two checks below."""
+    if start == "resume":
+        check_same_recipe(config, output)
+    else:
+        check_free(output, overwrite=start == "overwrite")
 
 
 def check_free(output: Path, overwrite: bool) -> None:
@@ -79,7 +91,7 @@ def check_same_recipe(config: RunConfig, output: Path) -> None:
     """Check that a run can be resumed with a recipe.
 
     Raises:
-        RunFolderError: The folder is not a run folder.
+        RunFolderError: The folder is not a run folder, or a later vaopd wrote it.
         ConfigError: The run was started with a recipe that trains differently.
     """
     recipe = output / "config.yaml"
@@ -87,6 +99,7 @@ def check_same_recipe(config: RunConfig, output: Path) -> None:
         raise RunFolderError(
             f"{output} is not a run folder (no config.yaml); start without --resume"
         )
+    schema_of(output)
     saved = load_config(recipe)
     if difference := _difference(saved, config):
         raise ConfigError(
@@ -165,6 +178,7 @@ def environment(world: World) -> dict[str, Any]:
     device = world.device
     packages = ("vaopd", "torch", "transformers", "tokenizers", "numpy", "pillow")
     return {
+        "schema": SCHEMA,
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),

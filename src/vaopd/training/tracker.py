@@ -12,11 +12,13 @@ from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.problems.problem import Problem
 from vaopd.records import append_row, write_rows
 from vaopd.training.alarms import Alarms
+from vaopd.training.callbacks import Callback
 from vaopd.training.metrics import problem_pictures, rollout_rows, step_metrics
 from vaopd.training.result import RunResult, summary
 from vaopd.training.schedule import is_due
 from vaopd.training.skipping import check_may_go_on, describe_skip
 from vaopd.training.step import Step, StepResult
+from vaopd.training.tracking import Tracking
 
 
 class Tracker:
@@ -32,6 +34,9 @@ class Tracker:
         self.say = say
         self.alarms = Alarms(config, output, say)
         self.place: tuple[int, int] | None = None
+        self.callbacks: list[Callback] = []
+        if config.tracking.backend:
+            self.callbacks.append(Tracking(config, output, say))
 
     def check_folder(self) -> None:
         """Check that the run folder is still the one of the first call.
@@ -50,6 +55,21 @@ class Tracker:
                 "on with --resume, or start anew"
             )
 
+    def start(self, step: int) -> None:
+        """Tell the callbacks that the run begins, or goes on after ``step``."""
+        for callback in self.callbacks:
+            callback.on_start(step)
+
+    def checkpoint(self, step: int, folder: Path) -> None:
+        """Tell the callbacks about a checkpoint."""
+        for callback in self.callbacks:
+            callback.on_checkpoint(step, folder)
+
+    def end(self) -> None:
+        """Tell the callbacks that the run has ended."""
+        for callback in self.callbacks:
+            callback.on_end()
+
     def step(
         self, result: StepResult, problems: list[Problem], step: int, learning_rate: float
     ) -> dict[str, Any]:
@@ -65,6 +85,8 @@ class Tracker:
             is_own_text=method.needs.responses == "student",
         )
         append_row(self.output / "metrics.jsonl", row)
+        for callback in self.callbacks:
+            callback.on_step(step, row)
         if skipped := result.skipped_in_a_row:
             line = describe_skip(step, skipped, result.loss, result.gradient_norm, problems)
             check_may_go_on(skipped, training.max_skipped_steps, line)
@@ -83,6 +105,8 @@ class Tracker:
                 step=step,
             )
             write_rows(folder / f"step_{step:06d}.jsonl", rows)
+            for callback in self.callbacks:
+                callback.on_rollouts(step, rows, folder)
         return row
 
     def summary(self, result: RunResult) -> dict[str, Any]:
@@ -108,4 +132,6 @@ class Tracker:
         append_row(self.output / "validation.jsonl", {"step": step, **asdict(validation.result)})
         num_responses = sum(row["view"] == "original" for row in rows)
         self.alarms.watch_validation(step, validation.result, num_responses)
+        for callback in self.callbacks:
+            callback.on_validation(step, validation.result)
         return validation.result

@@ -1,7 +1,8 @@
-const DASHES = [[], [6, 4], [2, 3], [9, 3, 2, 3]];
+const DASHES = [[], [6, 4], [2, 3], [9, 3, 2, 3], [12, 4], [4, 2, 1, 2], [9, 3, 2, 3, 2, 3], [1, 5]];
 const plots = [];
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const hueOf = (series) => css(`--c${series.hue % 6}`);
+const dashOf = (series) => DASHES[series.dash % DASHES.length];
 const showValue = (unit) => (_, value) => (!isNumber(value) ? "" : unit === "percent" ? percent(value) : short(value));
 
 /* All series over one axis. Points of a scatter may share an x, which a join would merge. */
@@ -13,12 +14,28 @@ function table(chart) {
   return [points.map((point) => point[0]), ...columns];
 }
 
+/* The first quantity of a scatter has full dots and the others hollow ones, in every run. */
+const dotFill = (series) => (series.dot ? css("--surface") : `${hueOf(series)}cc`);
+
+/* The line or dot of a series as it is drawn in the plot, for the legend. */
+function sample(series, chart) {
+  const draw = (tag, attributes, ...children) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    element.append(...children);
+    return element;
+  };
+  const shape = chart.kind === "scatter"
+    ? draw("circle", { cx: 14, cy: 5, r: 3, fill: dotFill(series), stroke: hueOf(series), "stroke-width": 1.3 })
+    : draw("line", { x1: 0, x2: 28, y1: 5, y2: 5, stroke: hueOf(series), "stroke-width": 2, "stroke-dasharray": dashOf(series).join(" ") });
+  return draw("svg", { class: "sample", width: 28, height: 10, "aria-hidden": "true" }, shape);
+}
+
 function seriesOptions(series, chart) {
   const stroke = hueOf(series);
-  const base = { label: series.label, stroke, width: 1.8, dash: DASHES[series.dash % 4], value: showValue(chart.unit), spanGaps: true };
+  const base = { label: series.label, stroke, width: 1.8, dash: dashOf(series), value: showValue(chart.unit), spanGaps: true };
   if (chart.kind === "scatter") {
-    const fill = series.hue % 2 ? css("--surface") : `${stroke}99`;
-    return { ...base, paths: () => null, points: { show: true, size: 6, width: 1.3, fill, stroke } };
+    return { ...base, paths: () => null, points: { show: true, size: 6, width: 1.3, fill: dotFill(series), stroke } };
   }
   if (chart.kind === "steps")
     return { ...base, paths: uPlot.paths.stepped({ align: 1 }), points: { show: false }, fill: `${stroke}1f` };
@@ -46,15 +63,19 @@ function yRange(chart) {
   };
 }
 
-function draw(chart, plot) {
+function draw(chart, plot, place) {
   const options = {
     width: Math.max(200, plot.clientWidth), height: 230, axes: axes(chart), padding: [8, 16, 0, 0],
     scales: { x: { time: false }, y: { range: yRange(chart) } },
     cursor: { points: { size: 7 }, focus: { prox: 24 } }, focus: { alpha: 0.35 },
-    series: [{ label: chart.x, value: (_, value) => (isNumber(value) ? short(value) : "") }, ...chart.series.map((series) => seriesOptions(series, chart))],
+    hooks: { setLegend: [(drawn) => { place.textContent = isNumber(drawn.cursor.idx) ? `${chart.x} ${short(drawn.data[0][drawn.cursor.idx])}` : ""; }] },
+    series: [{ label: chart.x }, ...chart.series.map((series) => seriesOptions(series, chart))],
   };
   const drawn = new uPlot(options, table(chart), plot);
-  for (const name of plot.querySelectorAll(".u-legend tr:not(:first-child) th")) {
+  /* The first row is the axis, which is no line; its value stands beside the title. */
+  plot.querySelector(".u-legend tr").remove();
+  for (const [number, name] of plot.querySelectorAll(".u-legend th").entries()) {
+    name.prepend(sample(chart.series[number], chart));
     name.tabIndex = 0;
     name.setAttribute("role", "button");
     name.addEventListener("keydown", (event) => {
@@ -74,9 +95,10 @@ function summary(chart) {
 function addChart(chart, root) {
   const plot = make("div", { class: "plot", role: "img", "aria-label": summary(chart) });
   const unit = chart.unit && chart.unit !== "percent" && chart.kind === "line" ? chart.unit : "";
+  const place = make("i");
   root.append(make("figure", { class: "chart", id: chart.id ? `chart-${chart.id}` : null },
-    make("figcaption", {}, make("b", {}, chart.title), make("span", {}, chart.caption || unit)), plot));
-  const entry = { chart, plot, drawn: draw(chart, plot) };
+    make("figcaption", {}, place, make("b", {}, chart.title), make("span", {}, chart.caption || unit)), plot));
+  const entry = { chart, plot, place, drawn: draw(chart, plot, place) };
   plots.push(entry);
   new ResizeObserver(() => {
     const width = Math.max(200, plot.clientWidth);
@@ -91,7 +113,7 @@ function startCharts() {
   document.addEventListener("themechange", () => {
     for (const entry of plots) {
       entry.drawn.destroy();
-      entry.drawn = draw(entry.chart, entry.plot);
+      entry.drawn = draw(entry.chart, entry.plot, entry.place);
     }
   });
 }

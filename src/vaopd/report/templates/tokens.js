@@ -127,6 +127,11 @@ function showDetails(token) {
     likelihood(rollout, span), table,
   );
   box.hidden = false;
+  placeDetails(token);
+}
+
+function placeDetails(token) {
+  const box = find("#details");
   const at = token.getClientRects()[0] || token.getBoundingClientRect();
   const size = box.getBoundingClientRect();
   const below = at.bottom + 10 + size.height < innerHeight;
@@ -178,4 +183,10 @@ function startTokens() {
   root.addEventListener("focusin", (event) => { if (event.target.matches(".token")) showDetails(event.target); });
   root.addEventListener("focusout", hideDetails);
   root.addEventListener("keydown", moveFocus);
+  /* Scrolling moves the text away from a resting pointer; a focused token takes its numbers with it. */
+  addEventListener("scroll", () => {
+    const focused = document.activeElement;
+    if (focused.matches(".token:focus-visible") && !find("#details").hidden) placeDetails(focused);
+    else hideDetails();
+  }, { passive: true, capture: true });
 }
