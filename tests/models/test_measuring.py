@@ -96,7 +96,7 @@ def test_prompts_that_cannot_be_used_are_all_found(qwen3, draw_problem):
         ("long", "tokens, over data.max_prompt_tokens=99"),
         ("cut", "image 1 of problem cut cannot be decoded"),
         ("strip", "the image processor refuses an image"),
-        ("literal", "2 image placeholders for 1 images"),
+        ("literal", "has the control token <|image_pad|> in its prompt; remove"),
     ]:
         assert words in reasons[name]
 

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 import yaml
 
+from vaopd.config import load_yaml
 from vaopd.errors import ConfigError
 from vaopd.evaluation.command_options import Answering, Asking
 from vaopd.evaluation.engines.chat import ChatClient, Server
@@ -69,7 +70,7 @@ def template_values(pairs: Sequence[str]) -> dict[str, Any]:
     """Return ``KEY=VALUE`` texts as a mapping; values are read as YAML, so ``false`` is a boolean.
 
     Raises:
-        ConfigError: A text has no equals sign.
+        ConfigError: A text has no equals sign, or its value is not YAML.
     """
     values: dict[str, Any] = {}
     for pair in pairs:
@@ -79,7 +80,14 @@ def template_values(pairs: Sequence[str]) -> dict[str, Any]:
                 f"--chat-template-kwargs {pair!r} is not KEY=VALUE; write for example "
                 "enable_thinking=false"
             )
-        values[key.strip()] = yaml.safe_load(value)
+        try:
+            values[key.strip()] = load_yaml(value)
+        except (yaml.YAMLError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"--chat-template-kwargs {pair!r} is not a YAML value ({reason}); write for "
+                "example enable_thinking=false"
+            ) from None
     return values
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from vaopd.config import read_recipe
 from vaopd.errors import ConfigError, RunFolderError
 from vaopd.records import read_rows
 from vaopd.report.statistics import Number, advantage_of
@@ -99,6 +98,7 @@ def _run_folder(path: Path, progress: Callable[[str], None]) -> Source:
         raise RunFolderError(
             f"{path} is not a run folder (no config.yaml); give the folder that `vaopd train` wrote"
         )
+    config = read_recipe(path / "config.yaml")
     text = (path / "config.yaml").read_text(encoding="utf-8")
     metrics, validation, warnings = (
         read_rows(path / name) if (path / name).is_file() else []
@@ -117,7 +117,7 @@ def _run_folder(path: Path, progress: Callable[[str], None]) -> Source:
     return Source(
         name=path.resolve().name,
         path=path,
-        config=_mapping(yaml.safe_load(text)),
+        config=config,
         config_text=text,
         environment=_json(path / "environment.json"),
         metrics=metrics,

@@ -1,6 +1,7 @@
 """Adapters between our batches and the inputs of each model family."""
 
 import json
+import re
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from vaopd.errors import ProblemError, VaopdError
 from vaopd.models.prompts import Batch, EncodedPrompt, Group
-from vaopd.problems.problem import Problem
+from vaopd.problems.problem import IMAGE_PLACEHOLDER, Problem
 
 Size = tuple[int, int]
 """Width and height."""
@@ -33,6 +34,9 @@ class Family(Protocol):
 
     image_settings: dict[str, Any]
     """Settings that decide a model's pixel values; equal for models that can share them."""
+
+    control_tokens: "ControlTokens"
+    """The tokens that the text of a problem must not contain."""
 
     def encode(self, problem: Problem, images: list[Image.Image]) -> EncodedPrompt:
         """Return the chat prompt of a problem with these (possibly degraded) images."""
@@ -60,6 +64,42 @@ class Family(Protocol):
     ) -> dict[str, Tensor]:
         """Return the inputs of one more token for each cached row, at its rotary position."""
         ...
+
+
+class ControlTokens:
+    """The special tokens of a tokenizer, such as ``<|im_end|>``.
+
+    The tokenizer reads their names as control tokens wherever they stand, so a question that holds
+    them could end its turn and write one in the name of the system or the model.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        names = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+        names |= set(tokenizer.all_special_tokens)
+        # The longest first, so that the error names the whole token.
+        ordered = sorted(names, key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+
+    def check_prompt(self, problem: Problem) -> None:
+        """Check the text of a prompt between its images.
+
+        Raises:
+            ProblemError: It contains a control token.
+        """
+        # Some tokenizers have a control token of the placeholder's name.
+        self.check(problem, problem.prompt.replace(IMAGE_PLACEHOLDER, " "), "prompt")
+
+    def check(self, problem: Problem, text: str, where: str) -> None:
+        """Check a text of a problem.
+
+        Raises:
+            ProblemError: It contains a control token.
+        """
+        if found := self.pattern.search(text):
+            raise ProblemError(
+                f"problem {problem.id} has the control token {found[0]} in its {where}; remove the "
+                f"literal {found[0]}, which the tokenizer would not read as text"
+            )
 
 
 def refused_image(problem: Problem, error: ValueError) -> ProblemError:
@@ -91,7 +131,7 @@ def image_settings(image_processor: Any, keys: Collection[str] | None = None) ->
 def chat_messages(problem: Problem) -> list[dict]:
     """Return the single user turn of a problem, with images instead of their placeholders."""
     parts: list[dict] = []
-    for index, text in enumerate(problem.prompt.split("<image>")):
+    for index, text in enumerate(problem.prompt.split(IMAGE_PLACEHOLDER)):
         if index:
             parts.append({"type": "image"})
         if text:

@@ -9,7 +9,14 @@ from PIL import Image
 from torch import Tensor
 
 from vaopd.errors import VaopdError
-from vaopd.models.families import PromptSize, Size, chat_messages, image_settings, refused_image
+from vaopd.models.families import (
+    ControlTokens,
+    PromptSize,
+    Size,
+    chat_messages,
+    image_settings,
+    refused_image,
+)
 from vaopd.models.prompts import Batch, EncodedPrompt, Group
 from vaopd.problems.problem import Problem
 
@@ -22,6 +29,7 @@ class GenericFamily:
     def __init__(self, processor: Any) -> None:
         self.processor = processor
         self.image_settings = image_settings(processor.image_processor)
+        self.control_tokens = ControlTokens(processor.tokenizer)
         self.visual_tokens: dict[tuple[Size, ...], int] = {}
         """By the sizes of a problem's images; stored, because counting takes a whole encoding."""
 
@@ -42,7 +50,11 @@ class GenericFamily:
         return [self._measure(*one) for one in zip(problems, sizes, strict=True)]
 
     def _measure(self, problem: Problem, sizes: Sequence[Size]) -> PromptSize | VaopdError:
-        text_tokens = len(self.processor.tokenizer(self._chat_text(problem))["input_ids"])
+        try:
+            text = self._chat_text(problem)
+        except VaopdError as error:
+            return error
+        text_tokens = len(self.processor.tokenizer(text)["input_ids"])
         # The text holds a mark for each image, which is counted with the image.
         text_tokens -= len(sizes)
         key = tuple(sizes)
@@ -57,6 +69,7 @@ class GenericFamily:
         return PromptSize(text_tokens + self.visual_tokens[key], self.visual_tokens[key])
 
     def _chat_text(self, problem: Problem) -> str:
+        self.control_tokens.check_prompt(problem)
         return self.processor.apply_chat_template(
             chat_messages(problem), tokenize=False, add_generation_prompt=True
         )
