@@ -112,7 +112,8 @@ class ImageFetcher:
 
     def _ask(self, client: "httpx2.Client", url: "httpx2.URL", deadline: float) -> bytes | str:
         """Return the body, or the address of a redirect."""
-        if url.scheme not in ("http", "https") or not url.host:
+        is_web = url.scheme in ("http", "https") and bool(url.host)
+        if not is_web or (url.port or 0) > 65535:
             raise _Refused(f"{url!s:.80} is not an address of a web server")
         # Sent to the checked IP address: a name that is resolved again may give another one.
         target = url.copy_with(host=self._public_address(url))

@@ -11,6 +11,9 @@ from vaopd.errors import ProblemError
 from vaopd.problems.bad_rows import shown
 from vaopd.problems.fetching import fetch_image
 
+MAX_IMAGES = 1000
+"""Most images of a problem; no model takes as many in one prompt."""
+
 
 @dataclass(frozen=True)
 class ImageRules:
@@ -34,7 +37,7 @@ class ImageRules:
             cells: A list of encoded images, paths or addresses.
             column: Its name, for errors.
             folder: Folder of relative paths.
-            roots: Folders that hold the images of the source.
+            roots: Folders that hold the images of the source, without symbolic links.
 
         Raises:
             ProblemError: A cell is not an image, or names one that may not be read.
@@ -42,6 +45,10 @@ class ImageRules:
         if not isinstance(cells, list):
             raise ProblemError(
                 f"{column} is of type {type(cells).__name__}; write a list of images"
+            )
+        if len(cells) > MAX_IMAGES:
+            raise ProblemError(
+                f"{column} holds {len(cells)} images; write at most {MAX_IMAGES} for a problem"
             )
         return tuple(self._image(cell, column, folder, roots) for cell in cells)
 
@@ -77,7 +84,7 @@ class ImageRules:
                 "the path"
             )
         real = path.resolve()
-        if self.allow_outside or any(real.is_relative_to(root.resolve()) for root in roots):
+        if self.allow_outside or any(real.is_relative_to(root) for root in roots):
             return path
         leads = "" if real == path else f" leads to {real}, which"
         raise ProblemError(

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -30,13 +31,15 @@ DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 CHUNK_BYTES = 1 << 20
 
+FORMATS = (
+    *("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM"),
+    *(("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()),
+)
+"""Formats that are read. Pillow knows others, of which some start programs, such as EPS."""
+
 UNREADABLE = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    struct.error,
-    Image.DecompressionBombError,
+    *(OSError, EOFError, SyntaxError, ValueError, RuntimeError),
+    *(LookupError, TypeError, AttributeError, ArithmeticError, struct.error),
 )
 """Exceptions of Pillow's decoders for damaged bytes; its UnidentifiedImageError is an OSError."""
 
@@ -193,7 +196,8 @@ def _num_bytes(image: bytes | Path) -> int:
 
 def _opened(image: bytes | Path) -> Image.Image:
     """Return an image of which only the header is read."""
-    return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+    file = io.BytesIO(image) if isinstance(image, bytes) else image
+    return Image.open(file, formats=FORMATS)
 
 
 def check_name(name: str, what: str) -> None:

@@ -67,7 +67,7 @@ class Row:
     """Folder of relative image paths."""
 
     roots: tuple[Path, ...] = ()
-    """Folders that hold the images of the source; () = ``folder``."""
+    """Folders that hold the images of the source, without symbolic links; () = ``folder``."""
 
     @property
     def inside(self) -> tuple[Path, ...]:
@@ -226,12 +226,13 @@ def _count(file: Path) -> int:
 
     try:
         return pyarrow.parquet.read_metadata(file).num_rows
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise _not_parquet(file, error) from error
 
 
 def _not_parquet(file: Path, error: Exception) -> ProblemError:
-    return ProblemError(f"{file} cannot be read as parquet: {error}; download or write it again")
+    reason = " ".join(str(error).split())[:300]
+    return ProblemError(f"{file} cannot be read as parquet: {reason}; download or write it again")
 
 
 def _parquet_rows(path: Path, roots: tuple[Path, ...] = ()) -> Iterator[Row]:
@@ -251,7 +252,7 @@ def _parquet_rows(path: Path, roots: tuple[Path, ...] = ()) -> Iterator[Row]:
                 for cells in batch.to_pylist():
                     number += 1
                     yield Row(f"{path.name} row {number}", cells, path.parent, roots)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _not_parquet(path, error) from error
 
 

@@ -5,6 +5,7 @@
 Images stay encoded until they are used.
 """
 
+import os
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from vaopd.errors import ConfigError, ProblemError
-from vaopd.problems.bad_rows import BadRow, bad_rows_error
+from vaopd.problems.bad_rows import BadRow, bad_rows_error, shown
 from vaopd.problems.boxed import outer_boxes
 from vaopd.problems.images import ImageRules
 from vaopd.problems.problem import Problem
@@ -141,15 +142,18 @@ def locate(source: str) -> Location:
         if name not in PACKAGED:
             raise ConfigError(f"package:{name} does not ship with vaopd; use package:{PACKAGED[0]}")
         return Location(name, "train", ASSETS / name / "data.jsonl", sample)
-    location, split = (source, "train") if Path(source).exists() else _split_suffix(source)
+    location, split = (source, "train") if os.path.exists(source) else _split_suffix(source)
     path = Path(location)
-    if location != source and (path.is_file() or (location == VIRL39K_NAME and split != "train")):
+    # os.path answers for a name that is too long or holds a zero byte; methods of Path raise.
+    if location != source and (
+        os.path.isfile(path) or (location == VIRL39K_NAME and split != "train")
+    ):
         raise ProblemError(f"{location} has no splits; leave @{split} out, or name another source")
-    if path.exists():
+    if os.path.exists(path):
         return Location(path.resolve().stem, split, path, sample)
     if path.suffix in (".parquet", ".jsonl") or not _HUB_NAME.fullmatch(location):
         raise ProblemError(
-            f"{source} does not exist; name a .parquet or .jsonl file, a folder of them, "
+            f"{shown(source)} does not exist; name a .parquet or .jsonl file, a folder of them, "
             "owner/name on the hub, package:geometry3k_sample or drawn:train"
         )
     return Location(location, split, None, sample)
@@ -255,7 +259,7 @@ def _bare_answer(answer: str) -> str | None:
 def _sample_suffix(source: str) -> tuple[str, tuple[int, int] | None]:
     """Return the source without its ``?sample=N&seed=S``, and the two numbers."""
     location, mark, query = source.rpartition("?")
-    if not mark or Path(source).exists():
+    if not mark or os.path.exists(source):
         return source, None
     options = dict(parse_qsl(query, keep_blank_values=True))
     try:
