@@ -139,7 +139,7 @@ def test_a_request_over_the_limit_is_refused_before_it_is_read(
         (lambda body: b"", "the body is not a safetensors file"),
         (lambda body: body[:-9], "the body is not a safetensors file"),
         (lambda body: save({"a": torch.zeros(1)}), "names no protocol"),
-        (lambda body: changed(body, protocol=7), "has protocol 7 and this side 2; install"),
+        (lambda body: changed(body, protocol=7), "has protocol 7 and this side 3; install"),
         (lambda body: changed(body, problems=[{"id": "p"}]), "the request is malformed"),
         (lambda body: changed(body, surprise=1), "the request is malformed"),
         (lambda body: changed(body, "0.input_ids"), "the tensors do not fit the request"),

@@ -6,10 +6,11 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Int
+from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
-from vaopd.errors import ProblemError, VaopdError
+from vaopd.errors import ModelError, ProblemError, VaopdError
 from vaopd.models.prompts import Batch, EncodedPrompt, Group
 from vaopd.problems.problem import IMAGE_PLACEHOLDER, Problem
 
@@ -37,6 +38,10 @@ class Family(Protocol):
 
     control_tokens: "ControlTokens"
     """The tokens that the text of a problem must not contain."""
+
+    def chat_text(self, problem: Problem) -> str:
+        """Return the chat prompt of a problem as text, with a mark for each image."""
+        ...
 
     def encode(self, problem: Problem, images: list[Image.Image]) -> EncodedPrompt:
         """Return the chat prompt of a problem with these (possibly degraded) images."""
@@ -126,6 +131,27 @@ def image_settings(image_processor: Any, keys: Collection[str] | None = None) ->
     kind = type(image_processor).__name__.removesuffix("Pil").removesuffix("Fast")
     found = {key: settings[key] for key in chosen if settings.get(key) is not None}
     return json.loads(json.dumps(found | {"image_processor_type": kind}))
+
+
+def render_chat(renderer: Any, problem: Problem, control_tokens: ControlTokens) -> str:
+    """Return the chat prompt of a problem by the template of a tokenizer or processor.
+
+    transformers runs templates in the sandbox of jinja2, where they reach no attribute of Python.
+
+    Raises:
+        ProblemError: The prompt contains a control token.
+        ModelError: The template fails, or tries to leave the sandbox.
+    """
+    control_tokens.check_prompt(problem)
+    try:
+        return renderer.apply_chat_template(
+            chat_messages(problem), tokenize=False, add_generation_prompt=True
+        )
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        raise ModelError(
+            f"the chat template of the model cannot be used ({type(error).__name__}: {error}); "
+            "give the chat_template.jinja that was published with the model"
+        ) from None
 
 
 def chat_messages(problem: Problem) -> list[dict]:

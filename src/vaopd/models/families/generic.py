@@ -13,9 +13,9 @@ from vaopd.models.families import (
     ControlTokens,
     PromptSize,
     Size,
-    chat_messages,
     image_settings,
     refused_image,
+    render_chat,
 )
 from vaopd.models.prompts import Batch, EncodedPrompt, Group
 from vaopd.problems.problem import Problem
@@ -35,7 +35,7 @@ class GenericFamily:
 
     def encode(self, problem: Problem, images: list[Image.Image]) -> EncodedPrompt:
         """Return the output of the model's processor for the chat prompt and its images."""
-        text = self._chat_text(problem)
+        text = self.chat_text(problem)
         encoded = dict(self.processor(text=[text], images=[images], return_tensors="pt"))
         ids = encoded.pop("input_ids")[0]
         encoded.pop("attention_mask", None)
@@ -51,7 +51,7 @@ class GenericFamily:
 
     def _measure(self, problem: Problem, sizes: Sequence[Size]) -> PromptSize | VaopdError:
         try:
-            text = self._chat_text(problem)
+            text = self.chat_text(problem)
         except VaopdError as error:
             return error
         text_tokens = len(self.processor.tokenizer(text)["input_ids"])
@@ -68,11 +68,9 @@ class GenericFamily:
                 return refused_image(problem, error)
         return PromptSize(text_tokens + self.visual_tokens[key], self.visual_tokens[key])
 
-    def _chat_text(self, problem: Problem) -> str:
-        self.control_tokens.check_prompt(problem)
-        return self.processor.apply_chat_template(
-            chat_messages(problem), tokenize=False, add_generation_prompt=True
-        )
+    def chat_text(self, problem: Problem) -> str:
+        """Return the chat prompt as text, with the processor's mark for each image."""
+        return render_chat(self.processor, problem, self.control_tokens)
 
     def collate(self, groups: Sequence[Group]) -> Batch:
         """Return the single row of the single response of the single group."""

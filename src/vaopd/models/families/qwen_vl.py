@@ -21,9 +21,9 @@ from vaopd.models.families import (
     ControlTokens,
     PromptSize,
     Size,
-    chat_messages,
     image_settings,
     refused_image,
+    render_chat,
 )
 from vaopd.models.prompts import Batch, EncodedPrompt, Group
 from vaopd.problems.problem import Problem
@@ -118,13 +118,13 @@ class QwenVLFamily:
             raise refused_image(problem, error) from None
         return patches // self.image_processor.merge_size**2
 
+    def chat_text(self, problem: Problem) -> str:
+        """Return the chat prompt as text, with one placeholder for each image."""
+        return render_chat(self.tokenizer, problem, self.control_tokens)
+
     def _chat_pieces(self, problem: Problem, num_images: int) -> list[str]:
         """Return the text of the chat prompt before, between and after its images."""
-        self.control_tokens.check_prompt(problem)
-        text = self.tokenizer.apply_chat_template(
-            chat_messages(problem), tokenize=False, add_generation_prompt=True
-        )
-        pieces = text.split(self.image_token)
+        pieces = self.chat_text(problem).split(self.image_token)
         if len(pieces) != num_images + 1:
             raise AlignmentError(
                 f"problem {problem.id}: the chat prompt holds {len(pieces) - 1} image placeholders "

@@ -21,7 +21,7 @@ from vaopd.errors import EngineError
 from vaopd.models.prompts import EncodedPrompt, check_same_prompt
 from vaopd.teacher.teacher import Responses, TeacherScores
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of the messages, increased with every change; both sides must have the same."""
 
 Dtype = Literal["float32", "bfloat16"]
@@ -44,6 +44,12 @@ class TeacherInfo(Message):
 
     tokenizer: str
     """Hash of every token and its id."""
+
+    chat_prompt: str
+    """Chat prompt of the problem ``compatibility.PROBE``."""
+
+    end_ids: list[int]
+    """Ids that end a response."""
 
     image_settings: dict[str, Any]
     vocabulary_size: int
