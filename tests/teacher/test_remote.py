@@ -170,9 +170,9 @@ def test_an_image_travels_once_for_a_problem_and_view(
     sent = []
     ask = pool.Address.ask
 
-    def spy(self, method, path, body=None):
-        sent.append(len(body or b""))
-        return ask(self, method, path, body)
+    def spy(self, question):
+        sent.append(len(question.body or b""))
+        return ask(self, question)
 
     monkeypatch.setattr(pool.Address, "ask", spy)
     remote = connect(serve(model).url)

@@ -244,6 +244,11 @@ class VllmConfig(Section):
                 f"sampling.vllm.mode is in_process, but {given} is for servers; leave it out, "
                 "or use sampling.vllm.mode=server"
             )
+        if any(argument.startswith("--api-key") for argument in self.arguments):
+            raise ValueError(
+                "sampling.vllm.arguments holds --api-key, but a recipe is written into the run "
+                "folder; leave it out: the server of a run listens on 127.0.0.1"
+            )
         if self.gpus and self.addresses:
             raise ValueError(
                 "sampling.vllm.gpus are for a server that the run starts, and "

@@ -55,6 +55,15 @@ def page(compared: Sequence[Comparison], first: str, second: str) -> str:
 
 def _plot(compared: Sequence[Comparison]) -> str:
     """Return differences and intervals as SVG, one line for each benchmark."""
+    from matplotlib import rc_context
+
+    # Names are text: a dollar sign in them would begin a formula, which may not parse.
+    with rc_context({"text.parse_math": False}):
+        svg = _drawn(compared)
+    return svg[svg.index("<svg") :]
+
+
+def _drawn(compared: Sequence[Comparison]) -> str:
     # Not pyplot, which keeps global state and looks for a window system.
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -76,5 +85,4 @@ def _plot(compared: Sequence[Comparison]) -> str:
     axes.spines[["top", "right", "left"]].set_visible(False)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :]
+    return buffer.getvalue()

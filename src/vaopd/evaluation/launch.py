@@ -138,7 +138,7 @@ def openai_engine(protocol: Protocol, *, concurrency: int, **options: Any) -> Ca
     """Return a function that makes the engine of a server; the options are those of ``Server``.
 
     Raises:
-        ConfigError: There is no address.
+        ConfigError: There is no address, or it holds a password.
     """
     from vaopd.evaluation.engines.openai import OpenAIEngine
 
@@ -215,6 +215,11 @@ def server(url: str | None, option: str, **options: Any) -> Server:
     """
     if not url:
         raise ConfigError(f"{option} is missing; give it, such as http://localhost:8000/v1")
+    if "@" in url:
+        raise ConfigError(
+            f"{option} holds a user or password, which the results would name; leave it out and "
+            "set OPENAI_API_KEY"
+        )
     return Server(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", ""), **options)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from vaopd.errors import StudyError
+from vaopd.masking import masked
 from vaopd.records import write_json, write_text
 from vaopd.study.recipe import Plan
 from vaopd.study.report import render
@@ -82,7 +83,7 @@ def protocol(plan: Plan, output: Path, command: Sequence[str]) -> dict[str, Any]
     environments = [_read_json(folder / "environment.json") for folder in finished]
     first = environments[0] if environments else {}
     return {
-        "command": shlex.join(["vaopd", *command[1:]]),
+        "command": shlex.join(["vaopd", *masked(command[1:])]),
         "commits": sorted({str(environment["commit"]) for environment in environments}),
         "seeds": plan.seeds,
         "machine": f"{first.get('device', 'unknown device')}, {num_cores()} cores, "

@@ -12,6 +12,7 @@ import torch
 from vaopd.config import RunConfig, load_config
 from vaopd.distributed.world import World
 from vaopd.errors import ConfigError, RunFolderError
+from vaopd.masking import masked
 from vaopd.records import keep_rows_up_to
 from vaopd.training.alarms import WARNINGS_FILE
 from vaopd.training.extension import LENGTH_KEYS
@@ -111,7 +112,7 @@ def environment(world: World) -> dict[str, Any]:
     device = world.device
     packages = ("vaopd", "torch", "transformers", "tokenizers", "numpy", "pillow")
     return {
-        "command": sys.argv,
+        "command": masked(sys.argv),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
