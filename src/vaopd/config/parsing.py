@@ -20,6 +20,8 @@ MAX_RECIPE_BYTES = 1 << 20
 MAX_VALUES = 10_000
 """Most values of a recipe, where those of an alias count each time that it is named."""
 
+KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+
 MAX_DIGITS = 20
 """Most characters of a whole number: more do not fit 64 bits."""
 
@@ -134,7 +136,7 @@ def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
     if id(node) not in known:
         parts: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
-            _check_distinct(node)
+            _check_keys(node)
             parts = [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             parts = node.value
@@ -154,14 +156,16 @@ def _check_scalar(node: yaml.Node) -> None:
         raise ValueError(f"{node.value:.20}.. has {len(node.value)} digits; no key is that large")
 
 
-def _check_distinct(node: yaml.MappingNode) -> None:
+def _check_keys(node: yaml.MappingNode) -> None:
     # YAML forbids a key that comes twice; PyYAML would take the last one without a word.
     seen: set[str] = set()
     for key, _ in node.value:
-        if isinstance(key, yaml.ScalarNode) and key.value in seen:
-            line = key.start_mark.line + 1
+        line = key.start_mark.line + 1
+        if key.tag not in KEY_TAGS:
+            raise ValueError(f"a key on line {line} is not a text; write it in quotes")
+        if key.value in seen:
             raise ValueError(f"the key {key.value:.80} comes twice (line {line}); write it once")
-        seen.add(str(key.value))
+        seen.add(key.value)
 
 
 def _one_line(error: Exception) -> str:
