@@ -189,6 +189,20 @@ def test_values_that_cannot_go_together_are_refused(overrides: list[str], messag
         parse_config(values)
 
 
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("sampling.vllm.arguments=[--api-key, s3cret]", "sampling.vllm.arguments holds --api-key"),
+        ("sampling.vllm.arguments=[--api-key=s3cret]", "sampling.vllm.arguments holds --api-key"),
+        ("teacher.addresses=['http://me:s3cret@host:1']", "string should match pattern"),
+        ("sampling.vllm.addresses=['https://s3cret@host']", "string should match pattern"),
+    ],
+)
+def test_a_recipe_holds_no_secret(override: str, sentence: str):
+    with pytest.raises(ConfigError, match=sentence):
+        config(override)
+
+
 def test_opd_may_drop_tokens_by_another_advantage():
     overrides = ["method.name=opd", "method.drop=highest", "method.advantage=absolute"]
     method = parse_config(parse_overrides(["student.model=s", "data.train=t", *overrides])).method

@@ -49,6 +49,11 @@ def error(seen: Observed) -> Any:
     return bool(seen.error)
 
 
+def reason(seen: Observed) -> Any:
+    """Why the run was refused."""
+    return seen.error
+
+
 def final_weights(seen: Observed) -> Any:
     return seen.files["final/model.safetensors"]
 
@@ -112,6 +117,7 @@ HELD_OUT = (*SFT, "data.validation=drawn:validation?count=2")
 DEGRADED = ("data.validation=drawn:validation?count=2", "validation.pixelated=true")
 BOTH_VIEWS = (*SFT, *DEGRADED)
 WITH_TEACHER = (*BOTH_VIEWS, "validation.load_teacher=true")
+ONE_A_STEP = ("training.problems_per_step=1",)
 TWO_PROBLEMS = ("data.train=drawn:train?count=2",)
 VLLM = ("sampling.engine=vllm",)
 TRACKED = (*SFT, "tracking.backend=[trackio]")
@@ -154,6 +160,12 @@ EFFECTS: dict[str, list[Effect]] = {
     ],
     "data.min_pixels": [Effect("40000", loss), Effect("40000", answers, HELD_OUT)],
     "data.max_pixels": [Effect("2048", loss)],
+    "data.max_stored_pixels": [
+        Effect("10", error, ("data.train={broken}", "data.on_bad_row=skip", *ONE_A_STEP))
+    ],
+    "data.allow_outside": [Effect("true", error, ("data.train={outside}", *ONE_A_STEP))],
+    # Without a network: refused for another reason, as an address of this machine.
+    "data.allow_urls": [Effect("true", reason, ("data.train={address}", *SFT))],
     "method.name": [
         Effect("token_only", rollout_weight),
         Effect("off_policy_kd", tokens),
@@ -311,6 +323,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
             "server": service.url,
             "folder": str(folder / "weights"),
             "broken": broken_data(folder),
+            "outside": data_of(folder / "elsewhere", str(folder / "good.png")),
+            "address": data_of(folder / "web", "http://127.0.0.1/x.png"),
         }
         service.stop()
 
@@ -323,6 +337,14 @@ def broken_data(folder: Path) -> str:
     names = ("good.png", "damaged.png")
     rows = [{"images": [n], "problem": "<image>What is it?", "answer": "1"} for n in names]
     write_rows(folder / "data.jsonl", rows)
+    return str(folder / "data.jsonl")
+
+
+def data_of(folder: Path, image: str) -> str:
+    """Write one problem with an image of this name."""
+    folder.mkdir()
+    row = {"images": [image], "problem": "<image>What is it?", "answer": "1"}
+    write_rows(folder / "data.jsonl", [row])
     return str(folder / "data.jsonl")
 
 
@@ -360,7 +382,7 @@ def test_another_value_of_the_key_is_seen_in_the_run(
     observed: Callable[..., Observed], key: str, effect: Effect
 ):
     usual, changed = observed(*effect.given), observed(*effect.given, f"{key}={effect.value}")
-    if effect.see is not error:
+    if effect.see not in (error, reason):
         assert not usual.error and not changed.error
     assert effect.see(usual) != effect.see(changed), (
         f"{key}={effect.value} changes nothing: it is not read, or not passed on"

@@ -247,8 +247,9 @@ def _show_unread(config: "RunConfig") -> None:
 
 
 def _count_lines(path: Path) -> int:
-    with path.open("rb") as lines:
-        return sum(1 for line in lines if line.strip())
+    from vaopd.problems.rows import numbered_lines
+
+    return sum(1 for _ in numbered_lines(path))
 
 
 def _print_result(result) -> None:

@@ -1,9 +1,11 @@
 import io
+import tracemalloc
 
 import pytest
 from PIL import Image
 
 from vaopd.config import DataConfig, ViewConfig
+from vaopd.errors import ProblemError
 from vaopd.models.families import PromptSize
 from vaopd.models.measuring import AT_ONCE, measure
 from vaopd.models.model import VisionLanguageModel
@@ -96,9 +98,29 @@ def test_prompts_that_cannot_be_used_are_all_found(qwen3, draw_problem):
         ("long", "tokens, over data.max_prompt_tokens=99"),
         ("cut", "image 1 of problem cut cannot be decoded"),
         ("strip", "the image processor refuses an image"),
-        ("literal", "2 image placeholders for 1 images"),
+        ("literal", "has the control token <|image_pad|> in its prompt; remove"),
     ]:
         assert words in reasons[name]
+
+
+def test_a_prompt_of_megabytes_is_refused_without_being_tokenized(qwen3, draw_problem):
+    long = draw_problem("p", (64, 32), text="word " * 1_000_000)
+    tracemalloc.start()
+    _, (bad,) = measure([long], qwen3.family, data(max_prompt_tokens=100))
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+    assert (
+        "has a prompt of 5000010 characters, over the 3200 that may fit data.max_pro" in bad.reason
+    )
+    with pytest.raises(ProblemError, match="over the 3200 that may fit"):
+        PromptEncoder(qwen3, data(max_prompt_tokens=100), ViewConfig()).original(long)
+
+
+def test_a_prompt_of_as_many_characters_as_may_fit_is_tokenized(qwen3, draw_problem):
+    text = " " * (3200 - len(draw_problem("p", (64, 32), text="").prompt))
+    limited = data(max_prompt_tokens=100)
+    _, (bad,) = measure([draw_problem("p", (64, 32), text=text)], qwen3.family, limited)
+    assert "tokens, over data.max_prompt_tokens=100" in bad.reason
 
 
 @pytest.mark.parametrize("spare", [0, -1])

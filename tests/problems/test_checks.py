@@ -43,9 +43,11 @@ def test_sizes_are_read_from_headers_alone(tmp_path: Path):
     assert one.image_sizes() == [(20, 10), (40, 30), (7, 9)]
 
 
-@pytest.mark.parametrize("image", [b"no image", Path("gone.png")])
-def test_an_image_without_a_header_is_named_with_its_number(image: bytes | Path):
-    with pytest.raises(ProblemError, match=r"image 2 of problem p.* cannot be decoded"):
+@pytest.mark.parametrize(
+    ("image", "fault"), [(b"no image", "cannot be decoded"), (Path("gone.png"), "cannot be read")]
+)
+def test_an_image_without_a_header_is_named_with_its_number(image: bytes | Path, fault: str):
+    with pytest.raises(ProblemError, match=rf"image 2 of problem p.* {fault}"):
         problem("p", png(), image).image_sizes()
 
 

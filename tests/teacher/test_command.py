@@ -45,6 +45,7 @@ def test_a_token_that_is_given_is_not_printed(
 ):
     file = tmp_path / "token"
     file.write_text("of-the-file\n")
+    file.chmod(0o600)
     monkeypatch.setenv(VARIABLE, "of-the-environment")
     arguments = ("serve-teacher", "tiny:new-teacher-s", "teacher.dtype=bfloat16", "--port", 0)
     for extra, token in ((("--token-file", file), "of-the-file"), ((), "of-the-environment")):
@@ -52,6 +53,30 @@ def test_a_token_that_is_given_is_not_printed(
         assert (code, token in out) == (0, False)
         (_, info, found), _ = served.pop()
         assert (found, info.dtype) == (token, "bfloat16")
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660, 0o601])
+def test_a_token_that_others_can_read_is_refused_with_the_remedy(
+    run: Callable, served: list[tuple], tmp_path: Path, mode: int
+):
+    file = tmp_path / "a token"
+    file.write_text("of-the-file\n")
+    file.chmod(mode)
+    code, _, err = run("serve-teacher", "tiny:new-teacher-s", "--token-file", file)
+    assert code == 2
+    assert f"can be read by other users (mode {mode:04o}); run chmod 600 '{file}'" in err
+    assert served == []
+
+
+def test_a_file_that_is_longer_than_a_token_is_not_read(
+    run: Callable, served: list[tuple], tmp_path: Path
+):
+    file = tmp_path / "model.safetensors"
+    file.touch(0o600)
+    with file.open("r+b") as opened:
+        opened.truncate(50 * 2**30)
+    code, _, err = run("serve-teacher", "tiny:new-teacher-s", "--token-file", file)
+    assert (code, "is longer than a token; name its file" in err) == (2, True)
 
 
 @pytest.mark.parametrize("content", [b"", b" \n", b"two words", b"\xff\xfe", "schlüssel".encode()])

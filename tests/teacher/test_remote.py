@@ -170,9 +170,9 @@ def test_an_image_travels_once_for_a_problem_and_view(
     sent = []
     ask = pool.Address.ask
 
-    def spy(self, method, path, body=None):
-        sent.append(len(body or b""))
-        return ask(self, method, path, body)
+    def spy(self, question):
+        sent.append(len(question.body or b""))
+        return ask(self, question)
 
     monkeypatch.setattr(pool.Address, "ask", spy)
     remote = connect(serve(model).url)
@@ -273,10 +273,12 @@ def test_a_wrong_token_is_a_sentence(serve, connect: Connect, model):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"protocol": 9}, EngineError, "has protocol 9 and this side 2; install the same version"),
+        ({"protocol": 9}, EngineError, "has protocol 9 and this side 3; install the same version"),
         ({"name": "tiny:teacher-m"}, ConfigError, "teacher.model is 'tiny:new-teacher-s', but"),
         ({"quantization": "4bit"}, ConfigError, "teacher.quantization is 'none', but"),
         ({"tokenizer": "0" * 64}, ModelError, "have different tokenizers, of 640 and 640 ids"),
+        ({"chat_prompt": "<|im_start|>me"}, ModelError, "have different chat templates: from char"),
+        ({"end_ids": [5]}, ModelError, "end their responses differently: id 5 "),
         ({"image_settings": {"patch_size": 14}}, ModelError, "prepare images differently"),
     ],
 )

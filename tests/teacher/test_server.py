@@ -1,6 +1,7 @@
 """The service by its wire: what it refuses, and that it goes on."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -49,6 +50,11 @@ def request_body(model: VisionLanguageModel, responses: list[list[torch.Tensor]]
     encoder = PromptEncoder(model, data, ViewConfig())
     original, degraded = encoder.both(DrawnProblems(num_problems=1)[0])
     return pack_request([original], [degraded], responses, OPTIONS, "float32")
+
+
+def metadata_of(body: bytes) -> dict[str, str]:
+    length = int.from_bytes(body[:8], "little")
+    return json.loads(body[8 : 8 + length])["__metadata__"]
 
 
 def changed(body: bytes, *drop: str, **header: object) -> bytes:
@@ -139,7 +145,7 @@ def test_a_request_over_the_limit_is_refused_before_it_is_read(
         (lambda body: b"", "the body is not a safetensors file"),
         (lambda body: body[:-9], "the body is not a safetensors file"),
         (lambda body: save({"a": torch.zeros(1)}), "names no protocol"),
-        (lambda body: changed(body, protocol=7), "has protocol 7 and this side 2; install"),
+        (lambda body: changed(body, protocol=7), "has protocol 7 and this side 3; install"),
         (lambda body: changed(body, problems=[{"id": "p"}]), "the request is malformed"),
         (lambda body: changed(body, surprise=1), "the request is malformed"),
         (lambda body: changed(body, "0.input_ids"), "the tensors do not fit the request"),
@@ -176,17 +182,104 @@ def test_tensors_of_another_kind_are_refused(client: httpx2.Client, body: bytes)
         assert "the tensors do not fit the request" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("name", "edit"),
+    [
+        # A model allocates memory by the grid, of which the ids know only the sum.
+        ("0.original.image_grid_thw", lambda grid: grid * torch.tensor([1, -1, -1])),
+        ("0.original.image_grid_thw", lambda grid: grid * 0 + (1 << 30)),
+        ("0.original.image_grid_thw", lambda grid: grid.flatten()),
+        ("0.original.image_grid_thw", lambda grid: grid.float()),
+        ("0.original.image_grid_thw", lambda grid: torch.cat([grid, grid])),
+        ("0.original.pixel_values", lambda pixels: pixels[:-1]),
+        ("0.original.pixel_values", lambda pixels: pixels.long()),
+        ("0.degraded.pixel_values", lambda pixels: pixels[:-1]),
+        ("0.degraded.pixel_values", lambda pixels: pixels.bfloat16()),
+        ("0.position_ids", lambda positions: positions.float()),
+        ("0.responses", lambda ids: ids[None]),
+    ],
+)
+def test_tensors_that_do_not_fit_each_other_never_reach_the_model(
+    client: httpx2.Client, body: bytes, name: str, edit: Callable[[torch.Tensor], torch.Tensor]
+):
+    tensors = load(body)
+    tensors[name] = edit(tensors[name]).contiguous()
+    answer = client.post("/score", content=save(tensors, metadata_of(body)))
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith("the tensors do not fit the request (")
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ({"batch_tokens": 0}, 400),
+        ({"batch_tokens": -5}, 400),
+        ({"batch_tokens": "many"}, 400),
+        ({"batch_tokens": 10**15}, 200),
+        ({"hidden_dtype": "int8"}, 400),
+        ({"with_hidden": 3}, 400),
+    ],
+)
+def test_options_of_a_request_are_checked(
+    client: httpx2.Client, body: bytes, options: dict[str, object], status: int
+):
+    values = OPTIONS.model_dump() | options
+    assert client.post("/score", content=changed(body, options=values)).status_code == status
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        {"lengths": [-1, 5]},
+        {"lengths": [4, 1]},
+        {"lengths": [2**70]},
+        {"next_position": -1},
+        {"next_position": 2**62},
+        {"images": ["nothing"]},
+        {"id": 5},
+        {"id": None},
+    ],
+)
+def test_headers_of_a_problem_are_checked(
+    client: httpx2.Client, body: bytes, problem: dict[str, object]
+):
+    (usual,) = json.loads(metadata_of(body)["request"])["problems"]
+    answer = client.post("/score", content=changed(body, problems=[usual | problem]))
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "null", "3", "{bad"])
+def test_a_header_that_is_no_object_is_refused(client: httpx2.Client, text: str):
+    answer = client.post("/score", content=save({"a": torch.zeros(1)}, {"request": text}))
+    assert answer.status_code == 400
+    assert "names no protocol" in answer.json()["detail"]
+
+
+def test_no_answer_names_a_file_of_the_server(
+    client: httpx2.Client, body: bytes, monkeypatch: pytest.MonkeyPatch
+):
+    def fails(*_: object, **__: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/home/me/secret/model.bin")
+
+    monkeypatch.setattr(local, "score_view", fails)
+    answers = [client.post("/score", content=body), client.get("/../etc"), client.post("/model")]
+    assert [answer.status_code for answer in answers] == [500, 404, 405]
+    for answer in answers:
+        assert not re.search(r"/home|/tmp|/usr|Traceback|\.py|line \d", answer.text)
+
+
 def test_a_fault_of_the_server_is_500_and_the_next_request_is_served(
     client: httpx2.Client, body: bytes, monkeypatch: pytest.MonkeyPatch
 ):
     def broken(*_: object, **__: object) -> None:
-        raise ZeroDivisionError("in the model")
+        raise ZeroDivisionError("in /home/me/model.py")
 
     with monkeypatch.context() as patch:
         patch.setattr(local, "score_view", broken)
         answer = client.post("/score", content=body)
     assert (answer.status_code, meters(client)['errors_total{status="500"}']) == (500, 1)
-    assert "ZeroDivisionError: in the model" in answer.json()["detail"]
+    sentence = "scoring failed (ZeroDivisionError); the server's log has the reason"
+    assert answer.json()["detail"] == sentence
     assert client.post("/score", content=body).status_code == 200
 
 
@@ -194,12 +287,15 @@ def test_out_of_memory_names_the_remedy(
     client: httpx2.Client, body: bytes, monkeypatch: pytest.MonkeyPatch
 ):
     def full(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise torch.OutOfMemoryError("CUDA out of memory. Process 7 has 80 GiB")
 
     monkeypatch.setattr(local, "score_view", full)
     answer = client.post("/score", content=body)
     assert answer.status_code == 507
-    assert answer.json()["detail"] == "CUDA out of memory; lower teacher.batch_tokens"
+    assert (
+        answer.json()["detail"]
+        == "the request does not fit into memory; lower teacher.batch_tokens"
+    )
 
 
 def test_one_request_is_computed_at_a_time_and_the_service_answers_meanwhile(

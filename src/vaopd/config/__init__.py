@@ -4,9 +4,16 @@ from vaopd.config.base import OnBadRow, Section
 from vaopd.config.explaining import explain
 from vaopd.config.methods import AnyMethodOptions
 from vaopd.config.own_method import MethodOptions, Needs, OwnMethodOptions
-from vaopd.config.parsing import load_config, parse_config, parse_overrides, read_recipe
+from vaopd.config.parsing import (
+    load_config,
+    load_yaml,
+    parse_config,
+    parse_overrides,
+    read_recipe,
+)
 from vaopd.config.run import RunConfig
 from vaopd.config.sections import (
+    MAX_STORED_PIXELS,
     DataConfig,
     LoraConfig,
     SamplingConfig,
@@ -20,6 +27,7 @@ from vaopd.config.tracking import TrackingConfig
 from vaopd.config.training import TrainingConfig
 
 __all__ = [
+    "MAX_STORED_PIXELS",
     "AnyMethodOptions",
     "DataConfig",
     "LoraConfig",
@@ -39,6 +47,7 @@ __all__ = [
     "VllmConfig",
     "explain",
     "load_config",
+    "load_yaml",
     "parse_config",
     "parse_overrides",
     "read_recipe",

@@ -9,7 +9,8 @@ PositiveInt = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
-Address = Annotated[str, Field(pattern=r"^https?://[^/\s]+/?$")]
+# Without a user and password, because recipes are written into run folders.
+Address = Annotated[str, Field(pattern=r"^https?://[^/\s@]+/?$")]
 Precision = Literal["auto", "float32", "bfloat16"]
 OnBadRow = Literal["error", "skip"]
 

@@ -1,6 +1,7 @@
 """Errors of the schema as sentences that say what to do."""
 
 import difflib
+import reprlib
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -16,13 +17,18 @@ def explain(item: Any, schema: type[BaseModel]) -> str:
     if kind == "missing":
         return f"{path} is missing; set it in the recipe or add {path}=VALUE"
     if kind == "model_type":
-        return f"{path} is {item['input']!r}, but it is a section; write {path}.KEY=VALUE"
+        return f"{path} is {shortened(item['input'])}, but it is a section; write {path}.KEY=VALUE"
     if kind == "value_error":
         return str(item["ctx"]["error"])
     if kind == "union_tag_not_found":
         return _unknown_choice(path, item["input"], schema)
     message = item["msg"][0].lower() + item["msg"][1:]
-    return f"{path} is {item['input']!r}: {message}"
+    return f"{path} is {shortened(item['input'])}: {message}"
+
+
+def shortened(value: Any) -> str:
+    """Return a value as an error shows it: on one line, and cut if it is long."""
+    return reprlib.repr(value)
 
 
 def all_keys(schema: type[BaseModel], path: str = "") -> list[str]:
@@ -77,9 +83,9 @@ def _unknown_key(path: str, loc: tuple[Any, ...], schema: type[BaseModel]) -> st
 
 def _unknown_choice(path: str, value: Any, schema: type[BaseModel]) -> str:
     if not isinstance(value, dict):
-        return f"{path} is {value!r}, but it is a section; write {path}.KEY=VALUE"
+        return f"{path} is {shortened(value)}, but it is a section; write {path}.KEY=VALUE"
     names = list(_alternatives(schema, path))
     return (
-        f"{path}.name is {value.get('name')!r}, which does not exist; use one of "
+        f"{path}.name is {shortened(value.get('name'))}, which does not exist; use one of "
         f"{', '.join(names)}, or FILE.py:CLASS for a method of your own"
     )

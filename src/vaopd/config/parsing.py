@@ -16,6 +16,15 @@ from vaopd.config.run import RunConfig
 from vaopd.errors import ConfigError
 from vaopd.recipes.shipped import find_recipe
 
+MAX_RECIPE_BYTES = 1 << 20
+MAX_VALUES = 10_000
+"""Most values of a recipe, where those of an alias count each time that it is named."""
+
+KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+
+MAX_DIGITS = 20
+"""Most characters of a whole number: more do not fit 64 bits."""
+
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
     """Return the configuration of a recipe with ``section.key=value`` overrides applied.
@@ -39,9 +48,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
         ConfigError: The file is no YAML mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(MAX_RECIPE_BYTES + 1)
+        if len(text) > MAX_RECIPE_BYTES:
+            raise ValueError(f"it has more than {MAX_RECIPE_BYTES} bytes, as no recipe has")
+        values = load_yaml(text.decode("utf-8"))
     # Bytes that are no UTF-8 are no YAML either.
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"recipe {path} is not valid YAML: {_one_line(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"recipe {path} must be a mapping of sections, such as 'student:'")
@@ -88,10 +101,72 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(target, dict):
             raise ConfigError(f"override {override!r} goes into {part!r}, which is not a section")
     try:
-        target[parts[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        target[parts[-1]] = load_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"override {override!r}: {_one_line(error)}") from None
 
 
+def load_yaml(text: str) -> Any:
+    """Return the value of a YAML text: plain data, without tags that make objects.
+
+    Raises:
+        ValueError: A value does not fit its type, a key comes twice, or aliases or nesting make the
+            text larger than any recipe.
+        yaml.YAMLError: The text is not YAML.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _expanded(node, {}) > MAX_VALUES:
+            raise ValueError(f"its aliases (*name) stand for more than {MAX_VALUES} values")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ValueError("it is nested too deeply, or an alias (*name) contains itself") from None
+    # PyYAML raises these for values that do not fit their tag, such as `!!bool maybe`.
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"a value does not fit its tag ({error!r})") from None
+    finally:
+        loader.dispose()
+
+
+def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return the number of values of a node, those of an alias each time that it is named."""
+    if id(node) not in known:
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(node)
+            parts = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        else:
+            _check_scalar(node)
+        known[id(node)] = 1 + sum(_expanded(part, known) for part in parts)
+    return known[id(node)]
+
+
+def _check_scalar(node: yaml.Node) -> None:
+    try:
+        node.value.encode()
+    except UnicodeEncodeError:
+        line = node.start_mark.line + 1
+        raise ValueError(f"line {line} holds half a character ({node.value!a:.40})") from None
+    if node.tag == "tag:yaml.org,2002:int" and len(node.value) > MAX_DIGITS:
+        raise ValueError(f"{node.value:.20}.. has {len(node.value)} digits; no key is that large")
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    # YAML forbids a key that comes twice; PyYAML would take the last one without a word.
+    seen: set[str] = set()
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if key.tag not in KEY_TAGS:
+            raise ValueError(f"a key on line {line} is not a text; write it in quotes")
+        if key.value in seen:
+            raise ValueError(f"the key {key.value:.80} comes twice (line {line}); write it once")
+        seen.add(key.value)
+
+
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split())[:400]

@@ -15,6 +15,9 @@ from vaopd.config.base import (
     Section,
 )
 
+MAX_STORED_PIXELS = 50_000_000
+"""Most pixels of all images of a problem, unless a recipe says otherwise."""
+
 
 class LoraConfig(Section):
     """Low-rank adapters beside frozen weights (Hu et al. 2021); needs the extra ``lora``."""
@@ -165,6 +168,18 @@ class DataConfig(Section):
     max_pixels: PositiveInt = 4_194_304
     """Images of larger area are scaled down to it."""
 
+    max_stored_pixels: FreeOnResume[Annotated[int, Field(ge=1, le=150_000_000)]] = MAX_STORED_PIXELS
+    """Most pixels that the stored images of a problem have together. More is a bad row, refused by
+    the headers of the files before any image is decoded, which takes 3 bytes a pixel."""
+
+    allow_outside: FreeOnResume[bool] = False
+    """Read images outside of the folder of the data as well, by absolute paths, ``..`` or symbolic
+    links; otherwise such a row is a bad row."""
+
+    allow_urls: FreeOnResume[bool] = False
+    """Download images that are ``http`` or ``https`` addresses: once, into
+    ``~/.cache/vaopd/images``, from public servers only, up to 32 MiB and 30 seconds each."""
+
 
 class ViewConfig(Section):
     """The degraded copy of the image that the teacher scores as well."""
@@ -228,6 +243,11 @@ class VllmConfig(Section):
             raise ValueError(
                 f"sampling.vllm.mode is in_process, but {given} is for servers; leave it out, "
                 "or use sampling.vllm.mode=server"
+            )
+        if any(argument.startswith("--api-key") for argument in self.arguments):
+            raise ValueError(
+                "sampling.vllm.arguments holds --api-key, but a recipe is written into the run "
+                "folder; leave it out: the server of a run listens on 127.0.0.1"
             )
         if self.gpus and self.addresses:
             raise ValueError(

@@ -65,7 +65,7 @@ def read_config(name: str) -> Any:
         return read_config(read_base(Path(name))[0])
     source = tiny.asset_folder(name.removeprefix("tiny:")) if name.startswith("tiny:") else name
     try:
-        return AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(

@@ -80,7 +80,10 @@ def _plot(compared: Sequence[Comparison]) -> str:
     from matplotlib.figure import Figure
 
     colours = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    with rc_context({"svg.fonttype": "none", **dict.fromkeys(colours, INK)}):
+    # Names are text: a dollar sign in them would begin a formula, which may not parse.
+    with rc_context(
+        {"svg.fonttype": "none", "text.parse_math": False, **dict.fromkeys(colours, INK)}
+    ):
         figure = Figure(figsize=(8, 1.2 + 0.45 * len(compared)), layout="constrained")
         FigureCanvasSVG(figure)
         _draw(figure.add_subplot(), compared)

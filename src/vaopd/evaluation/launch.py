@@ -11,6 +11,7 @@ from typing import Any
 import typer
 import yaml
 
+from vaopd.config import load_yaml
 from vaopd.errors import ConfigError
 from vaopd.evaluation.command_options import Answering, Asking
 from vaopd.evaluation.engines.chat import ChatClient, Server
@@ -71,7 +72,7 @@ def template_values(pairs: Sequence[str]) -> dict[str, Any]:
     """Return ``KEY=VALUE`` texts as a mapping; values are read as YAML, so ``false`` is a boolean.
 
     Raises:
-        ConfigError: A text has no equals sign.
+        ConfigError: A text has no equals sign, or its value is not YAML.
     """
     values: dict[str, Any] = {}
     for pair in pairs:
@@ -81,7 +82,14 @@ def template_values(pairs: Sequence[str]) -> dict[str, Any]:
                 f"--chat-template-kwargs {pair!r} is not KEY=VALUE; write for example "
                 "enable_thinking=false"
             )
-        values[key.strip()] = yaml.safe_load(value)
+        try:
+            values[key.strip()] = load_yaml(value)
+        except (yaml.YAMLError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"--chat-template-kwargs {pair!r} is not a YAML value ({reason}); write for "
+                "example enable_thinking=false"
+            ) from None
     return values
 
 
@@ -132,7 +140,7 @@ def openai_engine(protocol: Protocol, *, concurrency: int, **options: Any) -> Ca
     """Return a function that makes the engine of a server; the options are those of ``Server``.
 
     Raises:
-        ConfigError: There is no address.
+        ConfigError: There is no address, or it holds a password.
     """
     from vaopd.evaluation.engines.openai import OpenAIEngine
 
@@ -232,6 +240,11 @@ def server(url: str | None, option: str, **options: Any) -> Server:
     """
     if not url:
         raise ConfigError(f"{option} is missing; give it, such as http://localhost:8000/v1")
+    if "@" in url:
+        raise ConfigError(
+            f"{option} holds a user or password, which the results would name; leave it out and "
+            "set OPENAI_API_KEY"
+        )
     return Server(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", ""), **options)
 
 

@@ -126,7 +126,7 @@ class JsonTable:
             return
         try:
             content = json.loads(self.path.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ProblemError(f"{self.path} is not JSON ({error}); download it again") from None
         listed = list(content.values()) if isinstance(content, dict) else content
         for number, cells in enumerate(listed, start=1):
@@ -174,9 +174,10 @@ class ParquetTable:
                         stored = {c: TableImage(self, number, c, place) for c in images}
                         yield PlacedRow(place, {**cells, **stored})
                         number += 1
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())[:300]
             raise ProblemError(
-                f"{self.path} cannot be read as parquet: {error}; download it again"
+                f"{self.path} cannot be read as parquet: {reason}; download it again"
             ) from error
 
     def image(self, row: int, column: str) -> Any:

@@ -11,7 +11,7 @@ from vaopd.errors import ConfigError, ModelError
 from vaopd.models import adapters, tiny
 from vaopd.models.families import Family, generic, qwen_vl
 from vaopd.models.model import VisionLanguageModel
-from vaopd.models.pretrained import read_pretrained, read_processor
+from vaopd.models.pretrained import check_finite, read_pretrained, read_processor
 from vaopd.models.quantization import quantization_config
 from vaopd.models.supported import check_parts, read_supported
 from vaopd.records import CHECKSUMS, damage
@@ -73,6 +73,7 @@ def load_model(
             parameter.data = parameter.data.to(device=device, dtype=dtype)
     if quantization == "none":
         model = model.to(device=device)
+    check_finite(model, name)
     loaded = wrap_model(model, source, name=name, compute_dtype=compute_dtype)
     loaded.quantization = quantization
     return loaded
@@ -119,6 +120,7 @@ def _load_adapted(
         adapters.attach(rounded.model, folder)
         loaded.model.load_state_dict(rounded.weights(dtype))
     loaded.name = str(folder)
+    check_finite(loaded.model, loaded.name)
     return loaded
 
 
@@ -143,9 +145,26 @@ def wrap_model(
         tokenizer = processor.tokenizer
         family = generic.GenericFamily(processor)
         processors = [processor]
-    return VisionLanguageModel(
+    wrapped = VisionLanguageModel(
         model, tokenizer, family, processors=processors, compute_dtype=compute_dtype, name=name
     )
+    check_ends(wrapped)
+    return wrapped
+
+
+def check_ends(model: VisionLanguageModel) -> None:
+    """Check that what ends a response are ids; one beyond the tokenizer's ids is never sampled.
+
+    Raises:
+        ModelError: Some are not.
+    """
+    ids = model.model.generation_config.eos_token_id
+    listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if wrong := [id for id in listed if type(id) is not int or id < 0]:
+        raise ModelError(
+            f"model {model.name!r} has eos_token_id {wrong[0]!r} in its generation_config.json, "
+            "which is not the id of a token; correct it"
+        )
 
 
 def _video_processor_file(source: str | Path) -> list[Path]:

@@ -10,6 +10,10 @@ from vaopd.problems.bad_rows import BadRow
 from vaopd.problems.problem import Problem
 from vaopd.views import fitted_sizes
 
+CHARACTERS_A_TOKEN = 32
+"""A prompt with more for each token of the limit is too long without being tokenized, which would
+take gigabytes: only long runs of blanks have as many in a token."""
+
 AT_ONCE = 256
 """Number of problems whose texts are tokenized together."""
 
@@ -60,6 +64,7 @@ def _readable(
     readable = []
     for problem in problems:
         try:
+            check_characters(problem, data)
             stored = tuple(problem.image_sizes())
         except ProblemError as error:
             bad.append(BadRow(str(error), problem.id))
@@ -71,6 +76,21 @@ def _readable(
 
 def _fitted(size: Size, data: DataConfig) -> Size:
     return [size, *fitted_sizes(size, data.min_pixels, data.max_pixels)][-1]
+
+
+def check_characters(problem: Problem, data: DataConfig) -> None:
+    """Check that the text of a prompt may fit ``data.max_prompt_tokens``.
+
+    Raises:
+        ProblemError: It has too many characters.
+    """
+    most = CHARACTERS_A_TOKEN * data.max_prompt_tokens
+    if len(problem.prompt) > most:
+        raise ProblemError(
+            f"problem {problem.id} has a prompt of {len(problem.prompt)} characters, over the "
+            f"{most} that may fit data.max_prompt_tokens={data.max_prompt_tokens} "
+            f"({CHARACTERS_A_TOKEN} a token); raise the limit or shorten the prompt"
+        )
 
 
 def too_long(problem: Problem, tokens: int, data: DataConfig) -> ProblemError:

@@ -3,6 +3,7 @@
 transformers fills missing weights with random numbers, prints a table and continues.
 """
 
+import json
 import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -10,10 +11,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoProcessor
+from transformers.utils.hub import cached_file
 
 from vaopd.errors import ModelError, is_out_of_memory
+
+FLOATS = ("F16", "BF16", "F32", "F64")
+"""Types of safetensors that a weight may be stored in."""
 
 NAMED = 3
 """Number of weights that a message names."""
@@ -26,7 +31,8 @@ def read_pretrained(loader: Any, source: str | Path, name: str, **options: Any) 
         ModelError: It cannot be loaded.
     """
     try:
-        return loader.from_pretrained(source, **options)
+        # False and not unset: transformers would ask at the terminal whether to run the code.
+        return loader.from_pretrained(source, trust_remote_code=False, **options)
     except SafetensorError as error:
         raise ModelError(
             f"model {name!r} cannot be loaded: a file of its weights is damaged ({error}); "
@@ -34,14 +40,19 @@ def read_pretrained(loader: Any, source: str | Path, name: str, **options: Any) 
         ) from error
     except (
         *(OSError, ValueError, ImportError, KeyError, RuntimeError),
-        *(TypeError, AttributeError),  # from files with unexpected contents
+        *(TypeError, AttributeError, RecursionError),  # from files with unexpected contents
     ) as error:
         if is_out_of_memory(error):
             raise
+        if "contains custom code" in str(error):
+            raise ModelError(
+                f"model {name!r} needs the code of its own folder, which vaopd never runs; give a "
+                "model of a family that transformers implements, see docs/models.md"
+            ) from None
         raise ModelError(
             f"model {name!r} cannot be loaded ({loader.__name__}: {_one_line(error)}); give a hub "
             "name that is downloaded or reachable, or the path of a complete Hugging Face model "
-            "folder"
+            "folder with safetensors weights"
         ) from error
 
 
@@ -100,6 +111,7 @@ def read_weights(loader: Any, source: str | Path, name: str, **options: Any) -> 
             # Without ignore_mismatched_sizes a different shape raises an error without the name.
             model, report = read_pretrained(
                 *(loader, source, name),
+                use_safetensors=True,  # other weights are pickled, and may hold code
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 **options,
@@ -110,6 +122,66 @@ def read_weights(loader: Any, source: str | Path, name: str, **options: Any) -> 
                 raise
             raise ModelError(f"{error} [{' '.join(tables[0].split())[-400:]}]") from error
     return model, _misfit(report)
+
+
+def check_finite(model: Any, name: str) -> None:
+    """Check that no weight is NaN or infinite.
+
+    Raises:
+        ModelError: Names the first weights that are.
+    """
+    bad = [
+        key
+        for key, weight in model.named_parameters()
+        if weight.is_floating_point() and not weight.isfinite().all()
+    ]
+    if bad:
+        raise ModelError(
+            f"model {name!r} cannot be used: {listed(bad, 'NaN or infinite')}; its training or its "
+            "copy failed, so take an earlier checkpoint or download it again"
+        )
+
+
+def check_stored(model: Any, source: str | Path, name: str) -> None:
+    """Check that the files hold floating numbers where the model has them.
+
+    transformers would convert integers, booleans and numbers of 8 bits, which stand for other
+    weights, such as those of a quantized model without its configuration.
+
+    Raises:
+        ModelError: Names the first weights of another type.
+    """
+    wanted = {key for key, weight in model.named_parameters() if weight.is_floating_point()}
+    found: dict[str, str] = {}
+    for file in _weight_files(source):
+        with safe_open(file, "pt") as weights:
+            kinds = {key: weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
+        found |= {key: kind for key, kind in kinds.items() if kind not in FLOATS}
+    if bad := {f"{key} ({kind})" for key, kind in found.items() if key in wanted}:
+        raise ModelError(
+            f"model {name!r} cannot be used: {listed(bad, 'not of 16, 32 or 64 bits')}; give the "
+            "model as it was before it was quantized, see student.quantization"
+        )
+
+
+def _weight_files(source: str | Path) -> list[str]:
+    """Return the safetensors files that transformers has just read."""
+
+    def found(name: str) -> str | None:
+        return cached_file(
+            *(str(source), name),
+            local_files_only=True,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+
+    if whole := found("model.safetensors"):
+        return [whole]
+    index = found("model.safetensors.index.json")
+    if index is None:
+        return []
+    names = json.loads(Path(index).read_bytes())["weight_map"].values()
+    return [file for name in sorted(set(names)) if (file := found(name))]
 
 
 def _misfit(report: dict[str, Any]) -> str:

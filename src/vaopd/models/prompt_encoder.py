@@ -8,7 +8,7 @@ from vaopd import views
 from vaopd.config import DataConfig, ViewConfig
 from vaopd.errors import ConfigError
 from vaopd.models.families import qwen_vl
-from vaopd.models.measuring import too_long
+from vaopd.models.measuring import check_characters, too_long
 from vaopd.models.model import VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt, check_same_prompt, check_same_text
 from vaopd.problems.problem import Problem
@@ -29,6 +29,7 @@ class PromptEncoder:
             ProblemError: The prompt, visual tokens included, has more than
                 ``data.max_prompt_tokens`` tokens.
         """
+        check_characters(problem, self.data)
         images = self.original_images(problem)
         prompt = replace(self.family.encode(problem, images), images=tuple(images))
         if len(prompt) > self.data.max_prompt_tokens:

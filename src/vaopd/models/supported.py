@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from vaopd.errors import ModelError
 from vaopd.models import adapters
-from vaopd.models.pretrained import read_model, read_pretrained
+from vaopd.models.pretrained import check_stored, read_model, read_pretrained
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "final_logit_softcapping": (None,),
@@ -33,6 +33,8 @@ def read_supported(source: str | Path, name: str, **options: Any) -> Any:
         attn_implementation="sdpa",
         **options,
     )
+    if getattr(config, "quantization_config", None) is None:
+        check_stored(model, source, name)
     if adapters.has_adapters(model):
         raise ModelError(
             f"model {name!r} holds adapters beside the config.json of a whole model, so it is not "

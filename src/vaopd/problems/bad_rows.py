@@ -8,6 +8,9 @@ from vaopd.errors import ProblemError
 NAMED = 10
 """Number of bad rows that an error or a log names; the others are counted."""
 
+SHOWN = 80
+"""Characters of a cell that an error shows."""
+
 
 @dataclass(frozen=True)
 class BadRow:
@@ -43,3 +46,9 @@ def listed(bad: Sequence[BadRow]) -> str:
     if len(bad) > NAMED:
         lines.append(f"  and {len(bad) - NAMED} more")
     return "\n".join(lines)
+
+
+def shown(text: str) -> str:
+    """Return the beginning of a text as an error shows it, without characters that control."""
+    begin = text if len(text) <= SHOWN else f"{text[:SHOWN]}.. ({len(text)} characters)"
+    return begin if begin.isprintable() else ascii(begin)[1:-1]

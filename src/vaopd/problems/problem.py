@@ -3,22 +3,43 @@
 import hashlib
 import io
 import struct
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from vaopd.config import MAX_STORED_PIXELS
 from vaopd.errors import ProblemError
 
 IMAGE_PLACEHOLDER = "<image>"
 
+MAX_ENCODED_BYTES = 256 * 2**20
+"""Most bytes of an image file: nobody decodes so large a picture, but a file may be anything."""
+
+MAX_NAME_CHARACTERS = 1000
+"""Most characters of an id or a kind, which stand in lines of logs and in tables."""
+
+CONTROLS = ("Cc", "Cs", "Zl", "Zp")
+"""Categories of Unicode that change how a line is shown or cannot be written."""
+
+DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Signs that change the order in which the rest of a line is shown."""
+
+CHUNK_BYTES = 1 << 20
+
+FORMATS = (
+    *("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM"),
+    *(("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()),
+)
+"""Formats that are read. Pillow knows others, of which some start programs, such as EPS."""
+
 UNREADABLE = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    struct.error,
-    Image.DecompressionBombError,
+    *(OSError, EOFError, SyntaxError, ValueError, RuntimeError),
+    *(LookupError, TypeError, AttributeError, ArithmeticError, struct.error),
 )
 """Exceptions of Pillow's decoders for damaged bytes; its UnidentifiedImageError is an OSError."""
 
@@ -50,7 +71,14 @@ class Problem:
     kind: str = ""
     """Sub-category for accuracy by kind."""
 
+    max_stored_pixels: int = MAX_STORED_PIXELS
+    """Most pixels of all images together; more is refused before it is decoded."""
+
     def __post_init__(self) -> None:
+        check_name(self.id, "id")
+        check_name(self.kind, f"kind of problem {self.id}")
+        for text in (self.prompt, self.answer or "", *self.references):
+            _check_whole(text, self.id)
         if not self.images:
             raise ProblemError(
                 f"problem {self.id} has no image, and visual advantage needs one; "
@@ -67,8 +95,10 @@ class Problem:
         """Return the images, fully decoded and turned upright, in their stored mode.
 
         Raises:
-            ProblemError: An image is missing, is in no known format, or is cut short.
+            ProblemError: An image is missing, too large, in no known format, or cut short, or has
+                several frames.
         """
+        self.image_sizes()
         return [self._decode(number, image) for number, image in enumerate(self.images, start=1)]
 
     def content_hash(self) -> str:
@@ -80,10 +110,16 @@ class Problem:
             ProblemError: An image file cannot be read.
         """
         digest = hashlib.sha256()
-        parts = [self._encoded(number, image) for number, image in enumerate(self.images, start=1)]
-        for part in (self.prompt.encode(), *parts):
-            # The length is included, so that two parts do not have the hash of their concatenation.
-            digest.update(len(part).to_bytes(8, "big") + part)
+        # The length is included, so that two parts do not have the hash of their concatenation.
+        prompt = self.prompt.encode()
+        digest.update(len(prompt).to_bytes(8, "big") + prompt)
+        for number, image in enumerate(self.images, start=1):
+            with self._reading(number, image):
+                size = _num_bytes(image)
+                digest.update(size.to_bytes(8, "big"))
+                with io.BytesIO(image) if isinstance(image, bytes) else image.open("rb") as file:
+                    while chunk := file.read(CHUNK_BYTES):
+                        digest.update(chunk)
         return digest.hexdigest()
 
     def image_sizes(self) -> list[tuple[int, int]]:
@@ -92,45 +128,101 @@ class Problem:
         If ``load_images`` turns a photograph upright, width and height may be exchanged.
 
         Raises:
-            ProblemError: An image is missing or in no known format.
+            ProblemError: An image is missing or in no known format, or all of them together have
+                more than ``max_stored_pixels``.
         """
-        return [self._size(number, image) for number, image in enumerate(self.images, start=1)]
-
-    def _size(self, number: int, image: bytes | Path) -> tuple[int, int]:
-        try:
-            # Pillow opens the path and reads only the header.
-            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-                return opened.size
-        except UNREADABLE as error:
-            raise self._undecodable(number, image, error) from error
-
-    def _encoded(self, number: int, image: bytes | Path) -> bytes:
-        if isinstance(image, bytes):
-            return image
-        try:
-            return image.read_bytes()
-        except OSError as error:
-            raise ProblemError(
-                f"image {number} of problem {self.id} cannot be read: {error}; "
-                "put the file there or correct its path"
-            ) from error
+        sizes, total = [], 0
+        for number, image in enumerate(self.images, start=1):
+            with self._reading(number, image), _opened(image) as opened:
+                sizes.append(opened.size)
+            total += opened.width * opened.height
+            if total > self.max_stored_pixels:
+                raise ProblemError(
+                    f"problem {self.id} has {total} pixels in its first {number} images (image "
+                    f"{number} is {opened.width} x {opened.height}), over data.max_stored_pixels="
+                    f"{self.max_stored_pixels}; scale the images down or raise the limit"
+                )
+        return sizes
 
     def _decode(self, number: int, image: bytes | Path) -> Image.Image:
-        encoded = self._encoded(number, image)
-        try:
-            decoded = Image.open(io.BytesIO(encoded))
-            # open() reads the header only: a file cut short fails here and not in a late step.
-            decoded.load()
+        with self._reading(number, image), _opened(image) as opened:
+            # Photographs of phones hold a small preview as a second frame.
+            if getattr(opened, "is_animated", False) and opened.format != "MPO":
+                raise ProblemError(
+                    f"image {number} of problem {self.id} has several frames or pages; save the "
+                    "one that the question is about as a PNG or JPEG"
+                )
+            if opened.mode in ("I", "F"):
+                raise ProblemError(
+                    f"image {number} of problem {self.id} stores 32 bits of grey, whose range is "
+                    "not known; save it with 8 or 16 bits"
+                )
+            # Opening reads the header only: a file cut short fails here and not in a late step.
+            opened.load()
             # Photographs may be stored rotated; the question is about the upright image.
-            return ImageOps.exif_transpose(decoded)
-        except UNREADABLE as error:
-            raise self._undecodable(number, image, error) from error
+            return ImageOps.exif_transpose(opened)
 
-    def _undecodable(self, number: int, image: bytes | Path, error: Exception) -> ProblemError:
-        place = "" if isinstance(image, bytes) else f" ({image})"
-        # The default text of bytes in memory is an address, which does not help.
-        reason = str(error).split(" <_io.")[0]
-        return ProblemError(
-            f"image {number} of problem {self.id}{place} cannot be decoded: {reason}; "
-            "replace it by a complete PNG or JPEG"
+    @contextmanager
+    def _reading(self, number: int, image: bytes | Path) -> Iterator[None]:
+        """Turn errors of reading an image into a ``ProblemError`` that names it."""
+        name = f"image {number} of problem {self.id}"
+        try:
+            if (size := _num_bytes(image)) > MAX_ENCODED_BYTES:
+                raise ProblemError(
+                    f"{name} has {size} bytes, over the {MAX_ENCODED_BYTES} that an image may "
+                    "have; save the picture alone as a PNG or JPEG"
+                )
+            yield
+        except ProblemError:
+            raise
+        except Image.DecompressionBombError as error:
+            raise ProblemError(f"{name} is not decoded ({error}); scale it down") from None
+        except UNREADABLE as error:
+            place = "" if isinstance(image, bytes) else f" ({image})"
+            if isinstance(error, OSError) and error.errno is not None:
+                raise ProblemError(
+                    f"{name} cannot be read: {error}; put the file there or correct its path"
+                ) from error
+            # The default text of bytes in memory is an address, which does not help.
+            reason = str(error).split(" <_io.")[0]
+            raise ProblemError(
+                f"{name}{place} cannot be decoded: {reason}; replace it by a complete PNG or JPEG"
+            ) from error
+
+
+def _num_bytes(image: bytes | Path) -> int:
+    return len(image) if isinstance(image, bytes) else image.stat().st_size
+
+
+def _opened(image: bytes | Path) -> Image.Image:
+    """Return an image of which only the header is read."""
+    file = io.BytesIO(image) if isinstance(image, bytes) else image
+    return Image.open(file, formats=FORMATS)
+
+
+def check_name(name: str, what: str) -> None:
+    """Check that an id or a kind can stand in a line of a log.
+
+    Raises:
+        ProblemError: It is too long, or holds a character that controls how a line is shown.
+    """
+    if len(name) > MAX_NAME_CHARACTERS:
+        raise ProblemError(
+            f"the {what} has {len(name)} characters; write at most {MAX_NAME_CHARACTERS}"
         )
+    for character in name:
+        if unicodedata.category(character) in CONTROLS or character in DIRECTIONS:
+            raise ProblemError(
+                f"the {what} is {name!a}, which holds the control character "
+                f"{character!a}; write it without"
+            )
+
+
+def _check_whole(text: str, id: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ProblemError(
+            f"problem {id} has a text with half a character ({text[error.start]!a} at "
+            f"position {error.start}); write the text as UTF-8"
+        ) from None

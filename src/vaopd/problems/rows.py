@@ -17,10 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from vaopd.errors import ProblemError
+from vaopd.problems.bad_rows import shown
 
 VIRL39K_NAME = "TIGER-Lab/ViRL39K"
 VIRL39K_PARQUET = "39Krelease.parquet"
 SPLITS = frozenset({"train", "validation", "val", "dev", "test"})
+MAX_LINE_BYTES = 16 * 2**20
+"""Most bytes of a line of JSONL, which holds texts and paths, and no images."""
+
+NAMED_COLUMNS = 20
+"""Number of columns that an error names."""
+
 _BATCH_ROWS = 64
 
 
@@ -59,6 +66,14 @@ class Row:
     folder: Path
     """Folder of relative image paths."""
 
+    roots: tuple[Path, ...] = ()
+    """Folders that hold the images of the source, without symbolic links; () = ``folder``."""
+
+    @property
+    def inside(self) -> tuple[Path, ...]:
+        """The folders out of which an image path must not lead, without symbolic links."""
+        return self.roots or (self.folder.resolve(),)
+
 
 def layout_of(columns: Collection[str]) -> Layout:
     """Return the layout that has these columns.
@@ -69,9 +84,11 @@ def layout_of(columns: Collection[str]) -> Layout:
     fitting = [layout for layout in (GEOMETRY3K, VIRL39K) if layout.required <= set(columns)]
     if len(fitting) == 1:
         return fitting[0]
+    names = [shown(name) for name in sorted(columns)]
+    more = f" and {len(names) - NAMED_COLUMNS} more" if len(names) > NAMED_COLUMNS else ""
     raise ProblemError(
-        f"the columns are {', '.join(sorted(columns)) or 'none'}; rename them to either "
-        "images, problem, answer (geometry3k) or question, answer, image (ViRL39K)"
+        f"the columns are {', '.join(names[:NAMED_COLUMNS]) or 'none'}{more}; rename them to "
+        "either images, problem, answer (geometry3k) or question, answer, image (ViRL39K)"
     )
 
 
@@ -83,11 +100,12 @@ def local_rows(path: Path, split: str) -> Iterator[Row | ProblemError]:
     Raises:
         ProblemError: The file is missing or not readable.
     """
+    roots = ((path if path.is_dir() else path.parent).resolve(),)
     for file in files_of(path, split):
         if file.suffix == ".parquet":
-            yield from _parquet_rows(file)
+            yield from _parquet_rows(file, roots)
         elif file.suffix == ".jsonl":
-            yield from jsonl_rows_or_errors(file)
+            yield from jsonl_rows_or_errors(file, roots)
         else:
             raise ProblemError(
                 f"{file} is neither a .parquet nor a .jsonl file; convert it to one of them"
@@ -146,24 +164,49 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
         yield row
 
 
-def jsonl_rows_or_errors(path: Path) -> Iterator[Row | ProblemError]:
-    """Yield the rows of a JSONL file, and an error for each line that is not a JSON object."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            place = f"{path.name} row {number}"
-            try:
-                cells = json.loads(line)
-            # Bytes that are not UTF-8 raise a ValueError too.
-            except ValueError as error:
-                yield ProblemError(f"{place} is not JSON ({error}); write one object on each line")
-                continue
-            if not isinstance(cells, dict):
-                found = type(cells).__name__
-                yield ProblemError(f"{place} is a JSON {found}; write one object on each line")
-                continue
-            yield Row(place, cells, path.parent)
+def jsonl_rows_or_errors(path: Path, roots: tuple[Path, ...] = ()) -> Iterator[Row | ProblemError]:
+    """Yield the rows of a JSONL file, and an error for each line that is not a JSON object.
+
+    Args:
+        path: The file.
+        roots: See ``Row``.
+
+    Raises:
+        ProblemError: A line is longer than any row.
+    """
+    for number, line in numbered_lines(path):
+        place = f"{path.name} row {number}"
+        try:
+            cells = json.loads(line)
+        # Bytes that are not UTF-8 raise a ValueError too.
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else error
+            yield ProblemError(f"{place} is not JSON ({reason}); write one object on each line")
+            continue
+        if not isinstance(cells, dict):
+            found = type(cells).__name__
+            yield ProblemError(f"{place} is a JSON {found}; write one object on each line")
+            continue
+        yield Row(place, cells, path.parent, roots)
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines that are not blank, with their numbers from 1, one in memory at a time.
+
+    Raises:
+        ProblemError: A line is longer than any row.
+    """
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise ProblemError(
+                    f"{path.name} row {number} has more than {MAX_LINE_BYTES // 2**20} MiB; write "
+                    "one JSON object on each line, with its images as paths"
+                )
+            if line.strip():
+                yield number, line
 
 
 def count_rows(path: Path, split: str) -> int:
@@ -177,22 +220,22 @@ def count_rows(path: Path, split: str) -> int:
 
 def _count(file: Path) -> int:
     if file.suffix != ".parquet":
-        with file.open("rb") as lines:
-            return sum(1 for line in lines if line.strip())
+        return sum(1 for _ in numbered_lines(file))
     import pyarrow
     import pyarrow.parquet
 
     try:
         return pyarrow.parquet.read_metadata(file).num_rows
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise _not_parquet(file, error) from error
 
 
 def _not_parquet(file: Path, error: Exception) -> ProblemError:
-    return ProblemError(f"{file} cannot be read as parquet: {error}; download or write it again")
+    reason = " ".join(str(error).split())[:300]
+    return ProblemError(f"{file} cannot be read as parquet: {reason}; download or write it again")
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path, roots: tuple[Path, ...] = ()) -> Iterator[Row]:
     # Imported here, because it takes half a second and other sources do not need it.
     import pyarrow
     import pyarrow.parquet
@@ -208,8 +251,8 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
                 for cells in batch.to_pylist():
                     number += 1
-                    yield Row(f"{path.name} row {number}", cells, path.parent)
-    except pyarrow.ArrowException as error:
+                    yield Row(f"{path.name} row {number}", cells, path.parent, roots)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _not_parquet(path, error) from error
 
 
@@ -221,6 +264,8 @@ def hub_rows(name: str, split: str) -> Iterator[Row]:
     """
     # Imported here, because it takes one and a half seconds and local files do not need it.
     import datasets
+    import datasets.config
+    import huggingface_hub
 
     try:
         data = datasets.load_dataset(name, split=split)
@@ -231,8 +276,11 @@ def hub_rows(name: str, split: str) -> Iterator[Row]:
     for column in {"images", "image"}.intersection(data.column_names):
         # Not decoded: encoded bytes are small and exact, and decoding takes time.
         data = data.cast_column(column, datasets.List(datasets.Image(decode=False)))
+    # Data sets of image files name files of these two folders.
+    caches = (datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE)
+    roots = tuple(Path(cache).resolve() for cache in caches)
     for number, cells in enumerate(data, start=1):
-        yield Row(f"{name}@{split} row {number}", dict(cells), Path())
+        yield Row(f"{name}@{split} row {number}", dict(cells), Path(), roots)
 
 
 def virl39k_rows() -> Iterator[Row]:

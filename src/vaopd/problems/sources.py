@@ -5,6 +5,7 @@
 Images stay encoded until they are used.
 """
 
+import os
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +16,9 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from vaopd.errors import ConfigError, ProblemError
-from vaopd.problems.bad_rows import BadRow, bad_rows_error
+from vaopd.problems.bad_rows import BadRow, bad_rows_error, shown
 from vaopd.problems.boxed import outer_boxes
+from vaopd.problems.images import ImageRules
 from vaopd.problems.problem import Problem
 from vaopd.problems.rows import VIRL39K_NAME, Row, hub_rows, layout_of, local_rows, virl39k_rows
 
@@ -63,7 +65,9 @@ class Location:
         return sorted(random.Random(seed).sample(range(count), size))
 
 
-def load_problems(source: str, *, limit: int | None = None) -> Sequence[Problem]:
+def load_problems(
+    source: str, *, limit: int | None = None, images: ImageRules | None = None
+) -> Sequence[Problem]:
     """Return the problems of a source, in its order.
 
     ==============================  ==========================================================
@@ -83,19 +87,22 @@ def load_problems(source: str, *, limit: int | None = None) -> Sequence[Problem]
     Args:
         source: Where the problems are.
         limit: Read only this number of problems from the beginning.
+        images: Which images are read; by default those in the folder of the data.
 
     Raises:
         ConfigError: The source names nothing that could be read, or the limit is below 1.
         ProblemError: The source cannot be reached, a row is bad, or an id comes twice; up to ten
             bad rows are listed.
     """
-    problems, bad = read_source(source, limit=limit)
+    problems, bad = read_source(source, limit=limit, images=images)
     if bad:
         raise bad_rows_error(source, bad, len(problems) + len(bad), "")
     return problems
 
 
-def read_source(source: str, *, limit: int | None = None) -> tuple[Sequence[Problem], list[BadRow]]:
+def read_source(
+    source: str, *, limit: int | None = None, images: ImageRules | None = None
+) -> tuple[Sequence[Problem], list[BadRow]]:
     """Return the problems of a source and its bad rows, both in its order; see ``load_problems``.
 
     A bad row is counted too, so that the made ids of other problems and the rows of a sample do
@@ -111,7 +118,8 @@ def read_source(source: str, *, limit: int | None = None) -> tuple[Sequence[Prob
         return _drawn(source.removeprefix("drawn:"), limit), []
     location = locate(source)
     rows = islice(location.rows(), limit)
-    found = [one for _, one in placed_problems(rows, location.name, location.split)]
+    rules = images or ImageRules()
+    found = [one for _, one in placed_problems(rows, location.name, location.split, rules)]
     if not found:
         raise ProblemError(
             f"{location.name} ({location.split}) has no rows; check that it was written completely"
@@ -134,22 +142,29 @@ def locate(source: str) -> Location:
         if name not in PACKAGED:
             raise ConfigError(f"package:{name} does not ship with vaopd; use package:{PACKAGED[0]}")
         return Location(name, "train", ASSETS / name / "data.jsonl", sample)
-    location, split = (source, "train") if Path(source).exists() else _split_suffix(source)
+    location, split = (source, "train") if os.path.exists(source) else _split_suffix(source)
     path = Path(location)
-    if location != source and (path.is_file() or (location == VIRL39K_NAME and split != "train")):
+    # os.path answers for a name that is too long or holds a zero byte; methods of Path raise.
+    if location != source and (
+        os.path.isfile(path) or (location == VIRL39K_NAME and split != "train")
+    ):
         raise ProblemError(f"{location} has no splits; leave @{split} out, or name another source")
-    if path.exists():
+    if os.path.exists(path):
         return Location(path.resolve().stem, split, path, sample)
     if path.suffix in (".parquet", ".jsonl") or not _HUB_NAME.fullmatch(location):
         raise ProblemError(
-            f"{source} does not exist; name a .parquet or .jsonl file, a folder of them, "
+            f"{shown(source)} does not exist; name a .parquet or .jsonl file, a folder of them, "
             "owner/name on the hub, package:geometry3k_sample or drawn:train"
         )
     return Location(location, split, None, sample)
 
 
 def placed_problems(
-    rows: Iterator[Row | ProblemError], source: str, split: str, prefix: str | None = None
+    rows: Iterator[Row | ProblemError],
+    source: str,
+    split: str,
+    rules: ImageRules,
+    prefix: str | None = None,
 ) -> Iterator[tuple[str, Problem | BadRow]]:
     """Yield the place of each row with its problem, or with the error.
 
@@ -157,6 +172,7 @@ def placed_problems(
         rows: Rows of a source.
         source: Name of the data set.
         split: Of the data set.
+        rules: Which images are read.
         prefix: Beginning of the made ids of problems without one; SOURCE:SPLIT unless given.
     """
     prefix = prefix or f"{source}:{split}"
@@ -166,7 +182,7 @@ def placed_problems(
             yield "", BadRow(str(row))
             continue
         try:
-            problem = problem_of_row(row, f"{prefix}:{index}", source, split)
+            problem = problem_of_row(row, f"{prefix}:{index}", source, split, rules)
         except ProblemError as error:
             yield row.place, BadRow(str(error))
             continue
@@ -183,7 +199,9 @@ def placed_problems(
         yield row.place, problem
 
 
-def problem_of_row(row: Row, fallback_id: str, source: str, split: str) -> Problem:
+def problem_of_row(
+    row: Row, fallback_id: str, source: str, split: str, rules: ImageRules
+) -> Problem:
     """Return the problem of one row in either layout.
 
     Raises:
@@ -196,12 +214,13 @@ def problem_of_row(row: Row, fallback_id: str, source: str, split: str) -> Probl
         return Problem(
             id=_text(cells, layout.id) or fallback_id,
             prompt=_text(cells, layout.question),
-            images=_images(cells[layout.images], layout.images, row.folder),
+            images=rules.read(cells[layout.images], layout.images, row.folder, row.inside),
             answer=_bare_answer(_text(cells, "answer")),
             source=source,
             split=split,
             references=_references(cells.get("references")),
             kind=_text(cells, kind),
+            max_stored_pixels=rules.max_stored_pixels,
         )
     except ProblemError as error:
         raise ProblemError(f"{row.place}: {error}") from None
@@ -237,35 +256,10 @@ def _bare_answer(answer: str) -> str | None:
     return answer or None
 
 
-def _images(cells: Any, column: str, folder: Path) -> tuple[bytes | Path, ...]:
-    if not isinstance(cells, list):
-        raise ProblemError(f"{column} is of type {type(cells).__name__}; write a list of images")
-    return tuple(_image(cell, column, folder) for cell in cells)
-
-
-def _image(cell: Any, column: str, folder: Path) -> bytes | Path:
-    if isinstance(cell, Mapping):
-        cell = cell.get("bytes") or cell.get("path")
-    if isinstance(cell, bytes):
-        return cell
-    if not isinstance(cell, str) or not cell:
-        raise ProblemError(
-            f"{column} holds {cell!r:.40}; "
-            "expected encoded image bytes, or a path relative to the folder of the file"
-        )
-    path = folder / cell
-    # Checked here, so that a long run does not fail later.
-    if not path.is_file():
-        raise ProblemError(
-            f"the image {cell} is not in {folder}; unpack the images there or correct the path"
-        )
-    return path
-
-
 def _sample_suffix(source: str) -> tuple[str, tuple[int, int] | None]:
     """Return the source without its ``?sample=N&seed=S``, and the two numbers."""
     location, mark, query = source.rpartition("?")
-    if not mark or Path(source).exists():
+    if not mark or os.path.exists(source):
         return source, None
     options = dict(parse_qsl(query, keep_blank_values=True))
     try:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from vaopd.config import read_recipe
 from vaopd.errors import ConfigError, RunFolderError, did_you_mean
 from vaopd.records import read_rows
 from vaopd.report.statistics import Number, advantage_of
@@ -102,6 +101,7 @@ def _run_folder(path: Path, progress: Callable[[str], None]) -> Source:
             f"{path} is not a run folder (no config.yaml); give the folder that `vaopd train` wrote"
         )
     schema_of(path)
+    config = read_recipe(path / "config.yaml")
     text = (path / "config.yaml").read_text(encoding="utf-8")
     metrics, validation, warnings = (
         read_rows(path / name) if (path / name).is_file() else []
@@ -120,7 +120,7 @@ def _run_folder(path: Path, progress: Callable[[str], None]) -> Source:
     return Source(
         name=path.resolve().name,
         path=path,
-        config=_mapping(yaml.safe_load(text)),
+        config=config,
         config_text=text,
         environment=_json(path / "environment.json"),
         metrics=metrics,
@@ -157,7 +157,7 @@ def _records(path: Path, source: str) -> Iterator[Record]:
             rollout_weight=row.get("rollout_weight"),
             mean_advantage=advantage_of(row),
             advantage=array("f", row.get("visual_advantage") or ()),
-            is_high=row.get("is_high") or [],
+            is_high=[bool(value) for value in row.get("is_high") or ()],
         )
 
 
@@ -179,11 +179,23 @@ def check_row(row: dict[str, Any], place: str) -> None:
             raise RunFolderError(
                 f"{place} has {count} values of {name} for {len(tokens)} tokens; write one for each"
             )
-        wrong = [v for v in values or () if isinstance(v, str | list | dict) or v is None]
+        wrong = [v for v in values or () if not _is_number(v)]
         if wrong:
             raise RunFolderError(
-                f"{place} has {wrong[0]!r} among the values of {name}; write one number a token"
+                f"{place} has {wrong[0]!r:.80} among the values of {name}; write one number a token"
             )
+    for name in ("rollout_weight", "rollout_advantage"):
+        if row.get(name) is not None and not _is_number(row[name]):
+            raise RunFolderError(f"{place} has {row[name]!r:.80} as {name}; write a number")
+    if not isinstance(row.get("is_correct"), bool | None):
+        raise RunFolderError(
+            f"{place} has {row['is_correct']!r:.80} as is_correct; write true, false or null"
+        )
+
+
+def _is_number(value: object) -> bool:
+    """Return whether a value of JSON is a number that fits a float, or a bool."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 53)
 
 
 def prompt_of(row: dict[str, Any]) -> str:

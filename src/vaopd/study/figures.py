@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -129,6 +130,18 @@ def _svg(draw: Callable[[Axes], None], *, height: float) -> str:
     # Not pyplot, which keeps global state and looks for a window system.
     # matplotlib warns about its font cache when it runs for the first time.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    # Fonts of the page instead of outlines; the same ids for the same numbers. Names are text: a
+    # dollar sign in them would begin a formula, which may not parse.
+    own: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "vaopd"}
+    with rc_context({**own, "font.family": "sans-serif", "text.parse_math": False}):
+        text = _drawn(draw, height)
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    # The page sets the width; the view box keeps the proportions.
+    opening, rest = text[: text.index(">")], text[text.index(">") :]
+    return re.sub(r' (width|height)="[^"]*"', "", opening) + rest
+
+
+def _drawn(draw: Callable[[Axes], None], height: float) -> str:
     figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
@@ -142,11 +155,5 @@ def _svg(draw: Callable[[Axes], None], *, height: float) -> str:
     axes.grid(color=INK, alpha=0.12, linewidth=0.6)
     axes.set_axisbelow(True)
     buffer = io.StringIO()
-    # Fonts of the page instead of outlines; the same ids for the same numbers.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "vaopd", "font.family": "sans-serif"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
-    # The page sets the width; the view box keeps the proportions.
-    opening, rest = text[: text.index(">")], text[text.index(">") :]
-    return re.sub(r' (width|height)="[^"]*"', "", opening) + rest
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return buffer.getvalue()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vaopd.errors import StudyError
+from vaopd.masking import masked
 from vaopd.records import write_json, write_text
 from vaopd.study.measuring import record_of
 from vaopd.study.pages import write_reports
@@ -101,7 +102,7 @@ def protocol(plan: Plan, output: Path, command: Sequence[str]) -> dict[str, Any]
     environments = [record_of(output, run).environment for run in finished]
     first = environments[0] if environments else {}
     return {
-        "command": shlex.join(["vaopd", *command[1:]]),
+        "command": shlex.join(["vaopd", *masked(command[1:])]),
         "commits": sorted({str(environment["commit"]) for environment in environments}),
         "seeds": plan.seeds,
         "machine": f"{first.get('device', 'unknown device')}, {num_cores()} cores, "

@@ -1,6 +1,8 @@
 """``vaopd serve-teacher``; checks its options before heavy imports."""
 
+import os
 import secrets
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +12,8 @@ import typer
 from vaopd.errors import ConfigError
 from vaopd.recipes.command import Debug
 from vaopd.teacher.remote.auth import TOKEN_VARIABLE, checked_token, environment_token
+
+MAX_TOKEN_BYTES = 4096
 
 
 def serve_teacher(
@@ -73,9 +77,18 @@ def _token(path: Path | None) -> tuple[str, bool]:
     """Return the token, and whether it was made here."""
     if path is not None:
         try:
-            text = path.read_text(encoding="utf-8")
+            with path.open("rb") as file:
+                mode = os.fstat(file.fileno()).st_mode
+                text = file.read(MAX_TOKEN_BYTES + 1).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--token-file {path} cannot be read ({error})") from None
+        if mode & 0o077 and os.name == "posix":
+            raise ConfigError(
+                f"--token-file {path} can be read by other users (mode {mode & 0o777:04o}); run "
+                f"chmod 600 {shlex.quote(str(path))}"
+            )
+        if len(text) > MAX_TOKEN_BYTES:
+            raise ConfigError(f"--token-file {path} is longer than a token; name its file")
         return checked_token(text, f"--token-file {path}"), False
     given = environment_token()
     return (secrets.token_urlsafe(32), True) if given is None else (given, False)

@@ -18,6 +18,7 @@ from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.objective.advantage import visual_advantage
 from vaopd.objective.weights import high_group
 from vaopd.pictures import save_picture
+from vaopd.problems.images import ImageRules, image_rules
 from vaopd.problems.problem import Problem
 from vaopd.problems.rows import Row, jsonl_rows
 from vaopd.problems.sources import load_problems, problem_of_row
@@ -55,7 +56,8 @@ def score_file(
     Raises:
         ProblemError: A row has no response or no problem; names the row.
     """
-    by_id = {p.id: p for p in load_problems(problems)} if problems else {}
+    rules = image_rules(config.data)
+    by_id = {p.id: p for p in load_problems(problems, images=rules)} if problems else {}
     partial = output.with_name(f".{output.name}.partial")
     output.parent.mkdir(parents=True, exist_ok=True)
     pictures = output.with_name(f"{output.stem}_images")
@@ -64,7 +66,7 @@ def score_file(
     total = 0
     try:
         with partial.open("w", encoding="utf-8") as file:
-            requests = _requests(rollouts, by_id, teacher.model)
+            requests = _requests(rollouts, by_id, teacher.model, rules)
             while rows := list(islice(requests, ROWS_AT_ONCE)):
                 share = high_fraction(config.method)
                 for scored in _score(rows, teacher, encoder, pictures, share):
@@ -80,7 +82,7 @@ def score_file(
 
 
 def _requests(
-    path: Path, by_id: dict[str, Problem], model: VisionLanguageModel
+    path: Path, by_id: dict[str, Problem], model: VisionLanguageModel, rules: ImageRules
 ) -> Iterator[ScoredRequest]:
     for number, row in zip(count(1), jsonl_rows(path), strict=False):
         cells = dict(row.cells)
@@ -92,7 +94,7 @@ def _requests(
             )
         if problem is None:
             complete = Row(row.place, {"answer": None, **cells}, row.folder)
-            problem = problem_of_row(complete, f"{path.stem}:{number}", str(path), "")
+            problem = problem_of_row(complete, f"{path.stem}:{number}", str(path), "", rules)
         yield ScoredRequest(problem, _response_ids(row, model), cells)
 
 

@@ -7,6 +7,7 @@ from vaopd.config import RunConfig
 from vaopd.errors import ProblemError
 from vaopd.problems.bad_rows import BadRow, bad_rows_error
 from vaopd.problems.checks import damaged_images, without_answer, without_reference
+from vaopd.problems.images import image_rules
 from vaopd.problems.problem import Problem
 from vaopd.problems.rows import count_rows
 from vaopd.problems.sources import Location, load_problems, locate, placed_problems
@@ -66,7 +67,9 @@ def _first_problems(
     location: Location, name: str, rows: Sequence[int], key: str, config: RunConfig
 ) -> tuple[Sequence[Problem], int]:
     """Return the problems of the first rows that are used, and the number of bad rows in them."""
-    placed = placed_problems(islice(location.rows(), rows[-1] + 1), location.name, location.split)
+    read = islice(location.rows(), rows[-1] + 1)
+    rules = image_rules(config.data)
+    placed = placed_problems(read, location.name, location.split, rules)
     wanted = set(rows)
     found = [one for index, (_, one) in enumerate(placed) if index in wanted]
     problems = [one for one in found if isinstance(one, Problem)]

@@ -15,6 +15,7 @@ from vaopd.config import RunConfig, load_config
 from vaopd.distributed.world import World
 from vaopd.errors import ConfigError, RunFolderError, TrainingError, is_out_of_memory
 from vaopd.lock import LOCK, FolderLock
+from vaopd.masking import masked
 from vaopd.records import keep_rows_up_to
 from vaopd.run_records import SCHEMA, schema_of
 from vaopd.training.alarms import WARNINGS_FILE
@@ -179,7 +180,7 @@ def environment(world: World) -> dict[str, Any]:
     packages = ("vaopd", "torch", "transformers", "tokenizers", "numpy", "pillow")
     return {
         "schema": SCHEMA,
-        "command": sys.argv,
+        "command": masked(sys.argv),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

@@ -7,7 +7,12 @@ from pathlib import Path
 from vaopd.config import RunConfig
 from vaopd.distributed.world import World
 from vaopd.methods import make_method
-from vaopd.models.compatibility import check_same_pixels, check_same_tokenizer
+from vaopd.models.compatibility import (
+    check_same_pixels,
+    check_same_tokenizer,
+    check_same_turns,
+    probe_text,
+)
 from vaopd.models.model import VisionLanguageModel
 from vaopd.rollouts.sampler import Sampler
 from vaopd.rollouts.transformers import TransformersSampler
@@ -61,7 +66,9 @@ def make_teacher(config: RunConfig, world: World, student: VisionLanguageModel) 
         return connect_teacher(config, student, world.device)
     teacher = load_teacher(config, world.device, world.shards)
     check_same_tokenizer(student, teacher.model)
-    check_same_pixels(student, teacher.model)
+    model = teacher.model
+    check_same_turns(student, model.name, probe_text(model), model.eos_token_ids)
+    check_same_pixels(student, model)
     return teacher
 
 

@@ -10,10 +10,11 @@ from rich.console import Console
 
 from vaopd.config import DataConfig, RunConfig
 from vaopd.display import duration, with_bar
-from vaopd.errors import ConfigError
+from vaopd.errors import ConfigError, ProblemError
 from vaopd.models.families import Family, Size
 from vaopd.models.measuring import Measured, measure
 from vaopd.models.prompt_encoder import PromptEncoder
+from vaopd.problems.bad_rows import BadRow
 from vaopd.problems.problem import Problem
 from vaopd.training.data import Bad, RunData
 from vaopd.training.schedule import problems_of_step
@@ -45,8 +46,22 @@ def check_prompts(
         work = partial(measure, part.problems, family, config.data)
         good, bad[part.key] = with_bar(console, title, len(part.problems), work)
         measured += good
+        if part.key == "train" and config.method.needs.responses == "references":
+            bad[part.key] += _bad_references(part.problems, family)
     data.without(bad)
     return describe_prompts(measured, config.data) if measured else [], bad
+
+
+def _bad_references(problems: Sequence[Problem], family: Family) -> list[BadRow]:
+    """Return the problems of which a reference contains a control token."""
+    bad = []
+    for problem in problems:
+        try:
+            for text in problem.references:
+                family.control_tokens.check(problem, text, "references")
+        except ProblemError as error:
+            bad.append(BadRow(str(error), problem.id))
+    return bad
 
 
 def encode_first(data: RunData, config: RunConfig, encoder: PromptEncoder) -> None:

@@ -1,16 +1,18 @@
 """Adapters between our batches and the inputs of each model family."""
 
 import json
+import re
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Int
+from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
-from vaopd.errors import ProblemError, VaopdError
+from vaopd.errors import ModelError, ProblemError, VaopdError
 from vaopd.models.prompts import Batch, EncodedPrompt, Group
-from vaopd.problems.problem import Problem
+from vaopd.problems.problem import IMAGE_PLACEHOLDER, Problem
 
 Size = tuple[int, int]
 """Width and height."""
@@ -33,6 +35,13 @@ class Family(Protocol):
 
     image_settings: dict[str, Any]
     """Settings that decide a model's pixel values; equal for models that can share them."""
+
+    control_tokens: "ControlTokens"
+    """The tokens that the text of a problem must not contain."""
+
+    def chat_text(self, problem: Problem) -> str:
+        """Return the chat prompt of a problem as text, with a mark for each image."""
+        ...
 
     def encode(self, problem: Problem, images: list[Image.Image]) -> EncodedPrompt:
         """Return the chat prompt of a problem with these (possibly degraded) images."""
@@ -62,6 +71,42 @@ class Family(Protocol):
         ...
 
 
+class ControlTokens:
+    """The special tokens of a tokenizer, such as ``<|im_end|>``.
+
+    The tokenizer reads their names as control tokens wherever they stand, so a question that holds
+    them could end its turn and write one in the name of the system or the model.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        names = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+        names |= set(tokenizer.all_special_tokens)
+        # The longest first, so that the error names the whole token.
+        ordered = sorted(names, key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+
+    def check_prompt(self, problem: Problem) -> None:
+        """Check the text of a prompt between its images.
+
+        Raises:
+            ProblemError: It contains a control token.
+        """
+        # Some tokenizers have a control token of the placeholder's name.
+        self.check(problem, problem.prompt.replace(IMAGE_PLACEHOLDER, " "), "prompt")
+
+    def check(self, problem: Problem, text: str, where: str) -> None:
+        """Check a text of a problem.
+
+        Raises:
+            ProblemError: It contains a control token.
+        """
+        if found := self.pattern.search(text):
+            raise ProblemError(
+                f"problem {problem.id} has the control token {found[0]} in its {where}; remove the "
+                f"literal {found[0]}, which the tokenizer would not read as text"
+            )
+
+
 def refused_image(problem: Problem, error: ValueError) -> ProblemError:
     """Return the error about an image that a model's own processor refuses."""
     return ProblemError(
@@ -88,10 +133,31 @@ def image_settings(image_processor: Any, keys: Collection[str] | None = None) ->
     return json.loads(json.dumps(found | {"image_processor_type": kind}))
 
 
+def render_chat(renderer: Any, problem: Problem, control_tokens: ControlTokens) -> str:
+    """Return the chat prompt of a problem by the template of a tokenizer or processor.
+
+    transformers runs templates in the sandbox of jinja2, where they reach no attribute of Python.
+
+    Raises:
+        ProblemError: The prompt contains a control token.
+        ModelError: The template fails, or tries to leave the sandbox.
+    """
+    control_tokens.check_prompt(problem)
+    try:
+        return renderer.apply_chat_template(
+            chat_messages(problem), tokenize=False, add_generation_prompt=True
+        )
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        raise ModelError(
+            f"the chat template of the model cannot be used ({type(error).__name__}: {error}); "
+            "give the chat_template.jinja that was published with the model"
+        ) from None
+
+
 def chat_messages(problem: Problem) -> list[dict]:
     """Return the single user turn of a problem, with images instead of their placeholders."""
     parts: list[dict] = []
-    for index, text in enumerate(problem.prompt.split("<image>")):
+    for index, text in enumerate(problem.prompt.split(IMAGE_PLACEHOLDER)):
         if index:
             parts.append({"type": "image"})
         if text:

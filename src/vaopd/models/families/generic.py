@@ -9,7 +9,14 @@ from PIL import Image
 from torch import Tensor
 
 from vaopd.errors import VaopdError
-from vaopd.models.families import PromptSize, Size, chat_messages, image_settings, refused_image
+from vaopd.models.families import (
+    ControlTokens,
+    PromptSize,
+    Size,
+    image_settings,
+    refused_image,
+    render_chat,
+)
 from vaopd.models.prompts import Batch, EncodedPrompt, Group
 from vaopd.problems.problem import Problem
 
@@ -22,12 +29,13 @@ class GenericFamily:
     def __init__(self, processor: Any) -> None:
         self.processor = processor
         self.image_settings = image_settings(processor.image_processor)
+        self.control_tokens = ControlTokens(processor.tokenizer)
         self.visual_tokens: dict[tuple[Size, ...], int] = {}
         """By the sizes of a problem's images; stored, because counting takes a whole encoding."""
 
     def encode(self, problem: Problem, images: list[Image.Image]) -> EncodedPrompt:
         """Return the output of the model's processor for the chat prompt and its images."""
-        text = self._chat_text(problem)
+        text = self.chat_text(problem)
         encoded = dict(self.processor(text=[text], images=[images], return_tensors="pt"))
         ids = encoded.pop("input_ids")[0]
         encoded.pop("attention_mask", None)
@@ -42,7 +50,11 @@ class GenericFamily:
         return [self._measure(*one) for one in zip(problems, sizes, strict=True)]
 
     def _measure(self, problem: Problem, sizes: Sequence[Size]) -> PromptSize | VaopdError:
-        text_tokens = len(self.processor.tokenizer(self._chat_text(problem))["input_ids"])
+        try:
+            text = self.chat_text(problem)
+        except VaopdError as error:
+            return error
+        text_tokens = len(self.processor.tokenizer(text)["input_ids"])
         # The text holds a mark for each image, which is counted with the image.
         text_tokens -= len(sizes)
         key = tuple(sizes)
@@ -56,10 +68,9 @@ class GenericFamily:
                 return refused_image(problem, error)
         return PromptSize(text_tokens + self.visual_tokens[key], self.visual_tokens[key])
 
-    def _chat_text(self, problem: Problem) -> str:
-        return self.processor.apply_chat_template(
-            chat_messages(problem), tokenize=False, add_generation_prompt=True
-        )
+    def chat_text(self, problem: Problem) -> str:
+        """Return the chat prompt as text, with the processor's mark for each image."""
+        return render_chat(self.processor, problem, self.control_tokens)
 
     def collate(self, groups: Sequence[Group]) -> Batch:
         """Return the single row of the single response of the single group."""

@@ -17,7 +17,14 @@ from torch import Tensor
 
 from vaopd.errors import AlignmentError, VaopdError
 from vaopd.models.attention import PackedRow, PackedRows, pack_row, use_packed_attention
-from vaopd.models.families import PromptSize, Size, chat_messages, image_settings, refused_image
+from vaopd.models.families import (
+    ControlTokens,
+    PromptSize,
+    Size,
+    image_settings,
+    refused_image,
+    render_chat,
+)
 from vaopd.models.prompts import Batch, EncodedPrompt, Group
 from vaopd.problems.problem import Problem
 
@@ -37,6 +44,7 @@ class QwenVLFamily:
         self.can_pack = use_packed_attention(model)
         self.image_settings = image_settings(image_processor, IMAGE_SETTINGS)
         self.tokenizer = tokenizer
+        self.control_tokens = ControlTokens(tokenizer)
         self.image_processor = image_processor
         self.image_token_id: int = model.config.image_token_id
         self.image_token: str = tokenizer.convert_ids_to_tokens(self.image_token_id)
@@ -47,10 +55,9 @@ class QwenVLFamily:
         """Return the chat prompt with one placeholder id for each visual token.
 
         Raises:
-            AlignmentError: The text itself contains image placeholder tokens, so placeholders and
-                visual tokens cannot match.
-            ProblemError: The image processor refuses an image, such as a strip 200 times as long
-                as wide.
+            AlignmentError: Placeholders and visual tokens do not match.
+            ProblemError: The text contains a control token, or the image processor refuses an
+                image, such as a strip 200 times as long as wide.
         """
         try:
             pixels = self.image_processor(images=images, return_tensors="pt")
@@ -111,16 +118,17 @@ class QwenVLFamily:
             raise refused_image(problem, error) from None
         return patches // self.image_processor.merge_size**2
 
+    def chat_text(self, problem: Problem) -> str:
+        """Return the chat prompt as text, with one placeholder for each image."""
+        return render_chat(self.tokenizer, problem, self.control_tokens)
+
     def _chat_pieces(self, problem: Problem, num_images: int) -> list[str]:
         """Return the text of the chat prompt before, between and after its images."""
-        text = self.tokenizer.apply_chat_template(
-            chat_messages(problem), tokenize=False, add_generation_prompt=True
-        )
-        pieces = text.split(self.image_token)
+        pieces = self.chat_text(problem).split(self.image_token)
         if len(pieces) != num_images + 1:
             raise AlignmentError(
                 f"problem {problem.id}: the chat prompt holds {len(pieces) - 1} image placeholders "
-                f"for {num_images} images; remove the literal {self.image_token} from the prompt"
+                f"for {num_images} images; give the chat template of a model that sees images"
             )
         return pieces
 

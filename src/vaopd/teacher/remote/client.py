@@ -30,10 +30,20 @@ from vaopd.teacher.remote.messages import (
     unpack_head,
     unpack_scores,
 )
-from vaopd.teacher.remote.pool import Address, TeacherServers, Unavailable, nobody_answers
+from vaopd.teacher.remote.pool import (
+    OVERHEAD_BYTES,
+    Address,
+    Question,
+    TeacherServers,
+    Unavailable,
+    nobody_answers,
+)
 from vaopd.teacher.teacher import Responses, TeacherScores
 
 logger = logging.getLogger(__name__)
+
+WIDEST = 4
+"""Bytes of a number of an answer at most: float32."""
 
 IN_FLIGHT = 2
 """Requests to each address at a time: one is computed while the next one is sent."""
@@ -117,12 +127,13 @@ class RemoteTeacher:
             )
             self._check_size(body)
             lengths = [len(response) for i in part for response in responses[i]]
+            # Two hidden states and three numbers of each token at most.
+            numbers = sum(lengths) * (2 * self.info.hidden_size + 3)
+            most = numbers * WIDEST + OVERHEAD_BYTES
             return self.servers.ask(
                 number + self.first_turn,
-                "POST",
-                "/score",
+                Question("POST", "/score", body, most_bytes=most),
                 lambda answer: unpack_scores(answer, lengths, options, self.info),
-                body,
             )
 
         return self._joined(options, parts, self._asked(ask, len(parts)), responses)
@@ -211,7 +222,9 @@ def connect_teacher(
     servers = TeacherServers(recipe.addresses, token, recipe.timeout_seconds)
     try:
         info = _agreed(servers, recipe, student)
-        head = servers.ask(0, "GET", "/head", unpack_head).to(device)
+        head_bytes = info.vocabulary_size * info.hidden_size * WIDEST
+        question = Question("GET", "/head", most_bytes=2 * head_bytes + OVERHEAD_BYTES)
+        head = servers.ask(0, question, lambda body: unpack_head(body, info)).to(device)
     except BaseException:
         servers.close()
         raise
@@ -248,7 +261,7 @@ def _agreed(
 
 
 def _info(address: Address) -> TeacherInfo:
-    body = address.ask("GET", "/model")
+    body = address.ask(Question("GET", "/model"))
     check_protocol(body, f"the teacher at {address.url}")
     try:
         return TeacherInfo.model_validate_json(body)

@@ -8,7 +8,7 @@ import torch
 
 from vaopd.config import TeacherConfig
 from vaopd.errors import ConfigError, ModelError
-from vaopd.models.compatibility import check_same_settings
+from vaopd.models.compatibility import check_same_settings, check_same_turns, probe_text
 from vaopd.models.model import VisionLanguageModel
 from vaopd.teacher.remote.messages import PROTOCOL, TeacherInfo
 from vaopd.versions import installed_version
@@ -32,6 +32,8 @@ def describe_teacher(
         name=model.name,
         fingerprint=_hash(json.dumps(parts, sort_keys=True).encode()),
         tokenizer=tokenizer,
+        chat_prompt=probe_text(model),
+        end_ids=model.eos_token_ids,
         image_settings=settings,
         vocabulary_size=model.vocab_size,
         hidden_size=model.head.shape[1],
@@ -49,7 +51,7 @@ def check_partner(
 
     Raises:
         ConfigError: The recipe names another model, precision or quantization.
-        ModelError: The two models differ in token ids or pixel values.
+        ModelError: The two models differ in token ids, prompts, ends or pixel values.
     """
     wanted = {"model": recipe.model, "quantization": recipe.quantization}
     served = {"model": info.name, "quantization": info.quantization}
@@ -67,6 +69,7 @@ def check_partner(
             f"tokenizers, of {student.vocab_size} and {info.vocabulary_size} ids; distillation "
             "needs models that share their token ids"
         )
+    check_same_turns(student, f"{info.name} at {address}", info.chat_prompt, info.end_ids)
     check_same_settings(
         student.name, info.name, plain(student.family.image_settings), info.image_settings
     )

@@ -7,7 +7,7 @@ of a problem share token ids, positions and layout, so only pixel values are sen
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -21,8 +21,14 @@ from vaopd.errors import EngineError
 from vaopd.models.prompts import EncodedPrompt, check_same_prompt
 from vaopd.teacher.teacher import Responses, TeacherScores
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of the messages, increased with every change; both sides must have the same."""
+
+ROUNDING = 1e-3
+"""How far a log-prob may lie above 0 by rounding."""
+
+MAX_GRID = 1 << 20
+"""Patches of one side of an image, so that the product of three sides fits 64 bits."""
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -45,23 +51,29 @@ class TeacherInfo(Message):
     tokenizer: str
     """Hash of every token and its id."""
 
+    chat_prompt: str
+    """Chat prompt of the problem ``compatibility.PROBE``."""
+
+    end_ids: list[int]
+    """Ids that end a response."""
+
     image_settings: dict[str, Any]
-    vocabulary_size: int
-    hidden_size: int
+    vocabulary_size: int = Field(ge=1, le=10_000_000)
+    hidden_size: int = Field(ge=1, le=1_000_000)
     dtype: Dtype
     """Precision of its forwards."""
 
     quantization: str
     can_pack: bool
-    max_request_bytes: int
+    max_request_bytes: int = Field(ge=1)
 
 
 class ProblemHeader(Message):
     """The parts of a problem that are not tensors."""
 
     id: str
-    next_position: int = Field(ge=0)
-    lengths: list[int]
+    next_position: int = Field(ge=0, le=2**31)
+    lengths: list[Annotated[int, Field(ge=0, le=2**31)]]
     """Tokens of each sibling."""
 
     images: list[str]
@@ -212,6 +224,8 @@ def unpack_scores(
         shape = (sum(lengths), info.hidden_size) if "hidden" in name else (sum(lengths),)
         if is_expected and (name not in tensors or tensors[name].shape != shape):
             raise ValueError(f"an answer without {name} of shape {shape}")
+        if is_expected:
+            _check_numbers(tensors[name], name)
         split[name] = list(tensors[name].split(list(lengths))) if is_expected else None
     return TeacherScores(
         hidden=split["hidden"] or [],
@@ -227,16 +241,39 @@ def pack_head(head: Float[Tensor, "V H"]) -> bytes:
     return save({"head": head.detach().cpu().contiguous()})
 
 
-def unpack_head(body: bytes) -> Float[Tensor, "V H"]:
+def unpack_head(body: bytes, info: TeacherInfo) -> Float[Tensor, "V H"]:
     """Return the weights of a language-model head.
 
     Raises:
-        ValueError: The body holds none.
+        ValueError: The body does not hold the head of the teacher that ``info`` describes.
     """
     try:
-        return load(body)["head"]
+        head = load(body)["head"]
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"an answer without the teacher's head ({_short(error)})") from None
+    # Rows beyond the tokenizer's ids are padding.
+    is_head = head.ndim == 2 and head.shape[0] >= info.vocabulary_size
+    if not is_head or head.shape[1] != info.hidden_size:
+        raise ValueError(
+            f"a head of shape {tuple(head.shape)} for {info.vocabulary_size} ids and hidden "
+            f"states of {info.hidden_size} numbers"
+        )
+    _check_numbers(head, "head")
+    return head
+
+
+def _check_numbers(values: Tensor, name: str) -> None:
+    """Check that numbers of an answer can be those of a teacher.
+
+    Raises:
+        ValueError: They are not floating, not finite, or log-probs above 0.
+    """
+    if not values.is_floating_point():
+        raise ValueError(f"an answer whose {name} are of type {values.dtype}")
+    if not values.isfinite().all():
+        raise ValueError(f"an answer whose {name} are NaN or infinite")
+    if "logprobs" in name and (values > ROUNDING).any():
+        raise ValueError(f"an answer whose {name} are above 0")
 
 
 def check_protocol(text: str | bytes, what: str) -> None:
@@ -266,8 +303,13 @@ def _prompt(
     """Return both views of a problem; they are equal if the degraded view was not sent."""
     ids = _flat_ids(tensors, f"{number}.input_ids")
     positions = tensors.get(f"{number}.position_ids")
-    if positions is not None and positions.shape != (3, len(ids)):
-        raise RuntimeError(f"position_ids of problem {header.id} are {tuple(positions.shape)}")
+    if positions is not None and (
+        positions.shape != (3, len(ids)) or positions.dtype != torch.int64
+    ):
+        raise RuntimeError(
+            f"position_ids of problem {header.id} are {positions.dtype} of shape "
+            f"{tuple(positions.shape)}"
+        )
     original = EncodedPrompt(
         problem_id=header.id,
         input_ids=ids,
@@ -275,11 +317,28 @@ def _prompt(
         position_ids=positions,
         next_position=header.next_position,
     )
+    _check_layout(original)
     pixels = {
         name: tensors.get(f"{number}.degraded.{name}", value)
         for name, value in original.image_inputs.items()
     }
+    for name, value in original.image_inputs.items():
+        if (value.shape, value.dtype) != (pixels[name].shape, pixels[name].dtype):
+            raise RuntimeError(f"{name} of problem {header.id} differ in layout by view")
     return original, replace(original, image_inputs=pixels)
+
+
+def _check_layout(prompt: EncodedPrompt) -> None:
+    """Check that the grid of images is that of their pixels: a model allocates memory by it."""
+    grid, pixels = (prompt.image_inputs.get(name) for name in ("image_grid_thw", "pixel_values"))
+    if grid is None or pixels is None:
+        return
+    is_grid = grid.ndim == 2 and grid.shape[1] == 3 and grid.dtype == torch.int64
+    is_small = is_grid and bool(((grid > 0) & (grid < MAX_GRID)).all())
+    if not is_small or int(grid.prod(-1).sum()) != len(pixels) or not pixels.is_floating_point():
+        raise RuntimeError(
+            f"image_grid_thw of problem {prompt.problem_id} is not that of its pixels"
+        )
 
 
 def _flat_ids(tensors: dict[str, Tensor], name: str) -> Tensor:

@@ -1,8 +1,10 @@
 """Addresses of one service, used in turn; one that fails is replaced by the next."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import httpx2
@@ -24,9 +26,22 @@ REST_SECONDS = 30.0
 
 CONNECT_SECONDS = 10.0
 
+OVERHEAD_BYTES = 1 << 20
+"""Most bytes of an answer beside its tensors."""
+
 
 class Unavailable(Exception):
     """A failure of one address; another address, or a later attempt, may succeed."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request, and how large its answer may be."""
+
+    method: str
+    path: str
+    body: bytes | None = None
+    most_bytes: int = OVERHEAD_BYTES
 
 
 class Address:
@@ -34,10 +49,11 @@ class Address:
 
     def __init__(self, url: str, token: str, timeout_seconds: float) -> None:
         self.url = url.rstrip("/")
+        self.timeout_seconds = timeout_seconds
         self.failed_at = -REST_SECONDS
         self.http = httpx2.Client(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {token}"},
+            headers={"Authorization": f"Bearer {token}", "Accept-Encoding": "identity"},
             timeout=httpx2.Timeout(timeout_seconds, connect=CONNECT_SECONDS),
             # A proxy named in the environment is for the internet and would see the token.
             trust_env=False,
@@ -48,7 +64,7 @@ class Address:
         """Whether it failed a moment ago."""
         return time.monotonic() - self.failed_at < REST_SECONDS
 
-    def ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
+    def ask(self, question: "Question") -> bytes:
         """Return the body of an answer.
 
         Raises:
@@ -56,25 +72,44 @@ class Address:
             EngineError: The server refuses; other servers would refuse the request too.
         """
         try:
-            response = self.http.request(method, path, content=body)
+            with self.http.stream(
+                question.method, question.path, content=question.body
+            ) as response:
+                answer = self._read(response, question)
         except httpx2.TimeoutException as error:
             raise Unavailable(f"no answer in time, {type(error).__name__}") from None
-        except httpx2.TransportError as error:
+        except httpx2.HTTPError as error:
             raise Unavailable(f"{type(error).__name__}: {error}") from None
-        status = response.status_code
+        self._check_status(response.status_code, answer)
+        return answer
+
+    def _read(self, response: httpx2.Response, question: "Question") -> bytes:
+        """Return the body of a response; it may be neither endless nor sent for ever."""
+        deadline = time.monotonic() + self.timeout_seconds
+        limit = question.most_bytes if response.status_code == 200 else OVERHEAD_BYTES
+        body = bytearray()
+        # Raw: an answer that unpacks itself could be of any size.
+        for chunk in response.iter_raw():
+            body += chunk
+            if len(body) > limit:
+                raise Unavailable(f"an answer of more than {limit} bytes")
+            if time.monotonic() > deadline:
+                raise Unavailable(f"no whole answer in {self.timeout_seconds:.0f} s")
+        return bytes(body)
+
+    def _check_status(self, status: int, answer: bytes) -> None:
         if status == 401:
             raise EngineError(
                 f"the teacher at {self.url} refuses the token; set {TOKEN_VARIABLE} to the one "
                 "that its server was given or printed"
             )
         if status in (408, 425, 429) or (status >= 500 and status != 507):
-            raise Unavailable(f"status {status}: {_detail(response)}")
+            raise Unavailable(f"status {status}: {_detail(answer)}")
         if status != 200:
             raise EngineError(
                 f"the teacher at {self.url} refuses the request (status {status}): "
-                f"{_detail(response)}"
+                f"{_detail(answer)}"
             )
-        return response.content
 
 
 class TeacherServers:
@@ -84,22 +119,13 @@ class TeacherServers:
         self.addresses = [Address(url, token, timeout_seconds) for url in urls]
         self.stopped = threading.Event()
 
-    def ask(
-        self,
-        turn: int,
-        method: str,
-        path: str,
-        read: Callable[[bytes], Answer],
-        body: bytes | None = None,
-    ) -> Answer:
+    def ask(self, turn: int, question: Question, read: Callable[[bytes], Answer]) -> Answer:
         """Return the result of ``read`` for the first answer of an address.
 
         Args:
             turn: Number of the address that is asked first, modulo their number.
-            method: Of HTTP.
-            path: Of the resource.
+            question: The request.
             read: Raises ``ValueError`` for an invalid answer.
-            body: Of the request.
 
         Raises:
             EngineError: No address answers, or one refuses.
@@ -113,7 +139,7 @@ class TeacherServers:
         def once() -> Answer:
             address = next(turns)
             try:
-                answer = read(address.ask(method, path, body))
+                answer = read(address.ask(question))
             except (Unavailable, ValueError) as error:
                 address.failed_at = time.monotonic()
                 reasons[address.url] = str(error)
@@ -158,9 +184,11 @@ def _wait(attempt: int, count: int) -> float:
     return 0.0 if others else FIRST_WAIT_SECONDS * 2 ** (rounds - 1)
 
 
-def _detail(response: httpx2.Response) -> str:
+def _detail(answer: bytes) -> str:
     try:
-        text = str(response.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        text = response.text
-    return " ".join(text.split())[:400] or "no text"
+        text = str(json.loads(answer)["detail"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        text = answer.decode(errors="replace")
+    # A hostile server could otherwise write to the terminal of the trainer.
+    plain = "".join(letter if letter.isprintable() else " " for letter in text[:4000])
+    return " ".join(plain.split())[:400] or "no text"

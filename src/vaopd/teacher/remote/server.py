@@ -138,12 +138,17 @@ class Service:
             packed = pack_scores(scores, self.info.fingerprint, options.hidden_dtype)
         except VaopdError as error:
             raise Refusal(400, str(error)) from None
-        except torch.OutOfMemoryError as error:
+        except torch.OutOfMemoryError:
             logger.exception("a request did not fit into memory")
-            raise Refusal(507, f"{error}; lower teacher.batch_tokens") from None
+            raise Refusal(
+                507, "the request does not fit into memory; lower teacher.batch_tokens"
+            ) from None
         except Exception as error:
+            # Texts of other errors may hold paths of this machine.
             logger.exception("a request failed")
-            raise Refusal(500, f"scoring failed ({type(error).__name__}: {error})") from None
+            raise Refusal(
+                500, f"scoring failed ({type(error).__name__}); the server's log has the reason"
+            ) from None
         self.meters.tokens.inc(sum(len(row) for row in scores.original_logprobs))
         self.meters.seconds.inc(time.perf_counter() - started)
         return packed
