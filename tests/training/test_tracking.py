@@ -18,8 +18,8 @@ import vaopd
 from vaopd.config import RunConfig, TrackingConfig, parse_config, parse_overrides
 from vaopd.errors import ConfigError
 from vaopd.evaluation.validation import ValidationResult
-from vaopd.training.backends import OPENERS
-from vaopd.training.tracking import MOST_ROLLOUTS, Tracking, check_installed, numbers_of, token_rows
+from vaopd.training.backends import OPENERS, check_installed
+from vaopd.training.tracking import MOST_ROLLOUTS, Tracking, numbers_of, token_rows
 
 RESULT = ValidationResult(
     accuracy=0.5, unparsed=0.0, truncated=0.0, response_length=7.0, accuracy_by_kind={"bars": 0.25}

@@ -7,12 +7,14 @@ import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 
-from vaopd.config import RunConfig
+from vaopd.config import RunConfig, TrackingConfig
+from vaopd.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,20 @@ class TrackerBackend(Protocol):
     def finish(self) -> None:
         """End the run there."""
         ...
+
+
+def check_installed(tracking: TrackingConfig) -> None:
+    """Check that the package of each tracker is there, without importing it.
+
+    Raises:
+        ConfigError: One is missing.
+    """
+    for name in tracking.backend:
+        if find_spec(name) is None:
+            raise ConfigError(
+                f"tracking.backend names {name}, which is not installed; "
+                f"pip install 'vaopd[{name}]', or leave it out"
+            )
 
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:

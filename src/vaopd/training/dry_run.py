@@ -11,8 +11,8 @@ from vaopd.problems.images import image_rules
 from vaopd.problems.problem import Problem
 from vaopd.problems.rows import count_rows
 from vaopd.problems.sources import Location, load_problems, locate, placed_problems
+from vaopd.training.backends import check_installed
 from vaopd.training.schedule import total_steps
-from vaopd.training.tracking import check_installed
 
 FIRST_ROWS = 16
 """Number of rows of a stored source that are read."""

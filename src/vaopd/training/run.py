@@ -21,6 +21,7 @@ from vaopd.lock import FolderLock
 from vaopd.methods import Method, section_of
 from vaopd.problems.manifest import MANIFEST, check_unchanged
 from vaopd.records import new_folder, write_json, write_text
+from vaopd.training.backends import check_installed
 from vaopd.training.best import Best, better, mark_best, restore_best
 from vaopd.training.callbacks import Callback
 from vaopd.training.checkpoint import (
@@ -49,7 +50,6 @@ from vaopd.training.startup import ValidationTime, check_prompts, encode_first
 from vaopd.training.step import Step
 from vaopd.training.stopping import StopRequest
 from vaopd.training.tracker import Tracker
-from vaopd.training.tracking import check_installed
 from vaopd.unread import unread_line
 
 

@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from vaopd.config import RunConfig, TrackingConfig
-from vaopd.errors import ConfigError
+from vaopd.config import RunConfig
 from vaopd.evaluation.validation import ValidationResult
 from vaopd.records import read_json, write_json
 from vaopd.training.backends import OPENERS, RunIdentity, TrackerBackend
@@ -24,20 +22,6 @@ ROLLOUT_COLUMNS = ("problem_id", "sibling", "prompt", "answer", "response", "is_
 TOKEN_COLUMNS = {"tokens": "token", "visual_advantage": "visual_advantage", "is_high": "is_high",
                  "kl": "kl", "nll": "nll", "token_weight": "token_weight"}  # fmt: skip
 """Columns of a rollout row with one entry a token, and their names in the table of tokens."""
-
-
-def check_installed(tracking: TrackingConfig) -> None:
-    """Check that the package of each tracker is there, without importing it.
-
-    Raises:
-        ConfigError: One is missing.
-    """
-    for name in tracking.backend:
-        if find_spec(name) is None:
-            raise ConfigError(
-                f"tracking.backend names {name}, which is not installed; "
-                f"pip install 'vaopd[{name}]', or leave it out"
-            )
 
 
 class Tracking(Callback):
