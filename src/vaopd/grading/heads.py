@@ -1,6 +1,7 @@
 """The value at the beginning of a text: "5 cm" of "5 cm, because the sides are 3 and 4"."""
 
 import re
+from functools import lru_cache
 
 from vaopd.grading.phrases import undressed
 from vaopd.grading.spoken import WORD, spoken
@@ -38,6 +39,7 @@ _UNIT_WORDS = frozenset(
 )  # fmt: skip
 
 
+@lru_cache(maxsize=8192)
 def head_value(text: str) -> str | None:
     """Return the number, formula, point or listing at the beginning of a text, with its unit."""
     text = text[:MAX_VALUE].rstrip(" .。,;")
@@ -82,6 +84,7 @@ def _begins_value(token: str) -> bool:
     return _is_symbolic(token) or unit_of(token.strip(".,)")) is not None
 
 
+@lru_cache(maxsize=8192)
 def _is_symbolic(token: str) -> bool:
     """Whether a token has no words except functions, and units after a number."""
     bare = token.strip("(),.;:!?\"'")
