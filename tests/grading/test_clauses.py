@@ -9,6 +9,7 @@ from vaopd.grading.narrowing import only_number
     ("sentence", "clause"),
     [
         ("Since AB is 5, BC is 7", "BC is 7"),
+        ("As can be seen, the blue team won 13 games", "the blue team won 13 games"),
         ("The line peaks in 2014, when sales hit 350", "The line peaks in 2014"),
         ("The tissue, which carries water, is the xylem", "The tissue is the xylem"),
         ("We add 3 and 4, so the sum is 7", "the sum is 7"),
@@ -63,3 +64,7 @@ def test_a_sentence_says_a_word_that_it_does_not_deny_compare_or_join(
 def test_a_check_or_reason_after_the_answer_is_left_out(response: str):
     assert grade(response, "8").is_correct
     assert not grade(response, "20").is_correct
+
+
+def test_a_denied_word_is_not_said():
+    assert not grade("The animal on the sofa does not look like a cat.", "cat").is_correct

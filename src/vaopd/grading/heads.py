@@ -6,7 +6,7 @@ from functools import lru_cache
 from vaopd.grading.phrases import undressed
 from vaopd.grading.spoken import WORD, spoken
 from vaopd.grading.units import unit_of
-from vaopd.grading.values import Quantity, value_of
+from vaopd.grading.values import Quantity, Ratio, value_of
 
 MAX_VALUE = 300
 """Number of characters of a sentence and of a value that are read."""
@@ -157,5 +157,5 @@ def without_lead_ins(text: str) -> str:
 
 
 def is_number(text: str) -> bool:
-    """Return whether a text is a number with or without a unit."""
-    return isinstance(value_of(text), Quantity)
+    """Return whether a text is a number with or without a unit, a ratio or a time of day."""
+    return isinstance(value_of(text), Quantity | Ratio)
