@@ -26,7 +26,10 @@ from vaopd.grading.units import unit_of
         ("12 apples", "12"), ("twenty-one", "21"), ("half", "0.5"), (r"1.2 \times 10^3", "1200"), ("4*6=24", "24"),
         # Less than a millionth apart.
         ("0.5", "0.5000009"), ("1/3", "0.333333"),
-        (r"(-\infty, 3]", r"(-\infty,3]"), ("36 平方厘米", "36 cm²"),
+        (r"(-\infty, 3]", r"(-\infty,3]"), ("36 平方厘米", "36 cm²"), ("two hundred and five", "205"), ("三分之一", "1/3"),
+        ("0.333...", "1/3"), (r"0.1\overline{6}", "1/6"), ("$0.8 million", "0.8"), ("10:00 AM", "10 a.m."), ("12:30 PM", "12:30"),
+        ("red and blue", "red, blue"), ("25 degrees Celsius", "25 °C"), ("one and a half hours", "90 min"), ("0.25, or 25%", "1/4"),
+        ("54 g / 20 cm³ = 2.7 g/cm³", "2.7"), ("(x, y) = (5, 2)", "(5, 2)"), (r"\overline{AC}", "AC"), ("~15 cm", "15"),
     ],
 )  # fmt: skip
 def test_equal_values_are_equal(answer: str, reference: str):
@@ -42,6 +45,7 @@ def test_equal_values_are_equal(answer: str, reference: str):
         ("rat", "tar"), ("book red", "red book"), ("-5", "5"), ("12 cm^2", "12 cm"), ("0.0000001", "0.0000002"),
         ("$5", "€5"), ("x=5", "y=5"), ("5.1", "51"), ("5, 6", "5"), ("x-1", "x+1"), ("(1,2)", "12"), ("1.2", "1,2"),
         ("3:30", "3:03"), ("5 hours", "5 minutes"), ("50", "0.5"), ("not similar", "similar"), ("2^3", "6"),
+        ("0.8 million", "0.8 billion"), ("10 AM", "10 PM"), ("x = -1 and x = 4", "4"), (r"\pm 5", "5"), ("2x = 10", "10"),
         ("12 boys", "12 girls"), ("5 m", "5 cm"), ("1000", "1e4"), (r"\frac{1}{2}", "2"),
     ],
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """The main clause of a sentence: without openings, reasons, and what follows them."""
 
 import re
+from functools import lru_cache
 
 from vaopd.grading.phrases import undressed
 from vaopd.grading.spoken import WORD
@@ -78,6 +79,7 @@ _INSERTED = re.compile(
 )
 
 
+@lru_cache(maxsize=8192)
 def main_clause(body: str) -> str:
     """Return the sentence without a clause of reasons before or after it."""
     body = _without_opening(body)
@@ -90,7 +92,7 @@ def main_clause(body: str) -> str:
     for cut in SUBORDINATE.finditer(body):
         before = body[: cut.start()]
         is_clause = _RELATES.match(cut[0]) and len(before.split()) >= MIN_CLAUSE_WORDS
-        if is_clause and (inserted := _INSERTED.match(body, cut.start())):
+        if inserted := _INSERTED.match(body, cut.start()):
             return main_clause(before + body[inserted.end() :])
         if is_clause or COPULA.search(before):
             return before

@@ -1,11 +1,12 @@
 """The value at the beginning of a text: "5 cm" of "5 cm, because the sides are 3 and 4"."""
 
 import re
+from functools import lru_cache
 
 from vaopd.grading.phrases import undressed
 from vaopd.grading.spoken import WORD, spoken
 from vaopd.grading.units import unit_of
-from vaopd.grading.values import Quantity, value_of
+from vaopd.grading.values import Quantity, Ratio, value_of
 
 MAX_VALUE = 300
 """Number of characters of a sentence and of a value that are read."""
@@ -38,6 +39,7 @@ _UNIT_WORDS = frozenset(
 )  # fmt: skip
 
 
+@lru_cache(maxsize=8192)
 def head_value(text: str) -> str | None:
     """Return the number, formula, point or listing at the beginning of a text, with its unit."""
     text = text[:MAX_VALUE].rstrip(" .。,;")
@@ -82,6 +84,7 @@ def _begins_value(token: str) -> bool:
     return _is_symbolic(token) or unit_of(token.strip(".,)")) is not None
 
 
+@lru_cache(maxsize=8192)
 def _is_symbolic(token: str) -> bool:
     """Whether a token has no words except functions, and units after a number."""
     bare = token.strip("(),.;:!?\"'")
@@ -154,5 +157,5 @@ def without_lead_ins(text: str) -> str:
 
 
 def is_number(text: str) -> bool:
-    """Return whether a text is a number with or without a unit."""
-    return isinstance(value_of(text), Quantity)
+    """Return whether a text is a number with or without a unit, a ratio or a time of day."""
+    return isinstance(value_of(text), Quantity | Ratio)

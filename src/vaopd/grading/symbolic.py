@@ -27,6 +27,9 @@ _WORDS = re.compile(
     r"pi)(?:[^A-Za-z]|$))[^\W\d_]{3,}"
 )
 _POWER_OF_POWER = re.compile(rf"{_POWER}(?:[\w.\\]+{_POWER}|[({{][^^]{{0,40}}{_POWER})")
+_UNSOLVED = re.compile(r"\s*-?\d+\s*[A-Za-z][^=]*=")
+"""An equation such as "2x = 10", of which math-verify would take the right side."""
+
 _OPEN_ENDED = re.compile(r"\\(?:sum|prod|o?i*nt|lim|binom)(?![A-Za-z])|\d{3}!|!!|[)}]!")
 _EXPONENT = re.compile(rf"([)}}\]]?){_POWER}[{{(+-]*(\d{{1,9}})")
 _RAISED = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
@@ -37,6 +40,11 @@ _FORMULA = re.compile(r"[\d\\=<>≤≥^+*/()\[\]{}|_∪∞-]")
 def is_same_formula(first: str, second: str) -> bool:
     """Return whether math-verify finds two formulas equal; an unreadable one is not equal."""
     if not (is_formula(first) and is_formula(second)):
+        return False
+    if any(
+        _UNSOLVED.match(one) and "=" not in other
+        for one, other in ((first, second), (second, first))
+    ):
         return False
     return _is_same(first, second)
 
