@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -170,9 +169,9 @@ def _write_checksums(folder: Path) -> None:
 
 
 def _checksums(files: list[Path]) -> dict[str, str]:
-    def digest(path: Path) -> str:
+    # Not in threads: if memory runs out while one starts, Python waits for it for ever.
+    found = {}
+    for path in files:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    with ThreadPoolExecutor() as pool:
-        return dict(zip((path.name for path in files), pool.map(digest, files), strict=True))
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found

@@ -37,7 +37,9 @@ def main() -> int:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="vaopd-drill-"))
     folder.mkdir(parents=True, exist_ok=True)
     tally = Tally(folder / "state.json")
-    sizes = QUICK if options.quick else {n: -int(-size * options.scale) for n, size in FULL.items()}
+    sizes = (
+        QUICK if options.quick else {n: math.ceil(size * options.scale) for n, size in FULL.items()}
+    )
     deadline = time.monotonic() + 60 * options.minutes
     drill = Drill(folder.resolve(), tally, options.seed, sizes, deadline)
     for name in options.modules or MODULES:

@@ -21,6 +21,7 @@ from vaopd.lock import FolderLock
 from vaopd.methods import Method, section_of
 from vaopd.problems.manifest import MANIFEST, check_unchanged
 from vaopd.records import new_folder, write_json, write_text
+from vaopd.training import run_folder
 from vaopd.training.backends import check_installed
 from vaopd.training.best import Best, better, mark_best, restore_best
 from vaopd.training.callbacks import Callback
@@ -35,14 +36,6 @@ from vaopd.training.checkpoint import (
 from vaopd.training.data import RunData, read_data
 from vaopd.training.extension import extension
 from vaopd.training.result import RunResult, describe
-from vaopd.training.run_folder import (
-    Start,
-    check_start,
-    claim,
-    environment,
-    forget_after,
-    shortage_explained,
-)
 from vaopd.training.schedule import is_due, learning_rate, problems_of_step, total_steps
 from vaopd.training.setup import build_step
 from vaopd.training.skipping import Skips
@@ -90,9 +83,9 @@ def train(
     if resume and overwrite:
         raise ConfigError("--resume keeps the run folder and --overwrite removes it; give only one")
     told_once(lambda: check_installed(config.tracking))
-    start: Start = "resume" if resume else "overwrite" if overwrite else "new"
+    start: run_folder.Start = "resume" if resume else "overwrite" if overwrite else "new"
     place = processes(config.training.parallel, config.training.device)
-    with shortage_explained(output), place as world:
+    with run_folder.shortage_explained(output), place as world:
         return _train(config, output, world, start, console, callbacks)
 
 
@@ -100,12 +93,12 @@ def _train(
     config: RunConfig,
     output: Path,
     world: World,
-    start: Start,
+    start: run_folder.Start,
     console: Console | None,
     callbacks: Sequence[Callback],
 ) -> RunResult:
     world.same("options", f"{config.to_yaml()}{start}")
-    world.on_main(lambda: check_start(config, output, start))
+    world.on_main(lambda: run_folder.check_start(config, output, start))
     resume = start == "resume"
     shown = (console or Console(stderr=True)) if world.is_main else Console(quiet=True)
     lock = FolderLock(output, partial(shown.print, markup=False, highlight=False))
@@ -121,7 +114,7 @@ def _train(
         world.share_weights(run.student.model)
         run.prepare(is_new=not resume)
         if not resume:
-            world.on_main(lambda: claim(output, lock, overwrite=start == "overwrite"))
+            world.on_main(lambda: run_folder.claim(output, lock, overwrite=start == "overwrite"))
         return run.execute(resume)
 
 
@@ -236,7 +229,7 @@ class Run:
         write_text(self.output / "config.yaml", self.config.to_yaml())
         write_json(self.output / MANIFEST, self.manifest)
         if done == 0:
-            write_json(self.output / "environment.json", environment(self.world))
+            write_json(self.output / "environment.json", run_folder.environment(self.world))
         self.is_begun = True
         self.tracker.start(done)
 
@@ -383,7 +376,7 @@ class Run:
         self.best = self.world.on_main(lambda: restore_best(self.output, best))
         # Without a checkpoint the first validation is repeated, so its rows are deleted as well.
         kept = step if newest else -1
-        self.world.on_main(lambda: forget_after(self.output, kept))
+        self.world.on_main(lambda: run_folder.forget_after(self.output, kept))
         return step
 
     def _say_what_comes(self, done: int) -> None:
