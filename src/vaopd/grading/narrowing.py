@@ -13,7 +13,7 @@ MAX_WORDS = 12
 """Most words of a short answer; longer clauses are prose."""
 MAX_SENTENCE = 1000
 _NO_ANSWER = re.compile(
-    r"(?:not\b(?!\s+(?:enough|defined|possible|drawn|visible|given|listed|parallel|equal|"
+    r"(?:not\b(?!\s+(?:enough|defined|possible|drawn|visible|listed|parallel|equal|"
     r"congruent|similar|a\b|an\b))|unclear|unknown to|obvious\b|straightforward|as follows|"
     r"below|above\b|in the (?:form|box|range|following)|based on|obtained|"
     r"found (?:by|in|using)|derived|determined by|given (?:in|below|above|as follows)|what\b|"

@@ -74,6 +74,7 @@ REFUSAL = re.compile(
     r"not (?:give|contain|provide|have|show) enough|no idea|uncertain|sorry|illegible|unreadable|"
     r"could not (?:determine|find|see)|"
     r"(?:is|are) not (?:visible|legible|readable|available)|too (?:blurry|small|dark) to|"
+    r"(?:is|are) (?:missing|blank)|(?:details|data) (?:is|are) needed|would need to know|"
     r"need (?:more|to see)|(?:answer|result|it|this) depends on|not enough|as an ai)\b|"
     r"n't enough|"
     r"无法|不能确定|不确定|不清楚|看不清|不知道|抱歉",
