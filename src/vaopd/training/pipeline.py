@@ -267,7 +267,12 @@ class Pipeline:
     ) -> list[Tensor]:
         """Return the differences of two scores of the same view, in nats, by rollout."""
         assert self.teacher is not None, "only asked for where there is a teacher"
-        twice = self.teacher.score(prompts, prompts, responses, with_hidden=False)
+        # Copies: a message to a server cannot hold one tensor under two names.
+        copies = [
+            replace(one, image_inputs={k: v.clone() for k, v in one.image_inputs.items()})
+            for one in prompts
+        ]
+        twice = self.teacher.score(prompts, copies, responses, with_hidden=False)
         assert twice.degraded_logprobs is not None, "the second view was given"
         pairs = zip(twice.original_logprobs, twice.degraded_logprobs, strict=True)
         return [first - second for first, second in pairs]
