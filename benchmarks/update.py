@@ -88,7 +88,7 @@ def update(step: Step, subjects: Subjects, part: slice) -> dict[str, Any]:
         scores=scores,
         lag=0,
     )
-    loss, _ = step.accumulate(ready, weights)
+    loss, _ = step.accumulate(ready, weights.token)
     step.optimizer.zero_grad(set_to_none=True)
     synchronize(device)
     seconds = {"score": scored - started, "train": time.perf_counter() - scored}

@@ -61,6 +61,7 @@ def wiring(*names: str) -> tuple[str, ...]:
 
 
 WEIGHTS = wiring("weights_of_a_step_follow_the_keys_of_the_method")
+WEIGHT_OPTIONS = ("tests/training/test_weight_options.py",)
 ASKED = wiring("rollouts_are_sampled_as_the_recipe_says")
 
 MUTANTS = (
@@ -181,20 +182,41 @@ MUTANTS = (
         effect("sampling.batch_tokens-0"),
     ),
     # Weights.
-    Mutant("epsilon dropped", VA_OPD, "epsilon=options.epsilon,", "", WEIGHTS),
+    Mutant("epsilon dropped", VA_OPD, '"epsilon": options.epsilon,', "", WEIGHTS),
     Mutant(
         "rollout_temperature dropped",
         VA_OPD,
-        "temperature=options.rollout_temperature,",
+        '"temperature": options.rollout_temperature,',
         "",
         WEIGHTS,
     ),
     Mutant(
         "deviation_floor dropped",
         VA_OPD,
-        "deviation_floor=options.deviation_floor,",
+        '"deviation_floor": options.deviation_floor,',
         "",
         WEIGHTS,
+    ),
+    Mutant(
+        "no_suppress dropped",
+        VA_OPD,
+        "token = lift(token, batch.uniform, batch.problem_ids)",
+        "pass",
+        WEIGHT_OPTIONS,
+    ),
+    Mutant(
+        "siblings not shuffled",
+        VA_OPD,
+        "return batch.permute(rollout) if options.shuffled else rollout",
+        "return rollout",
+        WEIGHT_OPTIONS,
+    ),
+    Mutant(
+        "gradient not scaled to the norm of uniform weights",
+        STEP,
+        "parameter.grad *= wanted_norm / whole(found).clamp(min=1e-30)",
+        "pass",
+        WEIGHT_OPTIONS,
     ),
     Mutant(
         "minimum_advantage dropped",
@@ -207,8 +229,8 @@ MUTANTS = (
     Mutant(
         "high_fraction a constant",
         VA_OPD,
-        "high = batch.top(advantage, options.high_fraction)\n    token = token_weights(",
-        "high = batch.top(advantage, 0.2)\n    token = token_weights(",
+        "return batch.top(advantage, options.high_fraction)",
+        "return batch.top(advantage, 0.2)",
         WEIGHTS,
     ),
     Mutant(

@@ -42,7 +42,6 @@ BRANCHES = {
         f"{DATA}; {TOLD}: the numbers of a validation are the main process's"
     ),
     "run._train: not resume": COMMAND,
-    "run._train: resume": COMMAND,
     "run._train: world.on_main(output.is_dir)": TOLD,
     "run._validate: validator is None or validation_time is None": COMMAND,
     "data.read_data: resumed is None": COMMAND,

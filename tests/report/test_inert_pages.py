@@ -17,6 +17,7 @@ from written_runs import LATEX, row, stored, write_evaluation, write_rows
 
 from vaopd.evaluation.comparison import Comparison
 from vaopd.evaluation.comparison_page import page as comparison_page
+from vaopd.evaluation.flips import Flip, FlipSide
 from vaopd.records import write_text
 from vaopd.report.report import write_report
 from vaopd.study.recipe import load_plan
@@ -161,7 +162,12 @@ def test_a_study_page_of_hostile_text_is_inert(tmp_path: Path, watch: Callable[[
     check_inert(seen)
 
 
-def test_a_comparison_of_hostile_names_is_inert(tmp_path: Path, watch: Callable[[Path], Watched]):
+def test_a_comparison_of_hostile_names_is_inert(
+    tmp_path: Path, watch: Callable[[Path], Watched], monkeypatch: pytest.MonkeyPatch
+):
+    side = FlipSide(1, 2, HOSTILE, True, HOSTILE)
+    flip = Flip(HOSTILE, HOSTILE, HOSTILE, side, side)
+    monkeypatch.setattr("vaopd.evaluation.comparison_page.flips", lambda *_: [flip])
     one = Comparison(
         benchmark=NAME,
         metric=HOSTILE,
@@ -171,14 +177,14 @@ def test_a_comparison_of_hostile_names_is_inert(tmp_path: Path, watch: Callable[
         difference=1.0,
         low=0.5,
         high=1.5,
-        p_bootstrap=0.1,
+        p_difference=0.1,
         first_only=1,
         second_only=2,
         p_mcnemar=0.2,
         unparsed=(0.0, 0.0),
         left_out=(0, 0),
     )
-    (tmp_path / "comparison.html").write_text(comparison_page([one], HOSTILE, HOSTILE))
+    (tmp_path / "comparison.html").write_text(comparison_page([one], Path(HOSTILE), Path(HOSTILE)))
     seen = watch(tmp_path / "comparison.html")
     assert "onerror=window.broken=1" in seen.page.locator("code").first.inner_text()
     check_inert(seen)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from vaopd.cli import app
 from vaopd.errors import ConfigError, StudyError
 from vaopd.records import write_text
-from vaopd.study.measuring import MeasuredRun, RunRecord
+from vaopd.study.measuring import MeasuredRun, RunMeasures
 from vaopd.study.plan import Plan
 from vaopd.study.recipe import load_plan
 from vaopd.study.run import tune
@@ -47,7 +47,7 @@ mkdir -p "$records"
 sed "s/ACCURACY/$a/" RECORD > "$records/$(basename "$6").json"
 """
 EMPTY = MeasuredRun((), (), {"accuracy": np.zeros(0)}, {})
-RECORD = json.dumps(RunRecord(EMPTY, EMPTY, [{"steps": 2, "accuracy": "ACCURACY"}], {}).as_json())
+RECORD = json.dumps(RunMeasures(EMPTY, EMPTY, [{"steps": 2, "accuracy": "ACCURACY"}], {}).as_json())
 RECORD = RECORD.replace('"ACCURACY"', "ACCURACY")
 
 

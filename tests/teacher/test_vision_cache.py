@@ -123,7 +123,10 @@ def test_the_key_turns_it_on_and_it_is_off_by_default(pairs):
 
 def test_a_family_without_a_known_tower_is_named():
     model = teacher().model
-    family = GenericFamily(SimpleNamespace(image_processor=SimpleNamespace(to_dict=dict)))
+    processor = SimpleNamespace(
+        image_processor=SimpleNamespace(to_dict=dict), tokenizer=model.tokenizer
+    )
+    family = GenericFamily(processor)
     other = VisionLanguageModel(model.model, model.tokenizer, family, name="some/other")
     with pytest.raises(ConfigError, match="some/other is not a Qwen-VL"):
         cache_vision(other, 10)

@@ -63,5 +63,5 @@ def test_a_run_encodes_every_step_but_its_first_ahead(
 
     monkeypatch.setattr(PromptEncoder, "both", counted)
     train(make_config("training.max_steps=3"), tmp_path / "run")
-    # Two problems a step.
-    assert sorted(in_main) == 4 * [False] + 2 * [True]
+    # Two problems a step; the first is also encoded at the start, where its views are compared.
+    assert sorted(in_main) == 4 * [False] + 3 * [True]

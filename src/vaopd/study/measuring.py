@@ -49,7 +49,7 @@ class MeasuredRun:
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class RunMeasures:
     """Results of a finished run, before and after training."""
 
     before: MeasuredRun
@@ -71,7 +71,7 @@ class RunRecord:
         }
 
     @classmethod
-    def from_json(cls, values: Row) -> "RunRecord":
+    def from_json(cls, values: Row) -> "RunMeasures":
         """Return the record that `as_json` wrote."""
         ids, kinds = tuple(values["problem_ids"]), tuple(values["kinds"])
         before, after = (
@@ -108,17 +108,17 @@ def _short(number: float) -> float | int | None:
     return int(number) if number == int(number) else round(number, 6)
 
 
-def record_of(output: Path, run: PlannedRun) -> RunRecord:
+def record_of(output: Path, run: PlannedRun) -> RunMeasures:
     """Return the record of a finished run; measure and write it at the first call."""
     path = record_file(output, run)
     if path.is_file():
-        return RunRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return RunMeasures.from_json(json.loads(path.read_text(encoding="utf-8")))
     record = measure(run_folder(output, run))
     write_text(path, json.dumps(record.as_json(), separators=(",", ":")) + "\n")
     return record
 
 
-def measure(folder: Path) -> RunRecord:
+def measure(folder: Path) -> RunMeasures:
     """Return what a study needs of a finished run folder."""
     files = sorted((folder / "validation").glob("step_*.jsonl"))
     validations = read_rows(folder / "validation.jsonl")
@@ -129,7 +129,7 @@ def measure(folder: Path) -> RunRecord:
     after.by_run["seconds"] = sum((step_seconds(row) for row in steps), 0.0)
     after.by_run["tokens_trained"] = float(sum(row["response/tokens"] for row in steps))
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    return RunRecord(before, after, learning_curve(folder), environment)
+    return RunMeasures(before, after, learning_curve(folder), environment)
 
 
 def _measured(responses: list[Row], validation: Row) -> MeasuredRun:

@@ -14,7 +14,7 @@ from vaopd.config.methods import high_fraction
 from vaopd.errors import StudyError
 from vaopd.evaluation.statistics import Interval, mean_interval, paired_difference
 from vaopd.study.inference import PairedTest, holm, paired_test, smallest_visible
-from vaopd.study.measuring import MeasuredRun, Row, RunRecord, record_of
+from vaopd.study.measuring import MeasuredRun, Row, RunMeasures, record_of
 from vaopd.study.plan import Arm, Plan, PlannedRun, StudyTable
 from vaopd.study.runs import is_finished
 
@@ -90,7 +90,7 @@ class Results:
 
 def collect(plan: Plan, output: Path) -> Results:
     """Return the numbers of every finished run of the plan, by table and arm."""
-    cache: dict[str, RunRecord] = {}
+    cache: dict[str, RunMeasures] = {}
     rows: list[Row] = []
     means: list[Mean] = []
     comparisons: list[ArmComparison] = []
@@ -122,7 +122,7 @@ def corrected(comparisons: list[ArmComparison], table: StudyTable) -> list[ArmCo
 
 
 def _measured(
-    arm: Arm, table: StudyTable, output: Path, cache: dict[str, RunRecord]
+    arm: Arm, table: StudyTable, output: Path, cache: dict[str, RunMeasures]
 ) -> dict[int, MeasuredRun]:
     found = {}
     for seed, planned in arm.runs.items():
