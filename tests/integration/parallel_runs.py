@@ -125,8 +125,8 @@ def run_case(case: str, config: RunConfig, output: Path) -> None:
     is_last = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
     calls = []
 
-    def read_source(name: str) -> Any:
-        problems, bad = read(name)
+    def read_source(name: str, **options: Any) -> Any:
+        problems, bad = read(name, **options)
         if not name.startswith("drawn:validation"):
             return problems, bad
         partly = [
@@ -139,8 +139,10 @@ def run_case(case: str, config: RunConfig, output: Path) -> None:
         return norm * math.inf if len(calls) == 2 and case == "skipped" and is_last else norm
 
     data.read_source, torch.nn.utils.clip_grad_norm_ = read_source, clip_gradients
-    run(config, output)
-    data.read_source, torch.nn.utils.clip_grad_norm_ = read, clip
+    try:
+        run(config, output)
+    finally:
+        data.read_source, torch.nn.utils.clip_grad_norm_ = read, clip
 
 
 def prepare_beside(config: RunConfig, output: Path) -> None:

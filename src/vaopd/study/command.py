@@ -71,8 +71,8 @@ def _run(plan: "Plan", output: Path, jobs: int | None, budget_seconds: float | N
             return
         plan = plan.with_choices(choices)
     run_study(plan, output, runner=runner)
-    done = len(plan.runs) - runner.postponed
-    typer.echo(f"{done} of {len(plan.runs)} runs; page: {output / 'study.html'}")
+    left = f", {runner.postponed} of them not begun" if runner.postponed else ""
+    typer.echo(f"{len(plan.runs)} runs{left}; page: {output / 'study.html'}")
 
 
 def _split(text: str | None) -> list[str] | None:
