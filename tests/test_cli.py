@@ -260,7 +260,7 @@ def test_a_dry_run_decodes_the_first_image(run: Callable, recipe: Path, tmp_path
         ("data.train=nope.jsonl", 1, "nope.jsonl does not exist; name a .parquet or .jsonl file"),
         ("data.train={folder}/notes.txt", 1, "is neither a .parquet nor a .jsonl file"),
         ("data.train={folder}/page.parquet", 1, "cannot be read as parquet"),
-        ("data.train={folder}/columns.jsonl", 1, "the columns are query; rename them to either"),
+        ("data.train={folder}/columns.jsonl", 1, "the columns are query; rename them to"),
         ("data.train={folder}/empty.jsonl", 1, "has no rows"),
         ("data.train={folder}/nothing", 1, "holds no data.jsonl, train.jsonl or *.parquet"),
         ("data.train=drawn:train?colour=3", 2, "drawn problems have no option 'colour'"),

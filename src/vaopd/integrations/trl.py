@@ -27,8 +27,8 @@ from vaopd.models import adapters
 from vaopd.models.compatibility import check_same_pixels, check_same_tokenizer
 from vaopd.models.loading import load_model, wrap_model
 from vaopd.models.model import VisionLanguageModel
-from vaopd.problems.conversations import conversation_of
-from vaopd.problems.problem import IMAGE_PLACEHOLDER, Problem
+from vaopd.problems.conversations import columns_of
+from vaopd.problems.problem import Problem
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.teacher.local import LocalTeacher
 from vaopd.training.metrics import step_metrics
@@ -248,19 +248,9 @@ def problem_of(row: Mapping[str, Any]) -> Problem:
     Raises:
         ProblemError: The row has no question or no image.
     """
-    found = conversation_of(row)
-    if not found.question.strip():
-        raise ProblemError(
-            f"a row has the columns {', '.join(sorted(row))} and no question; give it a prompt, or "
-            "messages with a user's turn"
-        )
-    beside = [row[name] for name in ("images", "image") if row.get(name) is not None][:1]
-    cells = found.images or (beside[0] if beside and isinstance(beside[0], list) else beside)
-    images = tuple(_encoded(cell) for cell in cells)
-    question = found.question
-    if IMAGE_PLACEHOLDER not in question:
-        question = IMAGE_PLACEHOLDER * len(images) + question
-    answer = next((str(row[name]) for name in ("answer", "solution") if row.get(name)), None)
+    columns = columns_of(row)
+    question, images = columns["problem"], tuple(_encoded(cell) for cell in columns["images"])
+    answer = None if columns["answer"] is None else str(columns["answer"])
     problem = Problem("", question, images, answer, "train_dataset", "train")
     name = str(row.get("id") or problem.content_hash()[:16])
     return Problem(name, question, images, answer, "train_dataset", "train")

@@ -1,10 +1,11 @@
 """Rows of problems in files and on the hub, before their cells are converted.
 
-Two layouts of rows are read; their columns decide which one it is:
+Three layouts of rows are read; their columns decide which one it is:
 
 - geometry3k: ``images`` (list), ``problem``, ``answer``; optional ``id``, ``kind`` (or
   ``category``), ``references``;
-- ViRL39K: ``question``, ``answer``, ``image`` (list of paths); optional ``qid``, ``category``.
+- ViRL39K: ``question``, ``answer``, ``image`` (list of paths); optional ``qid``, ``category``;
+- conversations: ``messages``, ``conversations`` or ``prompt``, see `conversations`.
 """
 
 import json
@@ -88,8 +89,15 @@ def layout_of(columns: Collection[str]) -> Layout:
     more = f" and {len(names) - NAMED_COLUMNS} more" if len(names) > NAMED_COLUMNS else ""
     raise ProblemError(
         f"the columns are {', '.join(names[:NAMED_COLUMNS]) or 'none'}{more}; rename them to "
-        "either images, problem, answer (geometry3k) or question, answer, image (ViRL39K)"
+        "images, problem, answer (geometry3k), to question, answer, image (ViRL39K), or to "
+        "messages and images; see docs/own_data.md"
     )
+
+
+def is_conversation(columns: Collection[str]) -> bool:
+    """Return whether a row is a conversation, and has the columns of no other layout."""
+    has_turns = bool({"messages", "conversations", "prompt"} & set(columns))
+    return has_turns and not any(one.required <= set(columns) for one in (GEOMETRY3K, VIRL39K))
 
 
 def local_rows(path: Path, split: str) -> Iterator[Row | ProblemError]:

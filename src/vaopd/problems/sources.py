@@ -18,9 +18,18 @@ from urllib.parse import parse_qsl
 from vaopd.errors import ConfigError, ProblemError
 from vaopd.problems.bad_rows import BadRow, bad_rows_error, shown
 from vaopd.problems.boxed import outer_boxes
+from vaopd.problems.conversations import columns_of
 from vaopd.problems.images import ImageRules
 from vaopd.problems.problem import Problem
-from vaopd.problems.rows import VIRL39K_NAME, Row, hub_rows, layout_of, local_rows, virl39k_rows
+from vaopd.problems.rows import (
+    VIRL39K_NAME,
+    Row,
+    hub_rows,
+    is_conversation,
+    layout_of,
+    local_rows,
+    virl39k_rows,
+)
 
 ASSETS = Path(__file__).parents[1] / "assets"
 PACKAGED = ("geometry3k_sample",)
@@ -202,13 +211,15 @@ def placed_problems(
 def problem_of_row(
     row: Row, fallback_id: str, source: str, split: str, rules: ImageRules
 ) -> Problem:
-    """Return the problem of one row in either layout.
+    """Return the problem of one row in any layout.
 
     Raises:
         ProblemError: The row fits no layout or its cells do not make a problem; names the row.
     """
     cells = row.cells
     try:
+        if is_conversation(cells):
+            cells = columns_of(cells)
         layout = layout_of(cells)
         kind = "kind" if cells.get("kind") is not None else "category"
         return Problem(
