@@ -16,6 +16,7 @@ from vaopd.grading.naming import (
     by_order_of_words,
     by_text,
     by_value,
+    distinct,
     named_option,
     options_of,
 )
@@ -200,8 +201,13 @@ def _from_words(lines: list[str], options: Options) -> Reading:
             by_name(sentence, options)
             or by_mention(main_clause(body), options)
             or by_mention(sentence, options)
-            or (None if NEGATION.search(body) else by_value(sentence, options, is_prose=True))
+            or (
+                None
+                if NEGATION.search(main_clause(body))
+                else by_value(sentence, options, is_prose=True)
+            )
             or by_order_of_words(sentence, options)
+            or (by_mention(main_clause(body), own) if (own := distinct(options)) else None)
         )
         if letter == SEVERAL:
             return no_answer("several options")

@@ -76,7 +76,7 @@ _CHECKS = re.compile(
 _ALSO = re.compile(r"\s(?:or|as well)\s")
 _CONTINUES = re.compile(
     r"\W*(?:so|thus|hence|therefore|consequently|then|this|that|it|which|"
-    r"the (?:answer|result))\b|∴",
+    r"the (?:answer|result))\b|(?:since|because|as)\b[^,]*,|∴",
     re.IGNORECASE,
 )
 """Words after a semicolon that lead to a result; other words add something."""
