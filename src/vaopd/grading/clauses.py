@@ -13,7 +13,7 @@ SUBORDINATE = re.compile(
     r"unlike|away|(?:\w+ ){1,3}of (?:whom|which|them|these)|"
     r"(?:\w+ ){1,2}(?:more|less|fewer|higher|lower)|"
     r"(?:a few|some|others|the others?|the rest)|well|ahead|even though|although|though|"
-    r"and (?:the|it|this|we)|making|meaning|using|based|due|after|for|not|rather|according|"
+    r"and (?:the|it|this|that|we)|making|meaning|using|based|due|after|for|not|rather|according|"
     r"whereas|indicating|rounded|corresponding|matching|option|that is|i\.e\.?|or (?:about|"
     r"approximately|roughly)|followed by|compared to)\b|\b(?:because|since|"
     r"(?<!known )(?<!fied )(?<!bed )as (?:shown|it|"
@@ -61,7 +61,8 @@ _RESULT = re.compile(
     r"(?:,|;|\u2014|\s-)\s+(?:and\s+)?(?:so|thus|hence|therefore|giving|making|leaving|yielding|"
     r"which (?:gives|gave|yields|makes(?: it|(?! sense))|made|"
     r"leaves|left|means(?: that)?|results? in|resulted in|"
-    r"(?:is|was) (?:an?|the) [a-z]+ of)|or(?= \d+ [a-z])|resulting in|for a total of)"
+    r"(?:is|was) (?:an?|the) [a-z]+ of)|or(?= \d+ [a-z])|resulting in|"
+    r"(?:for )?an? (?:total|difference|gap|increase|decrease) of)"
     r"(?: us)?,?\s+|"
     r"\b\d+(?P<variable>[a-z])\s?=\s?[^,=]{1,20}?\s(?:and|so|→)\s(?=(?P=variable)\s?=)|"
     r"\s*[⇒⟹∴]\s*|,\s*(?:则|所以|因此|故|解得|可?得|即|从而|于是)[出到]?",

@@ -76,7 +76,8 @@ def _says(reading: Reading, answer: str | Sequence[str]) -> bool:
         return False
     span = reading.span if is_guess else text
     clause = main_clause(undressed(span).rstrip(".。!"))
-    number = only_number(clause) if is_guess and not is_number(text) else None
+    is_other = is_guess and not is_number(text)
+    number = (only_number(clause) or only_number(span)) if is_other else None
     year = _IN_YEAR.search(clause) if is_guess else None
     numbers = [one for one in (number, year and year[1]) if one]
     opening = _OPENING.match(span)

@@ -50,6 +50,7 @@ _UNTICKED = re.compile(r"^\W{0,6}\[ \].*$|^\W{0,6}\[[xX]\](?=\s)", re.MULTILINE)
 _REPLY = re.compile(r":\s")
 """Of "A: It is option C", where A stands for "answer"."""
 
+_EITHER = re.compile(r"\beither\b.*\bor\b", re.IGNORECASE)
 _LABELS = re.compile(r"[)\]}]{0,2}(?:[.:：、]\s|。)")
 _REASONS = re.compile(
     r"[)\]\"'}]*\s*(?:$|,?\s*(?:because|since|as|due|is (?:the )?(?:correct|right|best))\b|"
@@ -117,11 +118,14 @@ def _uncommitted(text: str, options: Options, *, has_commitment: bool) -> Readin
     lines = without_pleasantries([line for line in text.split("\n") if undressed(line)])
     if not lines:
         return no_answer("empty")
+    whole = "\n".join(lines)
     listed = {m[1].upper() for line in lines if (m := _LIST_LINE.match(line))}
     is_list = len(listed & options.texts.keys()) > 1
     for line in dict.fromkeys((lines[-1], lines[0])):
         letter = _bare(line, options, is_alone=len(lines) == 1, is_list=is_list)
         if letter == SEVERAL:
+            if last_pointed_at(whole, options):
+                break
             return no_answer("several options")
         if letter:
             return Reading(
@@ -130,7 +134,6 @@ def _uncommitted(text: str, options: Options, *, has_commitment: bool) -> Readin
     last = (sentences(lines[-1]) or lines)[-1]
     if (letter := _bare(last, options, is_alone=False, is_list=is_list)) and letter != SEVERAL:
         return Reading(letter, "bare last sentence", "bare", last[:300])
-    whole = "\n".join(lines)
     letter = last_pointed_at(whole, options)
     if letter:
         return Reading(letter, "said to be right", "guessed", whole[-300:])
@@ -194,7 +197,8 @@ def _from_words(lines: list[str], options: Options) -> Reading:
         before, _, after = whole.partition(", but ")
         sentence = after if after and HEDGE.search(before) else whole
         is_unsure = bool(REFUSAL.search(sentence) or HEDGE.search(sentence))
-        if sentence.endswith(("?", "？")) or (is_unsure and not _offers_refusal(options)):
+        is_open = sentence.endswith(("?", "？")) or _EITHER.search(sentence)
+        if is_open or (is_unsure and not _offers_refusal(options)):
             return no_answer("refusal or hedge")
         body = undressed(sentence).rstrip(".。!")
         letter = (

@@ -6,7 +6,7 @@ from vaopd.grading.clauses import COPULA, DEPENDENT, STRONG_COPULA, SUBORDINATE,
 from vaopd.grading.heads import head_value, whole_value, without_lead_ins
 from vaopd.grading.markup import boxes_of
 from vaopd.grading.phrases import REFUSAL, sentences, undressed
-from vaopd.grading.spoken import WORD
+from vaopd.grading.spoken import WORD, spoken
 from vaopd.grading.units import unit_of
 
 MAX_WORDS = 12
@@ -53,6 +53,14 @@ _LABELS = re.compile(
     re.IGNORECASE,
 )
 """Nouns before a number that is a name."""
+
+_SHARE = re.compile(
+    rf"\b(\d+|{WORD}) (?:out )?of (?:the |these |those |all )?(?:\d+|{WORD})\b", re.I
+)
+"""Of "3 of the 8 slices": the part that a sentence counts."""
+
+_DEFINITE = re.compile(r"\b(?:the|these|those|its|their|both)\s$", re.IGNORECASE)
+"""Before a number that belongs to the question, as in "the two lines cross in 1990"."""
 
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _PREPOSITION = re.compile(r"of\b|about\b|as\b|approximately\b", re.IGNORECASE)
@@ -168,6 +176,8 @@ def _counted_subject(clause: str) -> str | None:
     found = _FIRST_DIGIT.match(clause)
     if not found or "=" in clause or not STRONG_COPULA.search(clause):
         return None
+    if spoken(part := " ".join(clause.split()[:2])) is not None:
+        return part
     number = re.match(r"-?\d[\d,]*(?=\s+[a-z])|[A-Za-z]+", clause)
     rest = clause[number.end() :] if number else ""
     is_verb_next = STRONG_COPULA.match(rest.strip()) or unit_of(rest.split()[0] if rest else "")
@@ -187,7 +197,11 @@ def only_number(sentence: str) -> str | None:
         return None if _FIRST_DIGIT.search(body.replace(points[0], "")) else points[0]
     if len(places) > 1:
         # "3 of the 8 slices", "in 2015, 42 %": a number after a preposition only describes.
-        places = [one for one in places if not _LABELS.search(body[: one.start()])]
+        if len(shares := _SHARE.findall(body)) == 1:
+            return shares[0]
+        named = [one for one in places if not _LABELS.search(body[: one.start()])]
+        definite = [one for one in named if not _DEFINITE.search(body[: one.start()])]
+        places = definite or named
         free = [one for one in places if not _DESCRIBES.search(body[: one.start()])]
         places = free or places
     if len(places) != 1:
