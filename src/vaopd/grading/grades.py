@@ -21,7 +21,7 @@ _ANOTHER = re.compile(
     r"(?:\s(?:and|or)|\b(?:than|nor|versus|vs|that of|above|below|behind|after|before|until|unlike|"
     r"against|compared (?:to|with)|between)\b(?:\s\w+){0,2})(?:\s(?:an?|the))?\s$"
 )
-_IN_YEAR = re.compile(r"\bin\s+((?:1[5-9]|20)\d\d),?\s+(?:with|at)\b")
+_IN_YEAR = re.compile(r"\bin\s+((?:1[5-9]|20)\d\d)(?:,?\s+(?:with|at)\b|$)")
 """Of "sales peaked in 2008 with 340 units"; "in 2008 sales were 340" does not answer "when"."""
 
 _AND_ANOTHER = re.compile(r"\s(?:and|or|than)\s")
@@ -79,6 +79,8 @@ def _says(reading: Reading, answer: str | Sequence[str]) -> bool:
     is_other = is_guess and not is_number(text)
     number = (only_number(clause) or only_number(span)) if is_other else None
     year = _IN_YEAR.search(clause) if is_guess else None
+    if year and is_number(text) and year.end() == len(clause):
+        year = None
     numbers = [one for one in (number, year and year[1]) if one]
     opening = _OPENING.match(span)
     said = [words(opening[0]), words(clause)] if opening else [words(clause)]

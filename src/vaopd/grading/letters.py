@@ -51,6 +51,7 @@ _REPLY = re.compile(r":\s")
 """Of "A: It is option C", where A stands for "answer"."""
 
 _EITHER = re.compile(r"\beither\b.*\bor\b", re.IGNORECASE)
+_JOINT = re.compile(r"\b(?:and|or|between|to|than)\b|[,;、和或]", re.IGNORECASE)
 _LABELS = re.compile(r"[)\]}]{0,2}(?:[.:：、]\s|。)")
 _REASONS = re.compile(
     r"[)\]\"'}]*\s*(?:$|,?\s*(?:because|since|as|due|is (?:the )?(?:correct|right|best))\b|"
@@ -213,6 +214,9 @@ def _from_words(lines: list[str], options: Options) -> Reading:
             or by_order_of_words(sentence, options)
             or (by_mention(main_clause(body), own) if (own := distinct(options)) else None)
         )
+        if letter == SEVERAL and not _JOINT.search(sentence):
+            # "A square with a side of 5 cm has a perimeter of 20 cm" states one value.
+            letter = by_value(sentence, options, is_prose=True) or SEVERAL
         if letter == SEVERAL:
             return no_answer("several options")
         if letter:
