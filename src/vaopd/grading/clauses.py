@@ -8,6 +8,8 @@ from vaopd.grading.spoken import WORD
 
 MIN_CLAUSE_WORDS = 3
 """Fewest words of a clause without a known verb, so that what follows is subordinate."""
+MAX_RESULTS = 20
+"""Most places of "so" that are tried in a sentence, so that long repetitions stay fast."""
 SUBORDINATE = re.compile(
     r"\s*(?:,\s*(?:which|who|because|since|as|where|with|given|assuming|when|if|but|while|just|"
     r"unlike|away|(?:\w+ ){1,3}of (?:whom|which|them|these)|"
@@ -131,7 +133,7 @@ def _is_outside(before: str) -> bool:
 
 def _result(body: str) -> str:
     """Return what follows the last "so" or "which gives", if that states anything new."""
-    for result in reversed(list(_RESULT.finditer(body))):
+    for result in reversed(list(_RESULT.finditer(body))[-MAX_RESULTS:]):
         after = undressed(body[result.end() :])
         if _REFERS_BACK.match(after):
             return body[: result.start()]
