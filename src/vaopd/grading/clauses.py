@@ -8,11 +8,14 @@ from vaopd.grading.spoken import WORD
 
 MIN_CLAUSE_WORDS = 3
 """Fewest words of a clause without a known verb, so that what follows is subordinate."""
+MAX_RESULTS = 20
+"""Most places of "so" that are tried in a sentence, so that long repetitions stay fast."""
 SUBORDINATE = re.compile(
     r"\s*(?:,\s*(?:which|who|because|since|as|where|with|given|assuming|when|if|but|while|just|"
-    r"(?:\w+ ){1,3}of (?:whom|which|them|these)|(?:\w+ ){1,2}(?:more|less|fewer|higher|lower)|"
+    r"unlike|away|(?:\w+ ){1,3}of (?:whom|which|them|these)|"
+    r"(?:\w+ ){1,2}(?:more|less|fewer|higher|lower)|"
     r"(?:a few|some|others|the others?|the rest)|well|ahead|even though|although|though|"
-    r"and (?:the|it|this|we)|making|meaning|using|based|due|after|for|not|rather|according|"
+    r"and (?:the|it|this|that|we)|making|meaning|using|based|due|after|for|not|rather|according|"
     r"whereas|indicating|rounded|corresponding|matching|option|that is|i\.e\.?|or (?:about|"
     r"approximately|roughly)|followed by|compared to)\b|\b(?:because|since|"
     r"(?<!known )(?<!fied )(?<!bed )as (?:shown|it|"
@@ -35,8 +38,11 @@ COPULA = re.compile(
     r"(?<!out )(?<!half )(?<!third )(?<!thirds )(?<!quarter )(?<!quarters )(?<!fourth )"
     r"(?<!% )(?<!percent )(?<!sum )(?<!product )(?<!root )(?<!each )(?<!average )of|contains?|"
     r"shows?|reads?|measures?|costs?|totals?|says?|"
-    r"leaves?(?: us)?(?: with)?|yields?|results? in|amounts? to|comes? to|arrive at|makes?|"
-    r"(?:brings|leads)(?: us)? to|(?:you|which|it|they) gets?|"
+    r"leaves?(?: us)?(?: with)?|yields?|results? in|amounts? to|"
+    r"(?:comes?|adds?|sums?)(?: up)? to|arrive at|makes?|"
+    r"(?:differs?|differed|(?:in|de)creas(?:es|ed)|rises?|rose|falls?|fell|drop(?:s|ped)|"
+    r"gr[eo]ws?|went (?:up|down)|(?<=\d,)) by|(?:brings|leads)(?: us)? to|"
+    r"(?:you|which|it|they) gets?|"
     r"holds?|looks?|needs?|requires?|takes?|weighs?|travel(?:s|ed)|covers?|"
     r"pays?|paid|spends?|spent|earn(?:s|ed)|(?:length|area|radius|volume|value|measure|width|height|"
     r"perimeter|slope|side|diameter|mass|speed)(?=\s+[-\d\\])|there (?:is|are)|approximately|"
@@ -55,17 +61,22 @@ _SEEMS = re.compile(
 )
 _RESULT = re.compile(
     r"(?:,|;|\u2014|\s-)\s+(?:and\s+)?(?:so|thus|hence|therefore|giving|making|leaving|yielding|"
-    r"which (?:gives|gave|yields|makes(?: it)?|made|leaves|left|means(?: that)?|results? in|"
-    r"resulted in|"
-    r"(?:is|was) (?:an?|the) [a-z]+ of)|or(?= \d+ [a-z])|resulting in|for a total of)"
-    r"(?: us)?,?\s+|\s*[⇒⟹∴]\s*|,\s*(?:则|所以|因此|故|解得|可?得|即|从而|于是)[出到]?",
+    r"which (?:gives|gave|yields|makes(?: it|(?! sense))|made|"
+    r"leaves|left|means(?: that)?|results? in|resulted in|"
+    r"(?:is|was) (?:an?|the) [a-z]+ of)|or(?= \d+ [a-z])|resulting in|"
+    r"(?:for )?an? (?:total|difference|gap|increase|decrease) of)"
+    r"(?: us)?,?\s+|"
+    r"\b\d+(?P<variable>[a-z])\s?=\s?[^,=]{1,20}?\s(?:and|so|→)\s(?=(?P=variable)\s?=)|"
+    r"\s*[⇒⟹∴]\s*|,\s*(?:则|所以|因此|故|解得|可?得|即|从而|于是)[出到]?",
     re.IGNORECASE,
 )
 """Words before the result of a sentence."""
 _ENUMERATED = re.compile(
-    rf"((?!step|figure|part|case)[^:,.]{{0,80}}\b(?:{WORD}|\d+)(?: [a-z]+){{1,4}}): ", re.IGNORECASE
+    rf"((?!step|figure|part|case)[^:,.\d]{{0,80}}\b(?:{WORD}|\d+)(?: [a-z]+){{1,4}}): ",
+    re.IGNORECASE,
 )
 """A count before its parts, as in "there are four dogs: two here and two there"."""
+_CONTRACTED = re.compile(r"\b(it|that|this|there|he|she)'s\b", re.IGNORECASE)
 _COMMA = re.compile(r",\s+|,(?=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff]),")
 _REASON = re.compile(
     r"(?:(?:so|and|but|now|then|therefore|thus|hence),?\s+)?(?:since|because|as|given that|if|when|"
@@ -75,15 +86,17 @@ _REASON = re.compile(
 _REFERS_BACK = re.compile(r"(?:that|this|it)(?:'s| is) (?:the|our|my)\s+[a-z-]+$", re.IGNORECASE)
 _RELATES = re.compile(r"\s*,\s*(?!\s|and\b|but\b)")
 _INSERTED = re.compile(
-    r",\s*(?!and\b|or\b|but\b|that is\b|i\.e)[^,]{1,100}(?=,\s*(?:is|are|was|were|has|had)\b),"
+    r",\s*(?!and\b|or\b|but\b|that is\b|i\.e)[^,]{1,100}"
+    r"(?=,\s*(?:is|are|was|were|has|had|(?:now )?(?:costs|measures|equals|weighs|takes))\b),"
 )
 
 
 @lru_cache(maxsize=8192)
 def main_clause(body: str) -> str:
     """Return the sentence without a clause of reasons before or after it."""
-    body = _without_opening(body)
-    if counted := _ENUMERATED.match(body):
+    body = _without_opening(_CONTRACTED.sub(r"\1 is", body))
+    counted = _ENUMERATED.match(body)
+    if counted and not _RESULT.search(body, counted.end()):
         body = counted[1]
     before, but, after = body.partition(", but ")
     if but and _SEEMS.search(before):
@@ -120,7 +133,7 @@ def _is_outside(before: str) -> bool:
 
 def _result(body: str) -> str:
     """Return what follows the last "so" or "which gives", if that states anything new."""
-    for result in reversed(list(_RESULT.finditer(body))):
+    for result in reversed(list(_RESULT.finditer(body))[-MAX_RESULTS:]):
         after = undressed(body[result.end() :])
         if _REFERS_BACK.match(after):
             return body[: result.start()]

@@ -35,6 +35,7 @@ _DIGITS_APART = re.compile(r"\d\s+\d")
 _ABOUT = re.compile(
     r"^(?:[≈~∼]|(?:approximately|approx\.?|about|around|roughly)\s)\s*", re.IGNORECASE
 )
+_CONTRACTED_NOT = re.compile(r"(?<!ca)(?<!wo)n['’]t\b")
 _INITIALS = re.compile(r"\b([a-z])\.(?=[a-z]\b)")
 _SEVERAL = re.compile(r"\b(?:and|or)\b|[,;]\s")
 _NAMES = re.compile(r"\(\s?[a-z](?:\s?,\s?[a-z]){1,2}\s?\)")
@@ -257,6 +258,7 @@ def _same_members(mine: list[Value], gold: list[Value], tolerance: float) -> boo
 def words(text: str) -> str:
     """Return the words of a text: without case, articles, punctuation and LaTeX spacing."""
     low = re.sub(r"\s+", " ", plain(text)).strip().casefold().replace("&", "and")
+    low = _CONTRACTED_NOT.sub(" not", low)
     low = _INITIALS.sub(r"\1", low)
     return _ARTICLE.sub("", _PUNCTUATION.sub(" ", low).strip()) or low
 

@@ -21,6 +21,9 @@ _ANOTHER = re.compile(
     r"(?:\s(?:and|or)|\b(?:than|nor|versus|vs|that of|above|below|behind|after|before|until|unlike|"
     r"against|compared (?:to|with)|between)\b(?:\s\w+){0,2})(?:\s(?:an?|the))?\s$"
 )
+_IN_YEAR = re.compile(r"\bin\s+((?:1[5-9]|20)\d\d)(?:,?\s+(?:with|at)\b|$)")
+"""Of "sales peaked in 2008 with 340 units"; "in 2008 sales were 340" does not answer "when"."""
+
 _AND_ANOTHER = re.compile(r"\s(?:and|or|than)\s")
 
 
@@ -65,20 +68,25 @@ def _says(reading: Reading, answer: str | Sequence[str]) -> bool:
     """Whether the last sentence says a reference of another kind than the answer that was read.
 
     The answer in "the gear rotates clockwise" is the last word, in "Brazil led in 2018 with 3.5
-    tonnes" the first word; in "the bus is late by 5 minutes" it is the only number. A clause with
-    a negation does not count.
+    tonnes" the first word or the year; in "the bus is late by 5 minutes" it is the only number. A
+    clause with a negation does not count.
     """
     is_guess, text = reading.confidence == "guessed", reading.text or ""
     if not is_guess and len(text.split()) < MIN_SENTENCE_WORDS:
         return False
     span = reading.span if is_guess else text
     clause = main_clause(undressed(span).rstrip(".。!"))
-    number = only_number(clause) if is_guess and not is_number(text) else None
+    is_other = is_guess and not is_number(text)
+    number = (only_number(clause) or only_number(span)) if is_other else None
+    year = _IN_YEAR.search(clause) if is_guess else None
+    if year and is_number(text) and year.end() == len(clause):
+        year = None
+    numbers = [one for one in (number, year and year[1]) if one]
     opening = _OPENING.match(span)
     said = [words(opening[0]), words(clause)] if opening else [words(clause)]
     golds = [answer] if isinstance(answer, str) else answer
     return any(
-        number is not None and is_equal(number, gold)
+        any(is_equal(one, gold) for one in numbers)
         if is_number(gold)
         else (len(gold) == 1 or not is_formula(gold))
         and any(_mentions(one, words(gold)) for one in said)

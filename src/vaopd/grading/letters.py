@@ -16,6 +16,7 @@ from vaopd.grading.naming import (
     by_order_of_words,
     by_text,
     by_value,
+    distinct,
     named_option,
     options_of,
 )
@@ -49,6 +50,8 @@ _UNTICKED = re.compile(r"^\W{0,6}\[ \].*$|^\W{0,6}\[[xX]\](?=\s)", re.MULTILINE)
 _REPLY = re.compile(r":\s")
 """Of "A: It is option C", where A stands for "answer"."""
 
+_EITHER = re.compile(r"\beither\b.*\bor\b", re.IGNORECASE)
+_JOINT = re.compile(r"\b(?:and|or|between|to|than)\b|[,;、和或]", re.IGNORECASE)
 _LABELS = re.compile(r"[)\]}]{0,2}(?:[.:：、]\s|。)")
 _REASONS = re.compile(
     r"[)\]\"'}]*\s*(?:$|,?\s*(?:because|since|as|due|is (?:the )?(?:correct|right|best))\b|"
@@ -116,11 +119,14 @@ def _uncommitted(text: str, options: Options, *, has_commitment: bool) -> Readin
     lines = without_pleasantries([line for line in text.split("\n") if undressed(line)])
     if not lines:
         return no_answer("empty")
+    whole = "\n".join(lines)
     listed = {m[1].upper() for line in lines if (m := _LIST_LINE.match(line))}
     is_list = len(listed & options.texts.keys()) > 1
     for line in dict.fromkeys((lines[-1], lines[0])):
         letter = _bare(line, options, is_alone=len(lines) == 1, is_list=is_list)
         if letter == SEVERAL:
+            if last_pointed_at(whole, options):
+                break
             return no_answer("several options")
         if letter:
             return Reading(
@@ -129,7 +135,6 @@ def _uncommitted(text: str, options: Options, *, has_commitment: bool) -> Readin
     last = (sentences(lines[-1]) or lines)[-1]
     if (letter := _bare(last, options, is_alone=False, is_list=is_list)) and letter != SEVERAL:
         return Reading(letter, "bare last sentence", "bare", last[:300])
-    whole = "\n".join(lines)
     letter = last_pointed_at(whole, options)
     if letter:
         return Reading(letter, "said to be right", "guessed", whole[-300:])
@@ -193,16 +198,25 @@ def _from_words(lines: list[str], options: Options) -> Reading:
         before, _, after = whole.partition(", but ")
         sentence = after if after and HEDGE.search(before) else whole
         is_unsure = bool(REFUSAL.search(sentence) or HEDGE.search(sentence))
-        if sentence.endswith(("?", "？")) or (is_unsure and not _offers_refusal(options)):
+        is_open = sentence.endswith(("?", "？")) or _EITHER.search(sentence)
+        if is_open or (is_unsure and not _offers_refusal(options)):
             return no_answer("refusal or hedge")
         body = undressed(sentence).rstrip(".。!")
         letter = (
             by_name(sentence, options)
             or by_mention(main_clause(body), options)
             or by_mention(sentence, options)
-            or (None if NEGATION.search(body) else by_value(sentence, options, is_prose=True))
+            or (
+                None
+                if NEGATION.search(main_clause(body))
+                else by_value(sentence, options, is_prose=True)
+            )
             or by_order_of_words(sentence, options)
+            or (by_mention(main_clause(body), own) if (own := distinct(options)) else None)
         )
+        if letter == SEVERAL and not _JOINT.search(sentence):
+            # "A square with a side of 5 cm has a perimeter of 20 cm" states one value.
+            letter = by_value(sentence, options, is_prose=True) or SEVERAL
         if letter == SEVERAL:
             return no_answer("several options")
         if letter:

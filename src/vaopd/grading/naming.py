@@ -241,14 +241,32 @@ def by_order_of_words(sentence: str, options: Options) -> str | None:
     for letter, text in options.said.items():
         wanted = _content(text)
         rest = iter(said)
-        if len(wanted) >= MIN_ORDERED and all(word in rest for word in wanted):
+        is_pair = wanted[:1] in (["both"], ["neither"]) and wanted[:1] == said[:1]
+        if (len(wanted) >= MIN_ORDERED or is_pair) and all(word in rest for word in wanted):
             found.append(letter)
-    return found[0] if len(found) == 1 and not NEGATION.search(sentence) else None
+    if len(found) != 1:
+        return None
+    is_denied = NEGATION.search(words(sentence)) and not NEGATION.search(options.said[found[0]])
+    return None if is_denied else found[0]
 
 
 def _content(text: str) -> list[str]:
     """Return the words of a text without articles and forms of "to be"."""
     return [word for word in words(text).split() if word not in _FILLERS]
+
+
+def distinct(options: Options) -> Options | None:
+    """Return the options without the words that all share: "red" and "blue" of red and blue lines.
+
+    It returns ``None`` if they share none, or if an option has no other words.
+    """
+    said = [text.split() for text in options.said.values()]
+    shared = set(said[0]).intersection(*said[1:]) if len(said) > 1 else set[str]()
+    short = {
+        letter: " ".join(word for word in text.split() if word not in shared)
+        for letter, text in options.said.items()
+    }
+    return Options(options.texts, short) if shared and all(short.values()) else None
 
 
 def by_mention(sentence: str, options: Options) -> str | None:

@@ -6,7 +6,7 @@ from vaopd.grading.clauses import COPULA, DEPENDENT, STRONG_COPULA, SUBORDINATE,
 from vaopd.grading.heads import head_value, whole_value, without_lead_ins
 from vaopd.grading.markup import boxes_of
 from vaopd.grading.phrases import REFUSAL, sentences, undressed
-from vaopd.grading.spoken import WORD
+from vaopd.grading.spoken import WORD, spoken
 from vaopd.grading.units import unit_of
 
 MAX_WORDS = 12
@@ -43,7 +43,10 @@ _RESTATED = re.compile(
     re.IGNORECASE,
 )
 """A second form of the value at the end of a sentence: "or about 8.7", "(≈ 8.7)"."""
-_CALCULATION = re.compile(r"(?<=\w)\s\([^()]{1,80}=[^()]{1,80}\)")
+_ASIDE = re.compile(
+    r"(?<=\w)\s\([^()]{1,80}=[^()]{1,80}\)|(?<=[\d°%])\s\([a-z]{3,}\s[^()]{1,80}\)$"
+)
+"""A calculation, or words after a value, as in "60° (half of the angle of 120°)"."""
 _POINT = re.compile(r"\([^()]{0,40}\d[^()]{0,40},[^()]{0,40}\)")
 _LABELS = re.compile(
     r"\b(?:platform|figure|step|page|room|question|part|case|row|column|chapter|grade|gate)\s$",
@@ -51,6 +54,16 @@ _LABELS = re.compile(
 )
 """Nouns before a number that is a name."""
 
+_SHARE = re.compile(
+    rf"\b(\d+|{WORD}) (?:out )?of (?:the |these |those |all )?(?:\d+|{WORD})\b", re.I
+)
+"""Of "3 of the 8 slices": the part that a sentence counts."""
+
+_DEFINITE = re.compile(r"\b(?:the|these|those|its|their|both)\s$", re.IGNORECASE)
+"""Before a number that belongs to the question, as in "the two lines cross in 1990"."""
+
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_PREPOSITION = re.compile(r"of\b|about\b|as\b|approximately\b", re.IGNORECASE)
 _SEVERAL = re.compile(r"\b(?:and|or)\b|,\s")
 _DESCRIBES = re.compile(
     r"\b(?:of|than|from|to|in|by|at|on|after|before|per|each|every|with|for|between|"
@@ -100,7 +113,7 @@ def after_verb(sentence: str, *, is_strict: bool = False) -> str | None:
         # "36π cm (about 113 cm)" has two forms of one answer.
         first = after_verb(_RESTATED.split(body)[0], is_strict=is_strict)
         return f"{first} ≈ {second}" if _is_one(first) else second
-    body = main_clause(_CALCULATION.sub("", body))
+    body = main_clause(_ASIDE.sub("", body))
     return (
         _counted_subject(body)
         or _after_verb(body, is_strict=is_strict)
@@ -129,27 +142,42 @@ def _after_verb(body: str, *, is_strict: bool) -> str | None:
         verbs = [verb for verb in verbs if not verb[0].startswith("≈")] or verbs
     if verbs and (quoted := _QUOTED.match(body, verbs[-1].end())):
         return quoted[1]
-    for verb in verbs[-6:]:
-        tail = without_lead_ins(body[verb.end() :])
-        if tail and not _NO_ANSWER.match(tail) and head_value(tail) == tail.rstrip(" .。,;"):
-            return head_value(tail)
+    # "The area is 12 with a width of 3": a value after "is" counts before one after "of".
+    firm = [verb for verb in verbs if not _PREPOSITION.match(verb[0])]
+    return _value_after(firm, body) or _value_or_words_after(verbs, body, is_strict=is_strict)
+
+
+def _value_after(verbs: list[re.Match[str]], body: str) -> str | None:
+    """Return the value that is all that follows a verb, or that follows the last verb."""
+    tails = [without_lead_ins(body[verb.end() :]) for verb in verbs[-6:]]
+    tails = [tail for tail in tails if tail and not _NO_ANSWER.match(tail)]
+    values = [head_value(tail) for tail in tails]
+    whole = [
+        value for value, tail in zip(values, tails, strict=True) if value == tail.rstrip(" .。,;")
+    ]
+    return next(iter(whole), None) or next((value for value in reversed(values) if value), None)
+
+
+def _value_or_words_after(verbs: list[re.Match[str]], body: str, *, is_strict: bool) -> str | None:
+    if value := _value_after(verbs, body):
+        return value
     for verb in reversed(verbs[-6:]):
         tail = without_lead_ins(body[verb.end() :])
         if not tail or _NO_ANSWER.match(tail):
             continue
-        value = head_value(tail)
-        if value is not None:
-            return value
         if STRONG_COPULA.fullmatch(verb[0].split()[0] if verb[0].split() else "") and not is_strict:
-            return _clause(tail)
+            clause = _clause(tail)
+            return None if clause and len(_NUMBER.findall(clause)) > 1 else clause
     return None
 
 
 def _counted_subject(clause: str) -> str | None:
     """Return the number at the beginning of a clause if the next word is not its verb."""
     found = _FIRST_DIGIT.match(clause)
-    if not found or not STRONG_COPULA.search(clause):
+    if not found or "=" in clause or not STRONG_COPULA.search(clause):
         return None
+    if spoken(part := " ".join(clause.split()[:2])) is not None:
+        return part
     number = re.match(r"-?\d[\d,]*(?=\s+[a-z])|[A-Za-z]+", clause)
     rest = clause[number.end() :] if number else ""
     is_verb_next = STRONG_COPULA.match(rest.strip()) or unit_of(rest.split()[0] if rest else "")
@@ -169,7 +197,11 @@ def only_number(sentence: str) -> str | None:
         return None if _FIRST_DIGIT.search(body.replace(points[0], "")) else points[0]
     if len(places) > 1:
         # "3 of the 8 slices", "in 2015, 42 %": a number after a preposition only describes.
-        places = [one for one in places if not _LABELS.search(body[: one.start()])]
+        if len(shares := _SHARE.findall(body)) == 1:
+            return shares[0]
+        named = [one for one in places if not _LABELS.search(body[: one.start()])]
+        definite = [one for one in named if not _DEFINITE.search(body[: one.start()])]
+        places = definite or named
         free = [one for one in places if not _DESCRIBES.search(body[: one.start()])]
         places = free or places
     if len(places) != 1:

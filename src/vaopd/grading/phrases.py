@@ -45,9 +45,9 @@ _REMARK = re.compile(
     r"this (?:is because|makes sense|is consistent|can be|follows|confirms|agrees|matches)|"
     r"note\b|check\b|verif\w+|(?:for|in|by) (?:comparison|contrast|example)|"
     r"(?:you|we) can (?:check|verify|see)|as a check|keep in mind|the (?:other|remaining|rest)\b)|"
-    r"\b(?:slightly|somewhat|a (?:bit|little)|next) (?:\w+er|more|less|highest|lowest)\b(?! than)|"
+    r"\b(?:slightly|somewhat|a (?:bit|little)) (?:\w+er|more|less)\b(?! than)|\bnext \w+est\b|"
     r"\bis (?:the )?(?:second|third|fourth|next)\W*$|"
-    r"^(?!.*\b(?:since|because|as)\b).*\b(?:it|them|its)\W*$",
+    r"^(?!.*(?:\b(?:since|because|as)\b|\d)).*\b(?:it|them|its)\W*$",
     re.IGNORECASE,
 )
 
@@ -64,7 +64,8 @@ REFUSAL = re.compile(
     r"unable to|cannot (?:be )?(?:determine|answer|see|read|tell|identify|provide|help|say|"
     r"conclude)\w*|"
     r"can't (?:be )?(?:determine|answer|see|read|tell|identify|provide|help|say)\w*|"
-    r"(?:impossible|not possible|hard|difficult) to (?:determine|say|tell|know|answer)|"
+    r"(?:impossible|not possible|hard|difficult) to (?:determine|say|tell|know|answer|"
+    r"give|find|calculate|compute|read|identify)|"
     r"(?:not enough|insufficient|(?:isn't|not) sufficient|"
     r"without (?:more|further|additional)|more) information|"
     r"no (?:image|figure|picture) (?:is |was |has been )?(?:provided|attached|visible)|"
@@ -82,7 +83,8 @@ REFUSAL = re.compile(
 )
 HEDGE = re.compile(
     r"\b(?:might|could|may) (?:just )?as well|"
-    r"\b(?:could|might|may) be|\beither\b|\bpossibly\b|\bperhaps\b|\bmaybe\b|not sure|hard to|可能",
+    r"\b(?:could|might|may)(?: (?:also|well|still|equally))? be|"
+    r"\beither\b|\bpossibly\b|\bperhaps\b|\bmaybe\b|not sure|hard to|可能",
     re.IGNORECASE,
 )
 _HYPOTHESIS = re.compile(

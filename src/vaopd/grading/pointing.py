@@ -44,11 +44,15 @@ _SO = re.compile(
 )
 _ONLY = re.compile(
     r"\b[Oo]nly\s(?:option\s|choice\s|answer\s)?\(?(?P<letter>[A-Z])\)?\s"
-    r"(?:satisf|work|fit|match|make|meet|remain|agree|is\b|can\b|contain|show|describe)"
+    r"(?:satisf|work|fit|match|make|meet|remain|agree|can\b|contain|show|describe|[a-z]+s\b)"
 )
 _MADE = re.compile(
     r"\bmak(?:es|ing)\s(?:option\s|choice\s)?\(?(?P<letter>[A-Z])\)?\s(?:the|our)\s(?:only\s)?"
     r"(?:correct|right|best|answer)"
+)
+_LEFT = re.compile(
+    r"\bleav(?:es|ing)\s(?:us\s)?(?:with\s)?(?:only\s)?"
+    r"(?:option\s|choice\s)?\(?(?P<letter>[A-Z])\)?(?=[\s,]*(?:$|[.!\n]|as\b))"
 )
 _MARKED = re.compile(
     r"^\W{0,10}(?:[Oo]ption\s|[Cc]hoice\s)?\(?(?P<letter>[A-Z])[).:][^\n]{0,80}?(?:\s?[:\u2014-]\s*"
@@ -114,6 +118,7 @@ _STATEMENTS: tuple[tuple[re.Pattern[str], Callable[[str, re.Match[str]], bool]],
     (_SO, _always),
     (_ONLY, _always),
     (_MADE, _always),
+    (_LEFT, _always),
     (_MARKED, _always),
     (_CHINESE, _always),
 )

@@ -63,6 +63,8 @@ _PLANS = re.compile(
     r"\W*(?:next|now)?,?\s*(?:we|let's|let us|i) (?:still |now )?"
     r"(?:would )?(?:need|must|have to|will|should|know|are given|can use|see a)\b|"
     r"\W*to [^,]{1,80}, (?:let|we (?:need|can|must|use|will|have to))[^=]*$|"
+    r"\W*to [^,]{1,80}, (?:we )?(?:first |simply |just )?(?:multiply|divide|add|subtract|apply|use|"
+    r"write|set up|compare|calculate|compute|look|consider|start)\b[^=\d]*$|"
     r"\W*let(?: me|'s| us) (?!know)[^=\d]*$|"
     r"\W*(?:the problem|the question) (?:asks|states)\b|\W*(?:it is )?given\b[^,]*$",
     re.IGNORECASE,
@@ -74,9 +76,10 @@ _CHECKS = re.compile(
     re.IGNORECASE,
 )
 _ALSO = re.compile(r"\s(?:or|as well)\s")
+_COULD_BE = re.compile(r"\W*(?:it|this|that|the \w+) (?:could|might|may) be\b", re.IGNORECASE)
 _CONTINUES = re.compile(
     r"\W*(?:so|thus|hence|therefore|consequently|then|this|that|it|which|"
-    r"the (?:answer|result))\b|∴",
+    r"the (?:answer|result))\b|(?:since|because|as)\b[^,]*,|∴",
     re.IGNORECASE,
 )
 """Words after a semicolon that lead to a result; other words add something."""
@@ -246,7 +249,9 @@ def _from_sentences(lines: list[str], *, is_alone: bool) -> Reading:
             continue
         if _PLANS.match(sentence):
             break
-        if REFUSAL.search(sentence) or (HEDGE.search(sentence) and _ALSO.search(sentence)):
+        if REFUSAL.search(sentence) or (
+            HEDGE.search(sentence) and (_ALSO.search(sentence) or _COULD_BE.match(sentence))
+        ):
             return no_answer("refusal or hedge")
         is_only = is_alone and (len(said) <= 2 or rule == "first sentence")
         if answer := _concluded(sentence, is_only=is_only):
