@@ -66,7 +66,7 @@ def test_a_server_answers_until_it_is_closed(tmp_path: Path):
     assert not is_running(server.process.pid)
     text = log.read_text()
     assert "--model folder --host 127.0.0.1" in text
-    assert text.rstrip().endswith("--enforce-eager --dtype float32")
+    assert text.rstrip().endswith("--enforce-eager --max-num-batched-tokens 32768 --dtype float32")
     assert str(log) in lines[0] and "vLLM answers after" in lines[-1]
 
 

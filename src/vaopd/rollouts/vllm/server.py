@@ -44,6 +44,9 @@ os.execv(sys.executable, arguments)
 SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
 """Gigabytes for keys and values if vLLM runs on a CPU; its default is half the memory."""
 
+CPU_STEP_TOKENS = "32768"
+"""Most tokens of one step of the engine on a CPU; vLLM's default is 2,048."""
+
 EAGER = {"TORCHDYNAMO_DISABLE": "1"}
 """Even in eager mode vLLM compiles a few functions at the first request, for half a minute."""
 
@@ -57,10 +60,13 @@ OF_A_LAUNCHER = {
 def engine_arguments(*, on_gpu: bool) -> list[str]:
     """Return vLLM's arguments that are the same for every use.
 
-    Without a GPU graphs are not compiled, because compiling takes longer than it saves.
+    Without a GPU graphs are not compiled, because compiling takes longer than it saves. A step of
+    the engine then takes as many tokens as prompts need: where it splits the prompt of a request
+    that has a seed, vLLM 0.32 rewinds its generator, and a CPU's generator cannot be rewound
+    ("CPU Generator does not use offset"), which ends the engine.
     """
-    eager = [] if on_gpu else ["--enforce-eager"]
-    return ["--max-model-len", "auto", "--enable-prefix-caching", *eager]
+    on_cpu = [] if on_gpu else ["--enforce-eager", "--max-num-batched-tokens", CPU_STEP_TOKENS]
+    return ["--max-model-len", "auto", "--enable-prefix-caching", *on_cpu]
 
 
 def find_python(given: str | None, option: str) -> str:
