@@ -122,6 +122,6 @@ mutants: $(VENV)/dev
 drill: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.drill --folder runs/drill
 
-# A little of each class of faults, within three minutes; one of the tests runs it.
+# A little of each class of faults, in about three minutes; one of the tests runs it.
 drill-quick: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.drill --quick

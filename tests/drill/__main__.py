@@ -1,7 +1,7 @@
 """Tries faults on tiny runs and shows what survived.
 
 python -m tests.drill                     everything, for hours; goes on where it was killed
-python -m tests.drill --quick             a little of everything, within three minutes
+python -m tests.drill --quick             a little of everything, in about three minutes
 python -m tests.drill soak --scale 0.1    some classes, and a tenth of the full number
 """
 

@@ -120,7 +120,8 @@ class VAOPDConfig(DistillationConfig):
 class VAOPDTrainer(Trainer):
     """Distils a teacher into a vision-language student by VA-OPD, or another method of vaopd.
 
-    The arguments are those of TRL's ``DistillationTrainer``. ``per_device_train_batch_size`` counts
+    The arguments are those of TRL's ``DistillationTrainer``, without ``eval_dataset``,
+    ``processing_class``, ``quantization_config`` and ``tools``. ``per_device_train_batch_size`` counts
     prompts; each has ``num_generations`` responses. One process trains; for more, for vLLM and for
     teachers of another machine use ``vaopd train``.
 
@@ -139,7 +140,7 @@ class VAOPDTrainer(Trainer):
     Raises:
         ConfigError: An option does not fit, or there are several processes.
         ModelError: A model cannot be loaded, or the two do not fit together.
-        ProblemError: A row is no question about images; raised when the row is reached.
+        ProblemError: A row is not a question about images; raised when the row is reached.
     """
 
     def __init__(
@@ -226,7 +227,7 @@ class VAOPDTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write a folder that transformers and vaopd load, adapters merged, with its processors."""
         folder = Path(output_dir or self.args.output_dir or ".")
-        self.student.save(folder, weights=None)
+        self.student.save(folder)
         torch.save(self.args, folder / "training_args.bin")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
