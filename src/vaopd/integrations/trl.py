@@ -110,7 +110,7 @@ class VAOPDConfig(DistillationConfig):
                     "num_rollouts": self.num_generations,
                     "temperature": self.temperature,
                     "top_p": self.top_p,
-                    "max_new_tokens": self.max_completion_length or 512,
+                    "max_new_tokens": self.max_completion_length,
                 },
                 "training": {"seed": self.seed, "micro_batch_tokens": self.micro_batch_tokens},
             }
@@ -121,9 +121,9 @@ class VAOPDTrainer(Trainer):
     """Distils a teacher into a vision-language student by VA-OPD, or another method of vaopd.
 
     The arguments are those of TRL's ``DistillationTrainer``, without ``eval_dataset``,
-    ``processing_class``, ``quantization_config`` and ``tools``. ``per_device_train_batch_size`` counts
-    prompts; each has ``num_generations`` responses. One process trains; for more, for vLLM and for
-    teachers of another machine use ``vaopd train``.
+    ``processing_class``, ``quantization_config`` and ``tools``. ``per_device_train_batch_size``
+    counts prompts; each has ``num_generations`` responses. One process trains; for more, for vLLM
+    and for teachers of another machine use ``vaopd train``.
 
     Args:
         model: The student: a hub name, a folder, ``tiny:NAME``, or a model in memory.
