@@ -93,6 +93,15 @@ def test_the_numbers_of_a_token_go_away_when_the_page_scrolls(report: Path, open
     expect(details).to_be_hidden()
 
 
+def test_a_late_report_of_an_earlier_scroll_leaves_the_numbers(report: Path, open_page: Callable):
+    page = open_page(report, viewport={"width": 1000, "height": 600})
+    page.locator(".response").first.locator(".token").nth(14).hover()
+    details = page.locator("#details")
+    expect(details).to_be_visible()
+    page.evaluate("window.dispatchEvent(new Event('scroll'))")
+    expect(details).to_be_visible()
+
+
 def test_thumbnails_show_the_whole_image(report: Path, open_page: Callable):
     thumbnail = open_page(report).locator("#groups img").first
     assert thumbnail.evaluate("image => getComputedStyle(image).objectFit") == "contain"

@@ -130,9 +130,15 @@ function showDetails(token) {
   placeDetails(token);
 }
 
+const whereOnScreen = (token) => token.getClientRects()[0] || token.getBoundingClientRect();
+
+/* The token whose numbers are shown, and where it was on the screen then. */
+let detailed = { token: null, top: 0 };
+
 function placeDetails(token) {
   const box = find("#details");
-  const at = token.getClientRects()[0] || token.getBoundingClientRect();
+  const at = whereOnScreen(token);
+  detailed = { token, top: at.top };
   const size = box.getBoundingClientRect();
   const below = at.bottom + 10 + size.height < innerHeight;
   box.style.left = `${Math.max(12, Math.min(at.left, innerWidth - size.width - 12))}px`;
@@ -183,10 +189,12 @@ function startTokens() {
   root.addEventListener("focusin", (event) => { if (event.target.matches(".token")) showDetails(event.target); });
   root.addEventListener("focusout", hideDetails);
   root.addEventListener("keydown", moveFocus);
-  /* Scrolling moves the text away from a resting pointer; a focused token takes its numbers with it. */
+  /* Scrolling moves the text away from a resting pointer; a focused token takes its numbers with it.
+     A browser may report a scroll that ended before the pointer arrived: the token has not moved since. */
   addEventListener("scroll", () => {
+    if (find("#details").hidden || whereOnScreen(detailed.token).top === detailed.top) return;
     const focused = document.activeElement;
-    if (focused.matches(".token:focus-visible") && !find("#details").hidden) placeDetails(focused);
+    if (focused.matches(".token:focus-visible")) placeDetails(focused);
     else hideDetails();
   }, { passive: true, capture: true });
 }
