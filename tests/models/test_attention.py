@@ -28,8 +28,14 @@ ROWS = st.lists(
 """Prompt and sibling lengths of each row."""
 
 
-def layout(rows: list[tuple[int, list[int]]], columns: int) -> PackedRows:
-    return PackedRows(tuple(pack_row(prompt, siblings, columns) for prompt, siblings in rows))
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def layout(
+    rows: list[tuple[int, list[int]]], columns: int, device: torch.device = CPU
+) -> PackedRows:
+    packed = tuple(pack_row(prompt, siblings, columns) for prompt, siblings in rows)
+    return PackedRows(packed).to(device)
 
 
 def written_out(query: Tensor, key: Tensor, value: Tensor, row: tuple[int, list[int]]) -> Tensor:
@@ -92,7 +98,7 @@ def test_packed_attention_and_its_gradients_are_those_of_the_sums_written_out(
 def test_spans_copy_few_of_the_prompts_keys_and_compute_few_pairs_between_siblings(
     prompt: int, siblings: list[int]
 ) -> None:
-    row = pack_row(prompt, siblings, prompt + sum(siblings) + 3)
+    row = pack_row(prompt, siblings, prompt + sum(siblings) + 3).on(CPU)
     assert row.sizes == [prompt, *row.sizes[1:-1], 3]
     assert sum(row.sizes) == prompt + sum(siblings) + 3
     lengths = row.sizes[1:-1]
@@ -102,8 +108,10 @@ def test_spans_copy_few_of_the_prompts_keys_and_compute_few_pairs_between_siblin
     assert len(lengths) * prompt <= prompt + 2 * sum(siblings)
     # A span that is longer than the prompt has one sibling only.
     assert all(length <= prompt or length in siblings for length in lengths)
-    computed = sum(mask.numel() for mask in row.spans)
-    counted = sum(int(mask.sum()) for mask in row.spans)
+    masks = [span.mask for span in row.spans if span.mask is not None]
+    assert len(masks) == len(row.spans)
+    computed = sum(mask.numel() for mask in masks)
+    counted = sum(int(mask.sum()) for mask in masks)
     assert counted == sum(r * prompt + r * (r + 1) // 2 for r in siblings)
     assert computed <= 2 * counted
 
@@ -121,6 +129,42 @@ def test_a_row_without_any_response_is_a_prompt_and_padding(siblings: list[int])
     assert pack_row(3, siblings, 5).sizes == [3, 2]
 
 
-def test_the_layout_of_packed_rows_moves_to_the_device_of_its_model() -> None:
-    moved = layout([(2, [2, 1])], 6).to(torch.device("meta"))
-    assert [mask.device.type for row in moved.rows for mask in row.spans] == ["meta", "meta"]
+def test_masks_are_made_on_the_device_of_the_model() -> None:
+    (row,) = layout([(2, [2, 1])], 6, torch.device("meta")).rows
+    assert [span.mask is not None and span.mask.is_meta for span in row.spans] == [True, True]
+
+
+def test_one_sibling_needs_no_mask_on_a_gpu() -> None:
+    (row,) = layout([(3, [3])], 6, CUDA).rows
+    assert [span.mask for span in row.spans] == [None]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    prompt=st.integers(1, 9),
+    siblings=st.lists(st.integers(10, 14), min_size=1, max_size=3),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 99),
+)
+def test_spans_without_a_mask_gather_what_spans_with_a_mask_gather(
+    prompt: int, siblings: list[int], dtype: torch.dtype, seed: int
+) -> None:
+    columns = prompt + sum(siblings)
+    generator = torch.Generator().manual_seed(seed)
+    query, key, value = (
+        torch.randn(1, heads, columns, 8, generator=generator).to(dtype) for heads in (4, 2, 2)
+    )
+    masked = layout([(prompt, siblings)], columns)
+    free = PackedRows(tuple(pack_row(prompt, siblings, columns) for _ in masked.rows))
+    assert all(span.mask is None for row in free.rows for span in row.spans)
+    wanted, found = (
+        packed_attention(layer(2), query, key, value, None, rows, scaling=0.25)[0]
+        for rows in (masked, free)
+    )
+    torch.testing.assert_close(found, wanted)
+
+
+def test_cudnn_does_not_compute_attention_after_a_model_is_loaded(
+    qwen: VisionLanguageModel,
+) -> None:
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

@@ -154,6 +154,21 @@ def test_the_first_end_is_kept_and_nothing_after_it(model, prompts):
             assert rollout.response_ids[-1] not in ends
 
 
+@pytest.mark.parametrize("every", [2, 5, 16])
+def test_looking_for_ends_seldom_gives_the_same_responses(model, prompts, every):
+    often, seldom = TransformersSampler(model), TransformersSampler(model)
+    assert often.check_every == 1
+    seldom.check_every = every
+    wanted, found = (sampler.sample(prompts, DRAWN) for sampler in (often, seldom))
+    assert tokens(found) == tokens(wanted)
+    reasons, same = (
+        [rollout.finish_reason for group in groups for rollout in group]
+        for groups in (wanted, found)
+    )
+    assert same == reasons
+    assert {*reasons} == {"stop", "length"}
+
+
 def test_an_end_in_the_last_position_is_a_stop(model, prompts):
     longer = TransformersSampler(model).sample(prompts, DRAWN)
     stopped = next(r for g in longer for r in g if 1 < len(r.response_ids) < 12)

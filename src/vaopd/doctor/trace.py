@@ -209,7 +209,7 @@ def _sight(load: Load) -> dict[str, Any]:
     """Return the input that limits attention: a layout for packed rows, otherwise a mask."""
     if len(load.responses) > 1:
         row = pack_row(load.prompt, load.responses, load.length)
-        return {"packed_rows": PackedRows((row,) * load.rows)}
+        return {"packed_rows": PackedRows((row,) * load.rows).to(torch.device("cpu"))}
     return {"attention_mask": torch.ones(load.rows, 1, load.length, load.length).bool()}
 
 

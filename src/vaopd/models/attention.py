@@ -17,9 +17,12 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
+
+HALF = (torch.bfloat16, torch.float16)
 
 PACKED = "vaopd_packed"
 """Name of this attention in transformers' registry; rows that are not packed use ``sdpa``."""
@@ -28,35 +31,55 @@ Kernel = Callable[..., tuple[Tensor, None]]
 
 
 @dataclass(frozen=True, eq=False)
+class SiblingSpan:
+    """Consecutive siblings whose attention is computed together."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each sibling; their sum is S."""
+
+    mask: Bool[Tensor, "1 1 S _"] | None = None
+    """The keys of prompt and span that each query sees: (1, 1, S, P+S). None if a kernel needs no
+    mask: the keys that one sibling sees are causal to the lower right corner."""
+
+    @property
+    def size(self) -> int:
+        """S."""
+        return sum(self.lengths)
+
+
+@dataclass(frozen=True, eq=False)
 class PackedRow:
     """The parts of one row: its prompt, spans of siblings, and padding at the end."""
 
     prompt: int
-    spans: tuple[Bool[Tensor, "1 1 _ _"], ...]
-    """For each span, the keys of prompt and span that its S queries may see: (1, 1, S, P+S)."""
-
+    spans: tuple[SiblingSpan, ...]
     padding: int
 
     @property
     def sizes(self) -> list[int]:
         """Numbers of columns of the prompt, of each span, and of the padding."""
-        return [self.prompt, *(mask.shape[2] for mask in self.spans), self.padding]
+        return [self.prompt, *(span.size for span in self.spans), self.padding]
+
+    def on(self, device: torch.device) -> "PackedRow":
+        """Return the row with the masks that the kernels of a device need, made there."""
+        spans = (
+            span
+            if device.type == "cuda" and len(span.lengths) == 1
+            else replace(span, mask=_span_mask(self.prompt, span.lengths, device))
+            for span in self.spans
+        )
+        return replace(self, spans=tuple(spans))
 
 
 @dataclass(frozen=True, eq=False)
 class PackedRows:
-    """The rows of a batch; ``to`` moves them between devices like a tensor."""
+    """The rows of a batch; ``to`` prepares them for a device, like a tensor's."""
 
     rows: tuple[PackedRow, ...]
 
     def to(self, device: torch.device) -> "PackedRows":
-        """Return the same rows with their masks on another device."""
-        return PackedRows(
-            tuple(
-                replace(row, spans=tuple(span.to(device) for span in row.spans))
-                for row in self.rows
-            )
-        )
+        """Return the rows for a model on this device, with their masks made there."""
+        return PackedRows(tuple(row.on(device) for row in self.rows))
 
 
 def pack_row(prompt: int, responses: Sequence[int], columns: int) -> PackedRow:
@@ -67,7 +90,7 @@ def pack_row(prompt: int, responses: Sequence[int], columns: int) -> PackedRow:
         responses: Tokens of each sibling, in the order of the row.
         columns: Number of columns of the padded row.
     """
-    spans = tuple(_span_mask(prompt, lengths) for lengths in _spans(prompt, responses))
+    spans = tuple(SiblingSpan(tuple(lengths)) for lengths in _spans(prompt, responses))
     return PackedRow(prompt, spans, columns - prompt - sum(responses))
 
 
@@ -87,9 +110,12 @@ def _spans(prompt: int, responses: Sequence[int]) -> Iterator[list[int]]:
         yield span
 
 
-def _span_mask(prompt: int, lengths: Sequence[int]) -> Bool[Tensor, "1 1 S _"]:
-    own = torch.block_diag(*(torch.ones(n, n, dtype=torch.bool).tril() for n in lengths))
-    return torch.cat([torch.ones(len(own), prompt, dtype=torch.bool), own], 1)[None, None]
+def _span_mask(
+    prompt: int, lengths: Sequence[int], device: torch.device
+) -> Bool[Tensor, "1 1 S _"]:
+    triangles = (torch.ones(n, n, dtype=torch.bool, device=device).tril() for n in lengths)
+    own = torch.block_diag(*triangles)
+    return torch.cat([own.new_ones(len(own), prompt), own], 1)[None, None]
 
 
 def packed_attention(
@@ -110,7 +136,7 @@ def packed_attention(
         key: Shape (B, key-value heads, L, D).
         value: Same shape as ``key``.
         attention_mask: Used if rows are not packed.
-        packed_rows: The layout; None for prefills, decoding and rows of one response.
+        packed_rows: The layout, after ``to``; None for prefills, decoding and rows of one response.
         kernel: Computes the attention within one part, with the signature of transformers.
         options: Scale and dropout, see ``transformers``.
     """
@@ -127,11 +153,71 @@ def _attend_row(
 ) -> Float[Tensor, "1 L A D"]:
     queries, keys, values = (t[None].split(row.sizes, dim=2) for t in (query, key, value))
     parts = [attend(queries[0], keys[0], values[0], None)[0]]
-    for number, mask in enumerate(row.spans, start=1):
-        seen = (torch.cat([t[0], t[number]], dim=2) for t in (keys, values))
-        parts.append(attend(queries[number], *seen, mask)[0])
+    for number, span in enumerate(row.spans, start=1):
+        seen_keys, seen_values = (torch.cat([t[0], t[number]], dim=2) for t in (keys, values))
+        parts.append(_attend_span(attend, queries[number], seen_keys, seen_values, span))
     padding = parts[0].new_zeros(1, row.padding, *parts[0].shape[2:])
     return torch.cat([*parts, padding], dim=1)
+
+
+def _attend_span(
+    attend: functools.partial[tuple[Tensor, None]],
+    query: Float[Tensor, "1 A S D"],
+    key: Tensor,
+    value: Tensor,
+    span: SiblingSpan,
+) -> Float[Tensor, "1 S A D"]:
+    if span.mask is not None:
+        return attend(query, key, value, span.mask)[0]
+    if query.dtype not in HALF:  # no kernel without a mask takes float32
+        mask = _span_mask(key.shape[2] - span.size, span.lengths, query.device)
+        return attend(query, key, value, mask)[0]
+    options = attend.keywords
+    return lower_right_attention(
+        query, key, value, options.get("scaling"), options.get("dropout", 0.0)
+    )
+
+
+def lower_right_attention(
+    query: Float[Tensor, "1 A S D"],
+    key: Tensor,
+    value: Tensor,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "1 S A D"]:
+    """Return the attention of one sibling over prompt and itself, without a mask.
+
+    Query i of S sees the keys 0 to P + i. Flash attention computes this with fewer key-value heads
+    than query heads; with a mask, torch takes a slower kernel and copies keys and values for every
+    query head.
+
+    Args:
+        query: Shape (1, A, S, D).
+        key: Shape (1, key-value heads, P+S, D).
+        value: Same shape as ``key``.
+        scale: Factor of the scores; None is 1 / sqrt(D).
+        dropout: Share of the weights that are dropped.
+    """
+    sees = causal_lower_right(query.shape[2], key.shape[2])
+    output = nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=sees,  # pyright: ignore[reportArgumentType]  # a mask without a tensor
+        dropout_p=dropout,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output.transpose(1, 2)
+
+
+def choose_kernels() -> None:
+    """Choose torch's attention kernels for this process; called when a model is loaded.
+
+    cuDNN's kernel makes a new plan for every shape, and in decoding each token is a new shape:
+    others report 23 to 37 ms a token on H100.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def use_packed_attention(model: Any) -> bool:

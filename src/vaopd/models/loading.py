@@ -9,6 +9,7 @@ from transformers.utils.hub import cached_file
 
 from vaopd.errors import ConfigError, ModelError
 from vaopd.models import adapters, tiny
+from vaopd.models.attention import choose_kernels
 from vaopd.models.families import Family, generic, qwen_vl
 from vaopd.models.model import VisionLanguageModel
 from vaopd.models.pretrained import check_finite, read_pretrained, read_processor
@@ -132,6 +133,7 @@ def wrap_model(
     Raises:
         ModelError: The tokenizer or a processor cannot be loaded.
     """
+    choose_kernels()
     name = name or str(source)
     check_parts(model, name)
     if model.config.model_type in qwen_vl.MODEL_TYPES:

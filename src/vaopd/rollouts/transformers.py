@@ -17,10 +17,14 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from vaopd.errors import ModelError
 from vaopd.models.model import VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt
+from vaopd.objective.walk import write_logits
 from vaopd.rollouts.sampler import Rollout, SamplingSettings, sampling_noise
 
 ROOM = 64
 """Smallest free space, in tokens, that a full cache layer gets when it is enlarged."""
+
+CHECK_EVERY = 16
+"""Tokens between two looks at which rows have ended, on a GPU: each look waits for the GPU."""
 
 
 class RoomyLayer(DynamicLayer):
@@ -113,6 +117,7 @@ class TransformersSampler:
         allowed[model.forbidden_ids] = False
         self.suppressed = (~allowed).to(model.device)
         self.cache_argument = cache_argument(model.base.forward)
+        self.check_every = 1 if model.device.type == "cpu" else CHECK_EVERY
 
     def take_weights(self, version: int) -> None:
         """Do nothing: samples come from the trained model itself."""
@@ -187,19 +192,24 @@ class TransformersSampler:
         ends = torch.tensor(self.model.eos_token_ids, device=device)
 
         rows = torch.arange(len(noise), device=device)
+        alive = torch.ones(len(noise), dtype=torch.bool, device=device)
         tokens = torch.full(noise.shape, -1, device=device)
         for step in range(settings.max_new_tokens):
             ids = self._draw(hidden, uniforms[rows, step], settings)
             tokens[rows, step] = ids
             self.on_token(len(tokens), step + 1)
-            alive = ~torch.isin(ids, ends)
-            if step + 1 == settings.max_new_tokens or not alive.any():
+            if step + 1 == settings.max_new_tokens:
                 break
-            if not alive.all():
-                # Finished rows leave the batch, so that they cost no time.
+            alive = alive & ~torch.isin(ids, ends)
+            if (step + 1) % self.check_every == 0:
                 kept = alive.nonzero()[:, 0]
-                cache.take_rows(kept)
-                rows, ids, mask, positions = rows[kept], ids[kept], mask[kept], positions[kept]
+                if not len(kept):
+                    break
+                if len(kept) < len(rows):
+                    # Finished rows leave the batch, so that they cost no time.
+                    cache.take_rows(kept)
+                    rows, ids, mask, positions = rows[kept], ids[kept], mask[kept], positions[kept]
+                    alive = alive[kept]
             mask = torch.nn.functional.pad(mask, (0, 1), value=True)
             inputs = self.model.family.decode_inputs(ids, mask, positions)
             hidden = self._forward(inputs, cache)
@@ -244,7 +254,8 @@ class TransformersSampler:
     ) -> Int[Tensor, " B"]:
         # Float32 for every precision of the forward: bfloat16 logits near 16 are multiples of 1/8.
         with torch.autocast(hidden.device.type, enabled=False):
-            logits = hidden.float() @ self.model.head.float().T
+            room = hidden.new_empty(len(hidden), len(self.model.head), dtype=torch.float32)
+            logits = write_logits(hidden, self.model.head, room)
         logits.masked_fill_(self.suppressed, -torch.inf)
         if 0 < settings.top_k < logits.shape[-1]:
             smallest = logits.topk(settings.top_k, dim=-1).values[:, -1:]
@@ -263,7 +274,9 @@ class TransformersSampler:
             group = []
             for sibling in range(siblings):
                 row = tokens[index * siblings + sibling]
-                ids = tuple(token for token in row if token >= 0)
+                # Between two looks a finished row gets more tokens, which do not count.
+                end = next((n + 1 for n, token in enumerate(row) if token in ends), len(row))
+                ids = tuple(token for token in row[:end] if token >= 0)
                 reason = "stop" if ids and ids[-1] in ends else "length"
                 group.append(Rollout(prompt.problem_id, sibling, ids, reason))
             rollouts.append(group)
