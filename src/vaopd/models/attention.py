@@ -149,7 +149,11 @@ def packed_attention(
 
 
 def _attend_row(
-    attend: Kernel, query: Tensor, key: Tensor, value: Tensor, row: PackedRow
+    attend: functools.partial[tuple[Tensor, None]],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row: PackedRow,
 ) -> Float[Tensor, "1 L A D"]:
     queries, keys, values = (t[None].split(row.sizes, dim=2) for t in (query, key, value))
     parts = [attend(queries[0], keys[0], values[0], None)[0]]
