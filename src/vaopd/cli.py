@@ -107,12 +107,13 @@ def score(
         raise ConfigError(f"output {output} exists; choose another file or remove it")
     from rich.console import Console
 
-    from vaopd.devices import pick_device
+    from vaopd.devices import check_auto_device, pick_device
     from vaopd.display import with_bar
     from vaopd.teacher.local import load_teacher
     from vaopd.teacher.rollout_file import score_file
 
     _quiet_weights()
+    check_auto_device(config.training.device, [teacher])
     scorer = load_teacher(config, pick_device(config.training.device))
     work = partial(score_file, rollouts, output, scorer, config, problems=problems)
     count = _count_lines(rollouts)

@@ -122,6 +122,12 @@ class RunConfig(Section):
         measures = self.validation.pixelated and self.validation.load_teacher
         return self.method.needs.teacher or measures
 
+    @property
+    def local_models(self) -> list[str]:
+        """Names of the models that compute in the processes of a run."""
+        teacher = self.loads_teacher and not self.teacher.addresses
+        return [self.student.model, *([self.teacher.model] if teacher else ())]
+
     def to_yaml(self) -> str:
         """Return the resolved configuration as a recipe that gives the same run."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -22,7 +22,6 @@ from vaopd.methods import Method, section_of
 from vaopd.problems.manifest import MANIFEST, check_unchanged
 from vaopd.records import new_folder, write_json, write_text
 from vaopd.training import run_folder
-from vaopd.training.backends import check_installed
 from vaopd.training.best import Best, better, mark_best, restore_best
 from vaopd.training.callbacks import Callback
 from vaopd.training.checkpoint import (
@@ -37,7 +36,7 @@ from vaopd.training.data import RunData, read_data
 from vaopd.training.extension import extension
 from vaopd.training.result import RunResult, describe
 from vaopd.training.schedule import is_due, learning_rate, problems_of_step, total_steps
-from vaopd.training.setup import build_step
+from vaopd.training.setup import build_step, check_machine
 from vaopd.training.skipping import Skips
 from vaopd.training.startup import ValidationTime, check_prompts, encode_first
 from vaopd.training.step import Step
@@ -82,7 +81,7 @@ def train(
         config = RunConfig(**{**dict(config), "method": section_of(method)})
     if resume and overwrite:
         raise ConfigError("--resume keeps the run folder and --overwrite removes it; give only one")
-    told_once(lambda: check_installed(config.tracking))
+    told_once(lambda: check_machine(config))
     start: run_folder.Start = "resume" if resume else "overwrite" if overwrite else "new"
     place = processes(config.training.parallel, config.training.device)
     with run_folder.shortage_explained(output), place as world:

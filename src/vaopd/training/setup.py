@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from vaopd.config import RunConfig
+from vaopd.devices import check_auto_device
 from vaopd.distributed.world import World
 from vaopd.methods import make_method
 from vaopd.models.compatibility import (
@@ -20,9 +21,20 @@ from vaopd.rollouts.vllm.sampler import VllmSampler
 from vaopd.teacher.local import LocalTeacher, load_teacher
 from vaopd.teacher.remote.client import connect_teacher
 from vaopd.teacher.teacher import Teacher
+from vaopd.training.backends import check_installed
 from vaopd.training.pipeline import Pipeline
 from vaopd.training.step import Step
 from vaopd.training.student import load_student, make_optimizer
+
+
+def check_machine(config: RunConfig) -> None:
+    """Check, before anything is read, that this machine has what the recipe asks for.
+
+    Raises:
+        ConfigError: A tracker is not installed, or the GPU that is here cannot be used.
+    """
+    check_installed(config.tracking)
+    check_auto_device(config.training.device, config.local_models)
 
 
 def build_step(
