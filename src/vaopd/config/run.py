@@ -81,7 +81,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check_vllm(self) -> "RunConfig":
         vllm, training = self.sampling.vllm, self.training
-        if self.sampling.engine != "vllm":
+        if self.sampling.engine == "transformers":
             return self
         if training.rollout_lag and (vllm.sleep or vllm.mode == "in_process"):
             raise ValueError(
@@ -127,6 +127,11 @@ class RunConfig(Section):
         """Names of the models that compute in the processes of a run."""
         teacher = self.loads_teacher and not self.teacher.addresses
         return [self.student.model, *([self.teacher.model] if teacher else ())]
+
+    def with_engine(self, engine: str) -> "RunConfig":
+        """Return the recipe with this ``sampling.engine``."""
+        sampling = self.sampling.model_copy(update={"engine": engine})
+        return self.model_copy(update={"sampling": sampling})
 
     def to_yaml(self) -> str:
         """Return the resolved configuration as a recipe that gives the same run."""

@@ -17,6 +17,7 @@ from vaopd.models.compatibility import (
 from vaopd.models.model import VisionLanguageModel
 from vaopd.rollouts.sampler import Sampler
 from vaopd.rollouts.transformers import TransformersSampler
+from vaopd.rollouts.vllm.choice import choose_engine
 from vaopd.rollouts.vllm.sampler import VllmSampler
 from vaopd.teacher.local import LocalTeacher, load_teacher
 from vaopd.teacher.remote.client import connect_teacher
@@ -35,6 +36,17 @@ def check_machine(config: RunConfig) -> None:
     """
     check_installed(config.tracking)
     check_auto_device(config.training.device, config.local_models)
+
+
+def settle_engine(config: RunConfig, world: World, say: Callable[[str], None]) -> RunConfig:
+    """Return the recipe with the engine that ``sampling.engine=auto`` means here; a collective.
+
+    The main process chooses, because it is the one that starts vLLM.
+    """
+    choice = world.on_main(lambda: choose_engine(config, world.device))
+    if choice.line:
+        say(choice.line)
+    return config.with_engine(choice.engine)
 
 
 def build_step(
