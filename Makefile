@@ -96,11 +96,11 @@ $(VENV)/bench: $(VENV)/dev requirements/bench.txt
 	$(call install,bench)
 	touch $@
 
-$(VLLM)/ready: requirements/vllm.txt requirements/torch.txt tests/vllm/torchvision_operators.py
+$(VLLM)/ready: src/vaopd/assets/vllm/cpu.txt requirements/torch.txt src/vaopd/assets/vllm/torchvision_operators.py
 	$(PYTHON) -m venv --clear $(VLLM)
 	$(VLLM)/bin/pip install -qq --no-deps --require-hashes --requirement $<
 	$(VLLM)/bin/pip install -qq --no-deps --requirement requirements/torch.txt
-	cp tests/vllm/torchvision_operators.py \
+	cp src/vaopd/assets/vllm/torchvision_operators.py \
 	  $$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sitecustomize.py
 	touch $@
 

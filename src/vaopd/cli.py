@@ -20,6 +20,7 @@ from vaopd.errors import (
 from vaopd.evaluation import command
 from vaopd.look import inspect, plot, runs
 from vaopd.recipes.command import RECIPE, Debug, recipes
+from vaopd.rollouts.vllm.command import setup_vllm
 from vaopd.study.command import study
 from vaopd.teacher.command import serve_teacher
 from vaopd.versions import VersionOption
@@ -222,6 +223,7 @@ app.command()(study)
 app.command()(command.benchmarks)
 app.command()(serve_teacher)
 app.command()(recipes)
+app.command()(setup_vllm)
 
 
 def _show_dry_run(config: "RunConfig") -> None:

@@ -64,6 +64,11 @@ def unusable_gpu() -> str | None:
     return f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, finds no device"
 
 
+def has_gpu() -> bool:
+    """Return whether this machine has a GPU, even if torch cannot use it."""
+    return torch.cuda.is_available() or unusable_gpu() is not None
+
+
 def _smi_lists_a_gpu() -> bool:
     command = shutil.which("nvidia-smi")
     if command is None:
