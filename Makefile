@@ -23,10 +23,14 @@ FAST := $(addprefix tests/,objective models/test_packing.py models/test_attentio
 # For test-newest: a version that is not the newest. A plain torch is the CUDA build, several GB.
 NEWEST ?= torch==2.13.0
 
-.PHONY: demo reference test test-fast test-newest test-vllm vllm check bench lock tiny dist clean mutants drill drill-quick
+.PHONY: gpu-check demo reference test test-fast test-newest test-vllm vllm check bench lock tiny dist clean mutants drill drill-quick
 
 demo: $(VENV)/run
 	$(BIN)/vaopd train recipes/quickstart.yaml --output runs/quickstart --overwrite
+
+# The first checks on a new card; see docs/gpu.md.
+gpu-check: $(VENV)/run
+	$(BIN)/vaopd doctor --bring-up --device cuda --output runs/bring-up.json
 
 test: $(VENV)/dev
 	$(TEST)
