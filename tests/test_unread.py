@@ -59,7 +59,11 @@ CASES = [
      ["sampling.vllm.python, sampling.vllm.arguments (sampling.vllm.addresses is set)"]),
     (["sampling.engine=vllm", "sampling.batch_tokens=8"],
      ["sampling.batch_tokens (nothing is sampled in process)"]),
-    (["sampling.engine=vllm", "sampling.batch_tokens=8", VALIDATED], []),
+    (["sampling.engine=vllm", "sampling.batch_tokens=8", VALIDATED],
+     ["sampling.batch_tokens (nothing is sampled in process)"]),
+    (["sampling.engine=vllm", "method.name=off_policy_kd", "sampling.batch_tokens=8", VALIDATED],
+     []),
+    (["sampling.engine=auto", "sampling.vllm.sleep=true", "sampling.batch_tokens=8"], []),
 ]  # fmt: skip
 """Overrides over a recipe of the bare minimum, and what is said of them."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from vaopd.doctor.command import doctor
 from vaopd.errors import (
     ConfigError,
     PeerError,
@@ -20,6 +21,7 @@ from vaopd.errors import (
 from vaopd.evaluation import command
 from vaopd.look import inspect, plot, runs
 from vaopd.recipes.command import RECIPE, Debug, recipes
+from vaopd.rollouts.vllm.command import setup_vllm
 from vaopd.study.command import study
 from vaopd.teacher.command import serve_teacher
 from vaopd.versions import VersionOption
@@ -107,12 +109,13 @@ def score(
         raise ConfigError(f"output {output} exists; choose another file or remove it")
     from rich.console import Console
 
-    from vaopd.devices import pick_device
+    from vaopd.devices import check_auto_device, pick_device
     from vaopd.display import with_bar
     from vaopd.teacher.local import load_teacher
     from vaopd.teacher.rollout_file import score_file
 
     _quiet_weights()
+    check_auto_device(config.training.device, [teacher])
     scorer = load_teacher(config, pick_device(config.training.device))
     work = partial(score_file, rollouts, output, scorer, config, problems=problems)
     count = _count_lines(rollouts)
@@ -159,58 +162,7 @@ def export(
     typer.echo(f"exported {folder} in {dtype}: {output}")
 
 
-@app.command()
-def doctor(  # noqa: PLR0913  # a parameter for each option of the command
-    recipe: Annotated[str | None, RECIPE] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="KEY=VALUE, such as student.lora.rank=16.")
-    ] = None,
-    processes: Annotated[
-        int, typer.Option(min=1, help="Devices that share a step (training.parallel).")
-    ] = 1,
-    device: Annotated[
-        Literal["cuda", "cpu"] | None, typer.Option(help="Plan for it; else training.device.")
-    ] = None,
-    memory: Annotated[
-        float | None, typer.Option(min=0.1, help="GiB of each device; else what is here.")
-    ] = None,
-    text_tokens: Annotated[int, typer.Option(min=1, help="Of a question.")] = 256,
-    image_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Area of an image; data.min_pixels unless given.")
-    ] = None,
-    response_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Of a response; sampling.max_new_tokens unless given.")
-    ] = None,
-    debug: Debug = False,
-) -> None:
-    """Show what this machine can run and, for a recipe, the memory it needs; loads no weights."""
-    from vaopd.config import load_config
-
-    config = None if recipe is None else load_config(recipe, overrides or [])
-    import torch
-    from rich.console import Console
-
-    from vaopd.devices import pick_device
-    from vaopd.doctor.estimate import Lengths
-    from vaopd.doctor.report import show_estimate, show_machine
-
-    console = Console()
-    if config is None:
-        show_machine(console)
-        return
-    _show_unread(config)
-    show_estimate(
-        console,
-        config,
-        torch.device(device) if device else pick_device(config.training.device),
-        processes=processes,
-        capacity=int(memory * 2**30) if memory else None,
-        lengths=Lengths(
-            text_tokens=text_tokens, image_pixels=image_pixels, response_tokens=response_tokens
-        ),
-    )
-
-
+app.command()(doctor)
 app.command()(inspect)
 app.command()(runs)
 app.command()(plot)
@@ -221,6 +173,7 @@ app.command()(study)
 app.command()(command.benchmarks)
 app.command()(serve_teacher)
 app.command()(recipes)
+app.command()(setup_vllm)
 
 
 def _show_dry_run(config: "RunConfig") -> None:

@@ -39,6 +39,16 @@ def _samples_nothing(config: RunConfig) -> bool:
     return not config.method.needs.sampling
 
 
+def _samples_in_process(config: RunConfig) -> bool:
+    """Return whether rollouts or validation are sampled in process.
+
+    vLLM has the weights of whoever writes the rollouts, and validates only if that is the student.
+    """
+    if config.sampling.engine != "vllm":
+        return _validates(config) or not _samples_nothing(config)
+    return _validates(config) and config.method.needs.responses != "student"
+
+
 NO_VALIDATION = "data.validation is not set"
 METHOD = "method.name is {config.method.name}"
 
@@ -141,7 +151,7 @@ RULES = (
     Rule(
         ("sampling.vllm",),
         "sampling.engine is {config.sampling.engine}",
-        lambda config: config.sampling.engine != "vllm",
+        lambda config: config.sampling.engine == "transformers",
     ),
     Rule(
         ("sampling.vllm.python", "sampling.vllm.arguments"),
@@ -151,14 +161,10 @@ RULES = (
     Rule(
         ("tracking",), "tracking.backend is not set", lambda config: not config.tracking.backend
     ),
-    # Validation samples in process, whatever the engine.
     Rule(
         ("sampling.batch_tokens",),
         "nothing is sampled in process",
-        lambda config: (
-            not _validates(config) and (_samples_nothing(config)
-                or config.sampling.engine == "vllm")
-        ),
+        lambda config: not _samples_in_process(config),
     ),
 )  # fmt: skip
 

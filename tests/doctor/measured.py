@@ -1,6 +1,6 @@
 """Peaks of the real phases of a step, for comparison with what ``vaopd doctor`` expects."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,12 +8,12 @@ import torch
 from vaopd.config import RunConfig, parse_config, parse_overrides
 from vaopd.devices import pick_device
 from vaopd.distributed.world import World
+from vaopd.doctor.bring_up.training import FixedLengthSampler
 from vaopd.doctor.estimate import Estimate, Lengths, estimate
 from vaopd.doctor.trace import LiveBytes
 from vaopd.methods import make_method
-from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
-from vaopd.rollouts.sampler import Rollout, SamplingSettings
+from vaopd.rollouts.sampler import SamplingSettings
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.teacher.local import load_teacher
 from vaopd.training.pipeline import Pipeline
@@ -27,29 +27,6 @@ RECIPE = (
     "data.min_pixels=1024",
     "data.max_pixels=1048576",
 )
-
-
-class EvenSampler:
-    """Gives responses of one length, as an estimate assumes."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def take_weights(self, version: int) -> None:
-        """Nothing: no weights are asked."""
-
-    def sleep(self) -> None:
-        """Nothing: it holds nothing."""
-
-    def sample(
-        self, prompts: Sequence[EncodedPrompt], settings: SamplingSettings
-    ) -> list[list[Rollout]]:
-        """Return ordinary ids, the same for all siblings."""
-        ids = tuple(range(20, 20 + self.length))
-        return [
-            [Rollout(p.problem_id, k, ids, "length") for k in range(settings.num_rollouts)]
-            for p in prompts
-        ]
 
 
 def real_config(*overrides: str) -> RunConfig:
@@ -72,7 +49,7 @@ def measure(*overrides: str) -> Peaks:
     device = pick_device("cpu")
     student, teacher = load_student(config, World(device=device)), load_teacher(config, device)
     optimizer = make_optimizer(config, student)
-    method, sampler = make_method(config.method), EvenSampler(config.sampling.max_new_tokens)
+    method, sampler = make_method(config.method), FixedLengthSampler(config.sampling.max_new_tokens)
     step = Step(Pipeline(config, method, student, teacher, sampler, World()), optimizer)
     count = config.training.problems_per_step
     problems = list(DrawnProblems(num_problems=count))

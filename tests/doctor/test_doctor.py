@@ -7,11 +7,11 @@ import torch
 from measured import Peaks, measure, real_config
 
 from vaopd.doctor.architecture import measure as sizes_of
-from vaopd.doctor.architecture import read_config
 from vaopd.doctor.estimate import PHASES, Estimate, Lengths, estimate
 from vaopd.doctor.remedies import remedies
 from vaopd.doctor.trace import LiveBytes, by_depth
 from vaopd.errors import ConfigError
+from vaopd.models.architecture import read_config
 
 CONFIGS = Path(__file__).parent / "configs"
 CUDA = torch.device("cuda")  # a name only: estimates touch no device

@@ -42,6 +42,7 @@ SHORT = ("sampling.max_new_tokens=12", "data.validation=null")
 ADAPTERS = (*SHORT, "student.lora.rank=4", "training.max_steps=2", "training.save_every=1")
 LAG = (*SHORT, "training.rollout_lag=1", "teacher.addresses=['http://127.0.0.1:1']")
 AUTO = (*SHORT, "training.micro_batch_tokens=auto", "training.max_steps=2")
+VALIDATED = ("data.validation=drawn:validation?count=3", "training.max_steps=1")
 VLLM = (*SHORT, "sampling.engine=vllm", "training.max_steps=3")
 
 BRIEF = ("training.save_every=null", "training.max_steps=2")
@@ -80,6 +81,7 @@ def compare(folder: Path) -> None:
         vllm = (parallel, *VLLM, f"sampling.vllm.python={folder / 'python-with-vllm'}")
         run(config_of(folder, *vllm, "sampling.vllm.sleep=true"), folder / f"{kind}-vllm")
         run(config_of(folder, *vllm, "training.rollout_lag=1"), folder / f"{kind}-vllm-lag")
+        run(config_of(folder, *vllm, *VALIDATED), folder / f"{kind}-vllm-validated")
         killed = (*vllm, 'sampling.vllm.arguments=["--kill-at", "5"]')
         report(partial(run, config_of(folder, *killed), folder / f"{kind}-killed"),
                folder / f"{kind}-killed")  # fmt: skip

@@ -18,6 +18,7 @@ from parallel_runs import (
     AUTO,
     KINDS,
     LAG,
+    VALIDATED,
     VLLM,
     config_of,
     prepare_beside,
@@ -89,6 +90,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vllm = (*VLLM, f"sampling.vllm.python={fake_python(folder)}")
     run(config_of(folder, *vllm), folder / "one-vllm")
     run(config_of(folder, *vllm, "training.rollout_lag=1"), folder / "one-vllm-lag")
+    run(config_of(folder, *vllm, *VALIDATED), folder / "one-vllm-validated")
     done = torchrun(SCRIPT, "compare", folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
@@ -198,6 +200,19 @@ def test_one_vllm_server_samples_for_both_processes_from_the_weights_of_each_ste
     for one, other in zip(ours, theirs, strict=True):
         assert one == pytest.approx(other, rel=1e-6)
     assert len({row["lm_head.weight"] for row in ours}) == len(ours)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_vllm_server_validates_for_both_processes_after_each_step(folder: Path, kind: str):
+    for step in (0, 1):
+        name = f"validation/step_{step:06d}.jsonl"
+        ours, theirs = (
+            [(row["problem_id"], row["token_ids"]) for row in read_rows(folder / place / name)]
+            for place in (f"{kind}-vllm-validated", "one-vllm-validated")
+        )
+        assert ours == theirs
+        assert len(ours) == 3 * 2
+    assert len(pushed(folder / f"{kind}-vllm-validated/vllm.log")) == 2
 
 
 def pushed(log: Path) -> list[dict[str, float]]:

@@ -66,6 +66,7 @@ class FakeVllm:
             self.say("asleep")
         if path == "/update_weight_version":
             self.version = body["new_version"]
+            self.say(f"version {self.version.rpartition(':')[2]}")
         if path == "/v1/chat/completions":
             # As in vLLM: choice k has the seed of the request plus k, and usage is their sum.
             seeds = [body["seed"] + k for k in range(body.get("n", 1))]

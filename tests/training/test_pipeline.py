@@ -76,6 +76,49 @@ def rows_of(folder: Path) -> list[dict]:
     ]
 
 
+def test_a_validation_by_a_copy_of_the_student_gives_the_answers_of_the_student(
+    lagging: Callable[..., RunConfig], tmp_path: Path
+):
+    checked = (
+        "data.validation=drawn:validation?count=2",
+        "training.validate_every=1",
+        "training.learning_rate=0.05",
+        "validation.pixelated=true",
+    )
+    for name, elsewhere in {"copy": (VLLM,), "copy-lag": (VLLM, SERVER, LAG),
+                            "plain": (), "plain-lag": (SERVER, LAG)}.items():  # fmt: skip
+        train(lagging(*elsewhere, *checked), tmp_path / name, console=quiet())
+    for lag in ("", "-lag"):
+        files = [sorted((tmp_path / f"{kind}{lag}").glob("validation/*.jsonl"))
+                 for kind in ("copy", "plain")]  # fmt: skip
+        texts = [[file.read_bytes() for file in found] for found in files]
+        assert texts[0] == texts[1]
+        assert len(set(texts[0])) == 6  # the answers change with every update
+
+
+def test_waiting_for_samples_ends_when_the_next_step_is_sampled(
+    sharp_student: VisionLanguageModel,
+    teacher: LocalTeacher,
+    make_config: Callable,
+    problems: list[Problem],
+):
+    released = threading.Event()
+
+    class Slow(SnapshotSampler):
+        def sample(self, prompts: Sequence[EncodedPrompt], settings: SamplingSettings):
+            assert released.wait(60)
+            return super().sample(prompts, settings)
+
+    student = copy.deepcopy(sharp_student)
+    pipeline = step_of(make_config(VLLM, LAG), student, teacher, Slow(student)).pipeline
+    pipeline.wait_for_samples()  # nothing is sampled
+    pipeline.begin(problems, 2, Stopwatch(torch.device("cpu")))
+    assert pipeline.sampled is not None and not pipeline.sampled.done()
+    threading.Timer(0.2, released.set).start()
+    pipeline.wait_for_samples()
+    assert pipeline.sampled.done()
+
+
 def test_rollouts_come_from_the_weights_of_one_update_before(
     sharp_student: VisionLanguageModel,
     teacher: LocalTeacher,

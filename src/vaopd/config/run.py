@@ -81,7 +81,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check_vllm(self) -> "RunConfig":
         vllm, training = self.sampling.vllm, self.training
-        if self.sampling.engine != "vllm":
+        if self.sampling.engine == "transformers":
             return self
         if training.rollout_lag and (vllm.sleep or vllm.mode == "in_process"):
             raise ValueError(
@@ -121,6 +121,17 @@ class RunConfig(Section):
         """Whether the method or the validation needs a teacher, here or elsewhere."""
         measures = self.validation.pixelated and self.validation.load_teacher
         return self.method.needs.teacher or measures
+
+    @property
+    def local_models(self) -> list[str]:
+        """Names of the models that compute in the processes of a run."""
+        teacher = self.loads_teacher and not self.teacher.addresses
+        return [self.student.model, *([self.teacher.model] if teacher else ())]
+
+    def with_engine(self, engine: str) -> "RunConfig":
+        """Return the recipe with this ``sampling.engine``."""
+        sampling = self.sampling.model_copy(update={"engine": engine})
+        return self.model_copy(update={"sampling": sampling})
 
     def to_yaml(self) -> str:
         """Return the resolved configuration as a recipe that gives the same run."""

@@ -216,7 +216,8 @@ class VllmConfig(Section):
     whose environment must then hold vLLM."""
 
     python: str | None = None
-    """Interpreter of an environment with vLLM; null = VAOPD_VLLM_PYTHON, else this one."""
+    """Interpreter of an environment with vLLM; null = VAOPD_VLLM_PYTHON, else the one that
+    ``vaopd setup-vllm`` built last, else this one."""
 
     arguments: tuple[str, ...] = ()
     """Further arguments of the server, such as ``[--gpu-memory-utilization, "0.4"]``."""
@@ -275,11 +276,13 @@ class SamplingConfig(Section):
     max_new_tokens: PositiveInt = 4096
     """Longest response."""
 
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """``transformers`` samples in process and promises equal bits; ``vllm`` uses vLLM."""
+    engine: Literal["auto", "transformers", "vllm"] = "transformers"
+    """``transformers`` samples in process and promises equal bits; ``vllm`` uses vLLM, for
+    validation too; ``auto`` is vllm on a GPU where an environment with vLLM is found, else
+    transformers."""
 
     vllm: FreeOnResume[VllmConfig] = VllmConfig()
-    """Only for ``engine=vllm``."""
+    """Only for ``engine=vllm`` and ``auto``."""
 
     batch_tokens: FreeOnResume[PositiveInt] = 131_072
     """Tokens in the key-value cache at most: rollouts decoded together x (prompt + new tokens)."""

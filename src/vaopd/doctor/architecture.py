@@ -1,17 +1,15 @@
 """Computes the sizes of a model from its configuration; no weights are loaded."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoModelForImageTextToText
 
 from vaopd.config import StudentConfig
 from vaopd.errors import ModelError
-from vaopd.models import tiny
-from vaopd.models.adapters import choose_trainable, is_adapter_folder, read_base
+from vaopd.models.adapters import choose_trainable
 
 BITS = {"8bit": 8.0, "4bit": 4.5}
 """Bits of a quantized weight, scales included. NF4 has an 8-bit scale for 64 weights, and these
@@ -48,30 +46,6 @@ class Sizes:
     def head(self) -> int:
         """Number of weights of the head."""
         return self.vocabulary * self.width
-
-
-def read_config(name: str) -> Any:
-    """Return the configuration of the model that a recipe names.
-
-    Raises:
-        ModelError: It cannot be found or read.
-    """
-    if name.startswith("tiny:new-"):
-        size = name.removeprefix("tiny:new-")
-        if size not in tiny.SIZES:
-            raise ModelError(f"no tiny architecture is called {size!r}; use one of {[*tiny.SIZES]}")
-        return tiny.config(AutoTokenizer.from_pretrained(tiny.asset_folder("tokenizer")), size)
-    if is_adapter_folder(name):
-        return read_config(read_base(Path(name))[0])
-    source = tiny.asset_folder(name.removeprefix("tiny:")) if name.startswith("tiny:") else name
-    try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(
-            f"the configuration of model {name!r} cannot be read ({reason[:160]}); give a hub name "
-            "that is downloaded or reachable, or a folder with its config.json"
-        ) from error
 
 
 def measure(config: Any, student: StudentConfig | None = None) -> Sizes:

@@ -13,10 +13,12 @@ import torch
 
 from vaopd.config import RunConfig
 from vaopd.devices import pick_dtype
-from vaopd.doctor.architecture import Sizes, measure, read_config, weight_bytes
+from vaopd.doctor.architecture import Sizes, measure, weight_bytes
 from vaopd.doctor.trace import Load, Traced, by_depth
 from vaopd.errors import ConfigError
+from vaopd.models.architecture import read_config
 from vaopd.objective.chunks import SCRATCH_SHARE, fitting_tokens
+from vaopd.rollouts.vllm.choice import choose_engine
 from vaopd.training.step import first_budget
 
 PHASES = ("sample", "score", "train", "update")
@@ -127,6 +129,8 @@ def estimate(
         ConfigError: The recipe's adapters cannot be created.
     """
     lengths = lengths or Lengths()
+    choice = choose_engine(config, device)
+    config = config.with_engine(choice.engine)
     own = config.student
     student = measure(read_config(own.model), own)
     teacher = None
@@ -134,6 +138,8 @@ def estimate(
         teacher = measure(read_config(config.teacher.model))
     batch = _batch(config, student, lengths, processes)
     result = Estimate()
+    if choice.line:
+        result.notes.append(choice.line)
     if not student.sees:
         result.notes.append(f"the vision tower of {own.model} is not counted, only its weights")
     plan = _Plan(config, device, processes, student, teacher, batch)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vaopd.config import RunConfig
+from vaopd.devices import unusable_gpu
 from vaopd.doctor.estimate import PHASES, Lengths, estimate
 from vaopd.doctor.remedies import remedies
 from vaopd.models.families.qwen_vl import PACKED_TYPES
@@ -46,6 +47,9 @@ def show_machine(console: Console) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     table.add_row(f"cpu, {cores} cores", _gib(total), _gib(free), place, "float32")
     console.print(table)
+    if reason := unusable_gpu():
+        found = f"an NVIDIA GPU is here but cannot be used: {reason}"
+        console.print(found, highlight=False, soft_wrap=True)
     console.print(
         f"attention: sdpa; siblings share a row for {', '.join(PACKED_TYPES)}, other "
         "families take one row a forward",

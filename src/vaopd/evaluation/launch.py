@@ -199,10 +199,11 @@ def transformers_engine(
 
     def make() -> Engine:
         # Imported here: torch and transformers take seconds.
-        from vaopd.devices import list_devices
+        from vaopd.devices import check_auto_device, list_devices
         from vaopd.evaluation.engines.data_parallel import DataParallelEngine
         from vaopd.evaluation.engines.local import engine_of_device
 
+        check_auto_device(devices, [protocol.model], "--devices")
         names = list_devices(devices)
         make_one = partial(engine_of_device, protocol, batch_tokens, len(names))
         if len(names) == 1:

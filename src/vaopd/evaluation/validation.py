@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -16,7 +17,7 @@ from vaopd.models.model import VisionLanguageModel
 from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt, check_same_prompt
 from vaopd.problems.problem import Problem
-from vaopd.rollouts.sampler import Rollout, SamplingSettings
+from vaopd.rollouts.sampler import Rollout, Sampler, SamplingSettings
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.teacher.teacher import Teacher
 
@@ -96,6 +97,9 @@ class Validator:
     on_token: Callable[[int, int], None] = lambda rows, tokens: None
     """Called with the number of responses decoded together, and of tokens of each until now."""
 
+    sampler: Sampler | None = None
+    """vLLM, which gets the student's weights first; None = the student is sampled in process."""
+
     def __post_init__(self) -> None:
         if all(problem.answer is None for problem in self.problems):
             raise ConfigError(
@@ -110,21 +114,35 @@ class Validator:
         return self.examine(student, progress).result
 
     def examine(
-        self, student: VisionLanguageModel, progress: Callable[[int], None] = lambda rows: None
+        self,
+        student: VisionLanguageModel,
+        progress: Callable[[int], None] = lambda rows: None,
+        version: int = 0,
     ) -> Validation:
         """Return accuracies and advantages of the student as it is now, and its responses.
 
         Every process answers its share of the problems and returns the numbers of all problems.
+
+        Args:
+            student: The model that answers.
+            progress: Called with the number of responses that were finished.
+            version: Number of updates of the student's weights, for a sampler with a copy of them.
         """
+        settings = self._settings(version)
+        if self.sampler is not None:
+            self.sampler.take_weights(version)
         problems = [problem for problem in self.problems if problem.answer is not None]
         turn = self.world.my_slice(problems)
         encoder = PromptEncoder(student, self.config.data, self.config.view)
         originals = self.world.agree(lambda: [encoder.original(problem) for problem in turn])
-        seen = self._answers("original", student, problems, originals, progress)
+        sample = partial(self._sample, student, settings, progress)
+        seen = self._answers("original", student, problems, sample(originals))
         if not self.config.validation.pixelated:
+            self._sleep()
             return Validation(_result(seen), _rows(student, seen))
         degraded = self.world.agree(lambda: _degraded(encoder, turn, originals))
-        blind = self._answers("degraded", student, problems, degraded, progress)
+        blind = self._answers("degraded", student, problems, sample(degraded))
+        self._sleep()
         advantage = None
         if self.teacher is not None:
             advantage = score_advantage(
@@ -142,27 +160,46 @@ class Validator:
         ]
         return Validation(_result(seen, blind, changes, advantage), rows)
 
-    def _answers(
-        self,
-        view: str,
-        student: VisionLanguageModel,
-        problems: Sequence[Problem],
-        prompts: Sequence[EncodedPrompt],
-        progress: Callable[[int], None],
-    ) -> Answers:
-        sampler = TransformersSampler(
-            student, batch_tokens=self.config.sampling.batch_tokens, on_token=self.on_token
-        )
+    def _settings(self, version: int) -> SamplingSettings:
         options = self.config.validation
-        settings = SamplingSettings(
+        return SamplingSettings(
             num_rollouts=options.num_samples,
             temperature=options.temperature,
             top_p=options.top_p,
             max_new_tokens=self.config.sampling.max_new_tokens,
             seed=options.seed,
             stream="validation",
+            weights_version=version,
         )
-        own = self.world.agree_unless_sharded(lambda: sampler.sample(prompts, settings, progress))
+
+    def _sample(
+        self,
+        student: VisionLanguageModel,
+        settings: SamplingSettings,
+        progress: Callable[[int], None],
+        prompts: Sequence[EncodedPrompt],
+    ) -> list[list[Rollout]]:
+        """Return the responses to the prompts of this process."""
+        if (vllm := self.sampler) is not None:
+            own = self.world.agree(lambda: vllm.sample(prompts, settings))
+            progress(len(prompts) * settings.num_rollouts)
+            return own
+        sampler = TransformersSampler(
+            student, batch_tokens=self.config.sampling.batch_tokens, on_token=self.on_token
+        )
+        return self.world.agree_unless_sharded(lambda: sampler.sample(prompts, settings, progress))
+
+    def _sleep(self) -> None:
+        if self.sampler is not None:
+            self.sampler.sleep()
+
+    def _answers(
+        self,
+        view: str,
+        student: VisionLanguageModel,
+        problems: Sequence[Problem],
+        own: list[list[Rollout]],
+    ) -> Answers:
         rollouts = self.world.in_order(own)
         texts = [response_text(student, rollout) for group in rollouts for rollout in group]
         references = [

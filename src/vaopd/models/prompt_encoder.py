@@ -38,7 +38,8 @@ class PromptEncoder:
 
     def degraded(self, problem: Problem) -> EncodedPrompt:
         """Return the prompt with every image degraded according to ``view``."""
-        return self.family.encode(problem, self.degraded_images(problem))
+        images = self.degraded_images(problem)
+        return replace(self.family.encode(problem, images), images=tuple(images))
 
     def original_images(self, problem: Problem) -> list[Image.Image]:
         """Return the images after resizing to the pixel budget, as the models see them."""

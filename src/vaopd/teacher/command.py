@@ -48,11 +48,12 @@ def serve_teacher(
     with server.listen(host, port) as listener:
         from transformers.utils import logging as transformers_logging
 
-        from vaopd.devices import pick_device
+        from vaopd.devices import check_auto_device, pick_device
         from vaopd.teacher.local import load_teacher
         from vaopd.teacher.remote.identity import describe_teacher
 
         transformers_logging.disable_progress_bar()
+        check_auto_device(config.training.device, [model])
         teacher = load_teacher(config, pick_device(config.training.device))
         info = describe_teacher(
             teacher.model,

@@ -91,7 +91,10 @@ def _not_checked(config: RunConfig) -> list[str]:
     names = [config.student.model]
     if config.loads_teacher:
         names += [] if teacher.addresses else [teacher.model]
-    servers = [*teacher.addresses, *(vllm.addresses if config.sampling.engine == "vllm" else ())]
+    servers = [
+        *teacher.addresses,
+        *(vllm.addresses if config.sampling.engine != "transformers" else ()),
+    ]
     return [
         "all other rows and images, and how long prompts are, which a run checks before it begins",
         f"the weights of {' and '.join(dict.fromkeys(names))}",

@@ -146,6 +146,17 @@ class Pipeline:
                 lambda: self._score(problems, step, sampled.result(), self.beside, beside)
             )
 
+    @property
+    def validation_sampler(self) -> Sampler | None:
+        """The sampler of validations; None if they sample in process."""
+        is_student = self.method.needs.responses == "student"
+        return self.sampler if self.samples_beside and is_student else None
+
+    def wait_for_samples(self) -> None:
+        """Wait until nothing is sampled ahead: vLLM takes no weights while it samples."""
+        if self.sampled is not None:
+            self.sampled.result()
+
     def rollouts_ahead(self) -> list[list[dict[str, Any]]] | None:
         """Return the rollouts of the next step for a checkpoint, if they are sampled ahead."""
         if self.sampled is None:

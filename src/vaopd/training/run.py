@@ -22,7 +22,6 @@ from vaopd.methods import Method, section_of
 from vaopd.problems.manifest import MANIFEST, check_unchanged
 from vaopd.records import new_folder, write_json, write_text
 from vaopd.training import run_folder
-from vaopd.training.backends import check_installed
 from vaopd.training.best import Best, better, mark_best, restore_best
 from vaopd.training.callbacks import Callback
 from vaopd.training.checkpoint import (
@@ -37,7 +36,7 @@ from vaopd.training.data import RunData, read_data
 from vaopd.training.extension import extension
 from vaopd.training.result import RunResult, describe
 from vaopd.training.schedule import is_due, learning_rate, problems_of_step, total_steps
-from vaopd.training.setup import build_step
+from vaopd.training.setup import build_step, check_machine, settle_engine
 from vaopd.training.skipping import Skips
 from vaopd.training.startup import ValidationTime, check_prompts, encode_first
 from vaopd.training.step import Step
@@ -82,7 +81,7 @@ def train(
         config = RunConfig(**{**dict(config), "method": section_of(method)})
     if resume and overwrite:
         raise ConfigError("--resume keeps the run folder and --overwrite removes it; give only one")
-    told_once(lambda: check_installed(config.tracking))
+    told_once(lambda: check_machine(config))
     start: run_folder.Start = "resume" if resume else "overwrite" if overwrite else "new"
     place = processes(config.training.parallel, config.training.device)
     with run_folder.shortage_explained(output), place as world:
@@ -98,10 +97,12 @@ def _train(
     callbacks: Sequence[Callback],
 ) -> RunResult:
     world.same("options", f"{config.to_yaml()}{start}")
+    shown = (console or Console(stderr=True)) if world.is_main else Console(quiet=True)
+    say = partial(shown.print, markup=False, highlight=False)
+    config = settle_engine(config, world, partial(say, soft_wrap=True))
     world.on_main(lambda: run_folder.check_start(config, output, start))
     resume = start == "resume"
-    shown = (console or Console(stderr=True)) if world.is_main else Console(quiet=True)
-    lock = FolderLock(output, partial(shown.print, markup=False, highlight=False))
+    lock = FolderLock(output, say)
     with ExitStack() as resources:
         resources.callback(lock.release)
         if world.on_main(output.is_dir):
@@ -201,7 +202,8 @@ class Run:
             return None
         time = ValidationTime(self.config, len(held_out), self.world.size, self.display.say)
         self.validation_time = time
-        return Validator(self.config, held_out, self.teacher, self.world, time.on_token)
+        sampler = self.step.pipeline.validation_sampler
+        return Validator(self.config, held_out, self.teacher, self.world, time.on_token, sampler)
 
     def execute(self, resume: bool) -> RunResult:
         """Create or reopen the folder, take all remaining steps and write the summary."""
@@ -289,9 +291,10 @@ class Run:
         if validator is None or validation_time is None:
             return None
         bar = self.display.start("validating", validation_time.responses)
+        self.step.pipeline.wait_for_samples()
         # The other processes sample the same number of responses at the same time.
         validation = validator.examine(
-            self.student, lambda rows: self.display.advance(bar, rows * self.world.size)
+            self.student, lambda rows: self.display.advance(bar, rows * self.world.size), step
         )
         self.display.finish(bar)
         # All processes use the main process's numbers: they decide whether a checkpoint is saved.

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from vaopd.config import RunConfig
+from vaopd.devices import check_auto_device
 from vaopd.distributed.world import World
 from vaopd.methods import make_method
 from vaopd.models.compatibility import (
@@ -16,13 +17,36 @@ from vaopd.models.compatibility import (
 from vaopd.models.model import VisionLanguageModel
 from vaopd.rollouts.sampler import Sampler
 from vaopd.rollouts.transformers import TransformersSampler
+from vaopd.rollouts.vllm.choice import choose_engine
 from vaopd.rollouts.vllm.sampler import VllmSampler
 from vaopd.teacher.local import LocalTeacher, load_teacher
 from vaopd.teacher.remote.client import connect_teacher
 from vaopd.teacher.teacher import Teacher
+from vaopd.training.backends import check_installed
 from vaopd.training.pipeline import Pipeline
 from vaopd.training.step import Step
 from vaopd.training.student import load_student, make_optimizer
+
+
+def check_machine(config: RunConfig) -> None:
+    """Check, before anything is read, that this machine has what the recipe asks for.
+
+    Raises:
+        ConfigError: A tracker is not installed, or the GPU that is here cannot be used.
+    """
+    check_installed(config.tracking)
+    check_auto_device(config.training.device, config.local_models)
+
+
+def settle_engine(config: RunConfig, world: World, say: Callable[[str], None]) -> RunConfig:
+    """Return the recipe with the engine that ``sampling.engine=auto`` means here; a collective.
+
+    The main process chooses, because it is the one that starts vLLM.
+    """
+    choice = world.on_main(lambda: choose_engine(config, world.device))
+    if choice.line:
+        say(choice.line)
+    return config.with_engine(choice.engine)
 
 
 def build_step(

@@ -160,11 +160,12 @@ class VllmSampler:
                 "the student's, or its transformers another version"
             )
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-        if len(choices) != settings.num_rollouts:
+        if len(choices) != (wanted := _num_choices(settings)):
             raise EngineError(
-                f"vLLM gave {len(choices)} responses of {settings.num_rollouts} to problem "
-                f"{prompt.problem_id}"
+                f"vLLM gave {len(choices)} responses of {wanted} to problem {prompt.problem_id}"
             )
+        if settings.temperature == 0:
+            choices = [{**choices[0], "index": k} for k in range(settings.num_rollouts)]
         return [self._rollout(prompt, choice, settings) for choice in choices]
 
     def request(self, prompt: EncodedPrompt, settings: SamplingSettings) -> SamplingRequest:
@@ -177,7 +178,7 @@ class VllmSampler:
             if not before == token == image
         ]
         parameters = {
-            "n": settings.num_rollouts,
+            "n": _num_choices(settings),
             "temperature": settings.temperature,
             "top_p": settings.top_p,
             "max_tokens": settings.max_new_tokens,
@@ -216,6 +217,11 @@ class VllmSampler:
             reason,
             weights_version=settings.weights_version,
         )
+
+
+def _num_choices(settings: SamplingSettings) -> int:
+    """Return how many responses vLLM is asked for: it refuses several greedy ones."""
+    return 1 if settings.temperature == 0 else settings.num_rollouts
 
 
 def request_seed(settings: SamplingSettings, problem_id: str) -> int:

@@ -21,6 +21,7 @@ from pathlib import Path
 import httpx2
 
 from vaopd.errors import ConfigError, EngineError
+from vaopd.rollouts.vllm.environment import recorded_python
 
 PYTHON_VARIABLE = "VAOPD_VLLM_PYTHON"
 
@@ -70,7 +71,10 @@ def engine_arguments(*, on_gpu: bool) -> list[str]:
 
 
 def find_python(given: str | None, option: str) -> str:
-    """Return an interpreter that has vLLM: the given one, ``VAOPD_VLLM_PYTHON``, else this one.
+    """Return an interpreter that has vLLM.
+
+    That is the given one, else ``VAOPD_VLLM_PYTHON``, else the one that ``vaopd setup-vllm`` built
+    last, else this one.
 
     Args:
         given: Path or name of the interpreter, if the user gave one.
@@ -79,15 +83,18 @@ def find_python(given: str | None, option: str) -> str:
     Raises:
         ConfigError: There is no such interpreter, or vLLM is not installed for it.
     """
-    name = given or os.environ.get(PYTHON_VARIABLE) or sys.executable
+    name = given or os.environ.get(PYTHON_VARIABLE) or recorded_python() or sys.executable
     python = shutil.which(name)
-    remedy = f"name the interpreter of an environment with vLLM by {option} or {PYTHON_VARIABLE}"
+    remedy = (
+        f"name the interpreter of an environment with vLLM by {option} or {PYTHON_VARIABLE}, or "
+        "build one: vaopd setup-vllm DIR"
+    )
     if python is None:
         raise ConfigError(f"{name!r} is not a Python interpreter; {remedy}")
     # -P: a folder called vllm in the current folder is not the package.
     test = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
     found = subprocess.run(
-        [python, "-P", "-c", test], env=_environment({}), capture_output=True, check=False
+        [python, "-P", "-c", test], env=server_environment({}), capture_output=True, check=False
     )
     if found.returncode:
         raise ConfigError(f"vLLM is not installed for {python}; {remedy}")
@@ -136,7 +143,7 @@ class VllmServer:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=_environment(eager | (environment or {})),
+                env=server_environment(eager | (environment or {})),
                 start_new_session=True,
             )
         try:
@@ -196,7 +203,8 @@ def _free_port() -> int:
         return free.getsockname()[1]
 
 
-def _environment(further: dict[str, str]) -> dict[str, str]:
+def server_environment(further: dict[str, str]) -> dict[str, str]:
+    """Return the variables of a process in the environment of vLLM."""
     # Packages of this environment must not come before those of the server's environment.
     foreign = {"PYTHONPATH", *OF_A_LAUNCHER}
     kept = {
