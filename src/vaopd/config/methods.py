@@ -201,6 +201,31 @@ class OffPolicyKdOptions(MethodOptions):
         return Needs(responses="teacher", views=0)
 
 
+class GrpoOptions(MethodOptions):
+    """Group relative policy optimization (Shao et al. 2024): rewards by the grader, no teacher."""
+
+    name: Literal["grpo"]
+
+    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """A token whose probability has changed by more than this share since it was sampled gains
+    nothing by changing further (PPO). A step samples from the student that it updates, so only
+    samples of vLLM have another probability."""
+
+    reference_coefficient: NonNegative = 0.01
+    """Weight of the KL to the student before training; 0 = no such term and no copy of the
+    weights."""
+
+    @property
+    def needs(self) -> Needs:
+        """Rewards and no teacher; the student before training where its KL has a weight."""
+        return Needs(
+            views=0,
+            rewards=True,
+            sampled_logprobs=True,
+            reference_logprobs=self.reference_coefficient > 0,
+        )
+
+
 BUILT_IN: dict[str, type[MethodOptions]] = {
     "va_opd": VaOpdOptions,
     "opd": OpdOptions,
@@ -208,6 +233,7 @@ BUILT_IN: dict[str, type[MethodOptions]] = {
     "token_only": TokenOnlyOptions,
     "sft": SftOptions,
     "off_policy_kd": OffPolicyKdOptions,
+    "grpo": GrpoOptions,
 }
 """Sections of the methods that vaopd has, by ``method.name``."""
 
@@ -227,6 +253,7 @@ AnyMethodOptions = Annotated[
     | Annotated[TokenOnlyOptions, Tag("token_only")]
     | Annotated[SftOptions, Tag("sft")]
     | Annotated[OffPolicyKdOptions, Tag("off_policy_kd")]
+    | Annotated[GrpoOptions, Tag("grpo")]
     | Annotated[OwnMethodOptions, Tag("own")],
     Discriminator(_kind),
 ]

@@ -44,6 +44,16 @@ class Needs:
     uniform_gradient: bool = False
     """Whether each step's gradient is scaled to the norm that uniform weights would give."""
 
+    rewards: bool = False
+    """Whether each response is graded against the problem's answer: 1 right, 0 wrong."""
+
+    sampled_logprobs: bool = False
+    """Whether the loss is a policy gradient: what was sampled must come from the student's own
+    distribution, and a sampler with weights of its own reports the log-probs that it drew at."""
+
+    reference_logprobs: bool = False
+    """Whether the student before training scores the responses."""
+
     def __post_init__(self) -> None:
         if self.views < 2 and (self.view_divergence or self.degraded_hidden):
             raise ValueError(
