@@ -65,6 +65,7 @@ BRANCHES = {
     "assignment.everybodys: self.world.size == 1": "the launcher's",
     "step._gradient_statistics: every is None or step % every": COMMAND,
     "step._uniform_norm: not self.method.needs.uniform_gradient": COMMAND,
+    "step._with_scores: (mask := needs.mask) is not None": COMMAND,
     "step._with_scores: needs.reference_logprobs": COMMAND,
     "step._with_scores: needs.student_entropy": COMMAND,
     "step.accumulate_gradient: coming and self.config.training.rollout_lag": DATA,

@@ -124,6 +124,7 @@ VLLM = ("sampling.engine=vllm",)
 TRACKED = (*SFT, "tracking.backend=[trackio]")
 # Names in braces are filled in by the fixture `places`.
 GRPO = ("method.name=grpo", "sampling.temperature=1", "sampling.top_p=1")
+PAPO = ("method.name=papo", "sampling.temperature=1", "sampling.top_p=1")
 # One of two siblings is right, and vLLM drew its tokens at another probability than ours.
 SAID = (*GRPO, *VLLM, *TWO_PROBLEMS, "sampling.vllm.arguments=[--says, '{right}']")
 SERVER = ("teacher.addresses=[{server}]",)
@@ -200,6 +201,10 @@ EFFECTS: dict[str, list[Effect]] = {
     "method.label_smoothing": [Effect("0.3", loss, ("method.name=off_policy_kd",))],
     "method.clip": [Effect("0.9", loss, SAID)],
     "method.reference_coefficient": [Effect("0", forwards, GRPO)],
+    "method.perception_coefficient": [Effect("0.5", loss, PAPO)],
+    "method.entropy_coefficient": [Effect("0.5", loss, PAPO)],
+    "method.mask_fraction": [Effect("0.9", loss, PAPO)],
+    "method.mask_pixels": [Effect("4", loss, PAPO)],
     "view.name": [Effect("blank", advantage), Effect("blank", validation, WITH_TEACHER)],
     "view.ratio": [Effect("0.5", advantage)],
     "view.stage": [

@@ -126,6 +126,11 @@ RULES = (
             and not _validates_degraded(config)
         ),
     ),
+    Rule(
+        ("method.mask_fraction", "method.mask_pixels"),
+        "method.perception_coefficient is 0",
+        lambda config: getattr(config.method, "perception_coefficient", None) == 0,
+    ),
     # A sampler in this process draws from the weights that the step updates: the ratio is 1.
     Rule(
         ("method.clip",),

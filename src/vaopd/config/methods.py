@@ -6,10 +6,10 @@ A key that the chosen method does not read is an error that names the methods th
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from vaopd.config.base import Fraction, NonNegative, Positive
-from vaopd.config.own_method import MethodOptions, Needs, OwnMethodOptions
+from vaopd.config.own_method import MethodOptions, Needs, OwnMethodOptions, PatchMask
 
 PAPER_HIGH_FRACTION = 0.2
 
@@ -201,10 +201,8 @@ class OffPolicyKdOptions(MethodOptions):
         return Needs(responses="teacher", views=0)
 
 
-class GrpoOptions(MethodOptions):
-    """Group relative policy optimization (Shao et al. 2024): rewards by the grader, no teacher."""
-
-    name: Literal["grpo"]
+class PolicyOptions(MethodOptions):
+    """Policy gradients by the grader's rewards of siblings."""
 
     clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """A token whose probability has changed by more than this share since it was sampled gains
@@ -226,6 +224,40 @@ class GrpoOptions(MethodOptions):
         )
 
 
+class GrpoOptions(PolicyOptions):
+    """Group relative policy optimization (Shao et al. 2024): rewards by the grader, no teacher."""
+
+    name: Literal["grpo"]
+
+
+class PapoOptions(PolicyOptions):
+    """Perception-aware policy optimization (Wang et al. 2025): GRPO that rewards looking.
+
+    The student's distribution is pushed away from that with a partly black image.
+    """
+
+    name: Literal["papo"]
+
+    perception_coefficient: NonNegative = 0.01
+    """Weight of the KL between the image and its masked copy, which is made larger (gamma)."""
+
+    entropy_coefficient: NonNegative = 0.0
+    """Weight of the negative log-prob of the sampled tokens, which keeps the distribution from
+    becoming flat (eta); 0.03 to 0.05 where there is no KL to the student before training."""
+
+    mask_fraction: Fraction = 0.6
+    """Probability that a patch of the masked copy is black."""
+
+    mask_pixels: PositiveInt = 14
+    """Side of a patch, after the images are scaled to the pixel budget."""
+
+    @property
+    def needs(self) -> Needs:
+        """Also the student's log-probs with the masked image, where they have a weight."""
+        mask = PatchMask(fraction=self.mask_fraction, pixels=self.mask_pixels)
+        return replace(super().needs, mask=mask if self.perception_coefficient else None)
+
+
 BUILT_IN: dict[str, type[MethodOptions]] = {
     "va_opd": VaOpdOptions,
     "opd": OpdOptions,
@@ -234,6 +266,7 @@ BUILT_IN: dict[str, type[MethodOptions]] = {
     "sft": SftOptions,
     "off_policy_kd": OffPolicyKdOptions,
     "grpo": GrpoOptions,
+    "papo": PapoOptions,
 }
 """Sections of the methods that vaopd has, by ``method.name``."""
 
@@ -254,6 +287,7 @@ AnyMethodOptions = Annotated[
     | Annotated[SftOptions, Tag("sft")]
     | Annotated[OffPolicyKdOptions, Tag("off_policy_kd")]
     | Annotated[GrpoOptions, Tag("grpo")]
+    | Annotated[PapoOptions, Tag("papo")]
     | Annotated[OwnMethodOptions, Tag("own")],
     Discriminator(_kind),
 ]

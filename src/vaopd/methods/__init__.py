@@ -8,6 +8,7 @@ from vaopd.errors import ConfigError
 from vaopd.methods.base import Method
 from vaopd.methods.grpo import Grpo
 from vaopd.methods.opd import Opd
+from vaopd.methods.papo import Papo
 from vaopd.methods.supervised import OffPolicyKd, Sft
 from vaopd.methods.va_opd import RolloutOnly, TokenOnly, VaOpd
 
@@ -19,6 +20,7 @@ METHODS: dict[str, type[Method[Any]]] = {
     "sft": Sft,
     "off_policy_kd": OffPolicyKd,
     "grpo": Grpo,
+    "papo": Papo,
 }
 """By ``method.name``."""
 

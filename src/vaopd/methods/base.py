@@ -67,6 +67,10 @@ class StepRollouts:
     """Log-prob of each token under the student before training, nats; where
     ``needs.reference_logprobs``."""
 
+    masked_logprobs: Sequence[Float[Tensor, " _"]] | None = None
+    """Log-prob of each token under the student before this update, with patches of the image
+    black, nats; where ``needs.mask``."""
+
     @cached_property
     def mask(self) -> Bool[Tensor, "B T"]:
         """True at response tokens, False at padding."""

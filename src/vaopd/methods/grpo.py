@@ -5,11 +5,12 @@ N response tokens of a micro-batch.
 
 from collections.abc import Mapping
 from functools import partial
+from typing import TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from vaopd.config.methods import GrpoOptions
+from vaopd.config.methods import GrpoOptions, PolicyOptions
 from vaopd.methods.base import Method, StepRollouts, StudentStates, TeacherStates, Weights
 from vaopd.objective.policy import (
     clipped_surrogate,
@@ -19,8 +20,10 @@ from vaopd.objective.policy import (
 )
 from vaopd.teacher.teacher import TeacherScores
 
+PolicyT = TypeVar("PolicyT", bound=PolicyOptions)
 
-class Grpo(Method[GrpoOptions]):
+
+class RewardPolicy(Method[PolicyT]):
     """A response that is better than its siblings becomes more probable, a worse one less.
 
     The loss of the paper's Eq. 3, which is TRL's with ``loss_type="grpo"``: the mean over the
@@ -34,7 +37,6 @@ class Grpo(Method[GrpoOptions]):
     sampled, and its gradient is that of log-probs.
     """
 
-    Options = GrpoOptions
     measure = "nll"
 
     def weigh(self, batch: StepRollouts, scores: TeacherScores | None) -> Weights:
@@ -77,3 +79,9 @@ class Grpo(Method[GrpoOptions]):
             gap = sampled_kl(logprobs, constants["reference"][tokens])
             loss = loss + self.options.reference_coefficient * gap
         return loss
+
+
+class Grpo(RewardPolicy[GrpoOptions]):
+    """The policy gradient by rewards and nothing else."""
+
+    Options = GrpoOptions

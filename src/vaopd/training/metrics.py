@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vaopd.evaluation.validation import response_text
 from vaopd.methods.base import StepRollouts, Weights
+from vaopd.methods.papo import LARGEST_KL
 from vaopd.models.model import VisionLanguageModel
 from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.objective.advantage import rollout_advantage
@@ -130,6 +131,9 @@ def policy_summary(result: StepResult) -> dict[str, float]:
         if responses.reference_logprobs is not None:
             reference = torch.cat(list(responses.reference_logprobs))
             found["kl/reference"] = sampled_kl(logprobs, reference).mean().item()
+        if responses.masked_logprobs is not None:
+            masked = torch.cat(list(responses.masked_logprobs))
+            found["kl/masked"] = sampled_kl(logprobs, masked).clamp(max=LARGEST_KL).mean().item()
         if responses.sampled_logprobs is not None:
             gap = logprobs - torch.cat(list(responses.sampled_logprobs))
             found["rollout/log_ratio"] = gap.abs().mean().item()

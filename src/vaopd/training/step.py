@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vaopd.config import TrainingConfig
+from vaopd.config import PatchMask, TrainingConfig
 from vaopd.methods.base import StepRollouts, StudentStates, TeacherStates, Weights, seed_of
 from vaopd.models.packing import (
     MicroBatch,
@@ -31,7 +31,7 @@ from vaopd.training.activation_offload import ActivationOffload
 from vaopd.training.gradient import Gradient, gradient_statistics
 from vaopd.training.pipeline import Pipeline, ScoredBatch
 from vaopd.training.reference import Reference
-from vaopd.training.response_scores import response_entropy
+from vaopd.training.response_scores import response_entropy, response_logprobs
 from vaopd.training.skipping import Skips
 from vaopd.training.step_result import StepResult
 from vaopd.training.stopwatch import Stopwatch
@@ -101,7 +101,7 @@ class Step:
         # Sampled and scored now, or during the previous step.
         batch = pipeline.take(problems, step, watch)
         # Loss weights are final before the first gradient.
-        rollouts = self._with_scores(batch)
+        rollouts = self._with_scores(batch, problems, step)
         weights = world.agree(lambda: self.method.weigh(rollouts, batch.scores))
         batch = replace(batch, constants=weights.constants)
         if coming and self.config.training.rollout_lag:
@@ -130,7 +130,9 @@ class Step:
             seconds_beside=batch.seconds_beside,
         )
 
-    def _with_scores(self, batch: ScoredBatch) -> StepRollouts:
+    def _with_scores(
+        self, batch: ScoredBatch, problems: Sequence[Problem], step: int
+    ) -> StepRollouts:
         """Return the step's rollouts, with the student's own scores that the method needs."""
         needs, found = self.method.needs, {}
         if needs.student_entropy:
@@ -140,7 +142,19 @@ class Step:
         if needs.reference_logprobs:
             assert self.reference is not None, "the run loads it where the method needs it"
             found["reference_logprobs"] = self._measured(batch, self.reference.logprobs)
+        if (mask := needs.mask) is not None:
+            own = [problems[i] for i in batch.shares.problems]
+            prompts = self.world.agree(lambda: [self._masked(one, mask, step) for one in own])
+            masked = replace(batch, prompts=prompts)
+            found["masked_logprobs"] = self._measured(
+                masked, partial(response_logprobs, self.student)
+            )
         return replace(batch.rollouts, **found)
+
+    def _masked(self, problem: Problem, mask: PatchMask, step: int) -> EncodedPrompt:
+        """Return a prompt with patches of its images black, others in every step."""
+        seed = seed_of(f"mask\x00{self.config.training.seed}\x00{step}\x00{problem.id}")
+        return self.pipeline.encoder.masked(problem, mask, seed)
 
     def _measured(
         self, batch: ScoredBatch, measure: Callable[[Iterator[MicroBatch], list[int]], list[Tensor]]

@@ -1,4 +1,4 @@
-"""A step by rewards: equal to a plain one, without a teacher, resumed, refused where it must be."""
+"""Steps by rewards: equal to plain ones, without a teacher, resumed, refused where they must be."""
 
 import copy
 from collections.abc import Callable
@@ -8,25 +8,32 @@ import pytest
 import torch
 from plain_forward import double, plain_logprobs
 from rich.console import Console
+from torch import Tensor
 
 from vaopd.config import RunConfig
 from vaopd.distributed.world import World
 from vaopd.errors import ConfigError, ProblemError
 from vaopd.methods import make_method
+from vaopd.methods.base import seed_of
 from vaopd.models import adapters
 from vaopd.models.model import VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.problem import Problem
 from vaopd.records import read_json, read_rows, write_rows
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
+from vaopd.teacher.local import LocalTeacher
 from vaopd.training.metrics import policy_summary
 from vaopd.training.pipeline import Pipeline
 from vaopd.training.reference import Reference, load_reference
 from vaopd.training.run import train
 from vaopd.training.step import Step
+from vaopd.training.step_result import StepResult
 from vaopd.training.student import make_optimizer
+from vaopd.views import black_patches
 
-GRPO = ("method.name=grpo", "sampling.temperature=1", "sampling.top_p=1")
+REWARDED = ("sampling.temperature=1", "sampling.top_p=1")
+GRPO = ("method.name=grpo", *REWARDED)
+PAPO = ("method.name=papo", *REWARDED)
 
 
 class Speaking:
@@ -58,57 +65,87 @@ class Speaking:
 
 
 @pytest.fixture
-def make_grpo(
+def make_rewarded(
     sharp_student: VisionLanguageModel, make_config: Callable[..., RunConfig], problems
 ) -> Callable[..., Step]:
+    """Return a step whose siblings are right, wrong and right."""
+
     def make(*overrides: str, reference: VisionLanguageModel | None = None) -> Step:
-        config = make_config(*GRPO, *overrides)
+        config = make_config(*overrides)
         fresh = copy.deepcopy(sharp_student)
+        adapters.choose_trainable(fresh.model, config.student, 0)
         sampler = Speaking(fresh, problems)
         pipeline = Pipeline(config, make_method(config.method), fresh, None, sampler, World())
-        kept = None if reference is None else Reference(fresh, reference)
+        kept = Reference(fresh, reference) if reference else load_reference(config, fresh, World())
         return Step(pipeline, make_optimizer(config, fresh), kept)
 
     return make
 
 
+def advantages() -> tuple[float, float]:
+    """Return those of right and wrong siblings: 1, 0, 1 have mean 2/3 and deviation 3^-0.5."""
+    return (1 / 3) / (3**-0.5 + 1e-4), (-2 / 3) / (3**-0.5 + 1e-4)
+
+
+def chosen(model: VisionLanguageModel, prompt: EncodedPrompt, response: Tensor) -> Tensor:
+    """Return the log-probs of a response's tokens by a plain forward."""
+    return plain_logprobs(model, prompt, response).gather(-1, response[:, None])[:, 0]
+
+
+def plain_step(
+    twin: VisionLanguageModel,
+    step: Step,
+    result: StepResult,
+    problems: list[Problem],
+    extra: Callable[[Problem, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Return the loss of a step from plain forwards, whose gradient goes to the twin."""
+    good, bad = advantages()
+    total = torch.zeros((), dtype=torch.float64)
+    for problem, siblings in zip(problems, result.responses.responses, strict=True):
+        prompt = step.pipeline.encoder.original(problem)
+        for response, advantage in zip(siblings, (good, bad, good), strict=True):
+            own = chosen(twin, prompt, response)
+            tokens = -(own - own.detach()).exp() * advantage + extra(problem, response, own)
+            total = total + tokens.mean() / (3 * len(problems))
+    return total
+
+
+def check_gradients(step: Step, twin: VisionLanguageModel) -> None:
+    pairs = zip(step.student.model.parameters(), twin.model.parameters(), strict=True)
+    for ours, plain in pairs:
+        if plain.grad is not None:
+            assert ours.grad is not None
+            torch.testing.assert_close(ours.grad.double(), plain.grad, atol=1e-4, rtol=1e-3)
+
+
 def test_a_step_has_the_loss_and_the_gradient_of_a_plain_one(
-    make_grpo: Callable[..., Step], teacher, problems: list[Problem]
+    make_rewarded: Callable[..., Step], teacher: LocalTeacher, problems: list[Problem]
 ):
-    step = make_grpo("method.reference_coefficient=0.3", reference=teacher.model)
+    step = make_rewarded(*GRPO, "method.reference_coefficient=0.3", reference=teacher.model)
     twin, reference = double(step.student), double(teacher.model)
     result = step.accumulate_gradient(problems, 1)
     assert result.responses.rewards is not None
     assert result.responses.rewards.tolist() == [1, 0, 1, 1, 0, 1]
 
-    # Rewards 1, 0, 1 have the mean 2/3 and the sample deviation 1 / sqrt(3).
-    good, bad = (x / (3**-0.5 + 1e-4) for x in (1 / 3, -2 / 3))
-    total = torch.zeros((), dtype=torch.float64)
-    for problem, siblings in zip(problems, result.responses.responses, strict=True):
-        prompt = step.pipeline.encoder.original(problem)
-        for response, advantage in zip(siblings, (good, bad, good), strict=True):
-            own = plain_logprobs(twin, prompt, response).gather(-1, response[:, None])[:, 0]
-            with torch.no_grad():
-                other = plain_logprobs(reference, prompt, response).gather(-1, response[:, None])
-            gap = other[:, 0] - own
-            ratio = (own - own.detach()).exp()
-            tokens = -ratio * advantage + 0.3 * (gap.exp() - gap - 1)
-            total = total + tokens.mean() / (3 * len(problems))
+    def extra(problem: Problem, response: Tensor, own: Tensor) -> Tensor:
+        with torch.no_grad():
+            other = chosen(reference, step.pipeline.encoder.original(problem), response)
+        return 0.3 * ((other - own).exp() - (other - own) - 1)
+
+    total = plain_step(twin, step, result, problems, extra)
     assert result.loss == pytest.approx(total.item(), rel=1e-4)
     total.backward()
-    for ours, plain in zip(step.student.model.parameters(), twin.model.parameters(), strict=True):
-        if plain.grad is not None:
-            assert ours.grad is not None
-            torch.testing.assert_close(ours.grad.double(), plain.grad, atol=1e-4, rtol=1e-3)
+    check_gradients(step, twin)
     found = policy_summary(result)
     assert found["reward/equal_share"] == 0
     assert found["kl/reference"] > 0.01
 
 
 def test_a_step_makes_right_responses_more_probable_than_wrong_ones(
-    make_grpo: Callable[..., Step], problems: list[Problem]
+    make_rewarded: Callable[..., Step], problems: list[Problem]
 ):
-    step = make_grpo("method.reference_coefficient=0", "training.learning_rate=1e-5")
+    step = make_rewarded(*GRPO, "method.reference_coefficient=0", "training.learning_rate=1e-5")
     before, after = (step.run(problems, number) for number in (1, 2))
     fall = [
         (then - now).mean().item()
@@ -120,32 +157,78 @@ def test_a_step_makes_right_responses_more_probable_than_wrong_ones(
 
 
 def test_adapters_switched_off_are_the_student_before_training(
-    make_config: Callable[..., RunConfig], sharp_student: VisionLanguageModel, problems
+    make_rewarded: Callable[..., Step], problems: list[Problem]
 ):
-    config = make_config(*GRPO, "student.lora.rank=2")
-    student = copy.deepcopy(sharp_student)
-    adapters.choose_trainable(student.model, config.student, 0)
-    trained = [p.requires_grad for p in student.model.parameters()]
-    sampler = Speaking(student, problems)
-    pipeline = Pipeline(config, make_method(config.method), student, None, sampler, World())
-    reference = load_reference(config, student, World())
-    assert reference is not None and reference.copy is None
-    step = Step(pipeline, make_optimizer(config, student), reference)
+    step = make_rewarded(*GRPO, "student.lora.rank=2")
+    assert step.reference is not None and step.reference.copy is None
+    trained = [p.requires_grad for p in step.student.model.parameters()]
     first = step.run(problems, 1)
     with torch.no_grad():
-        for name, weight in student.model.named_parameters():
+        for name, weight in step.student.model.named_parameters():
             if ".lora_B." in name:
                 weight.normal_(generator=torch.Generator().manual_seed(1))
     second = step.run(problems, 2)
-    assert [p.requires_grad for p in student.model.parameters()] == trained
+    assert [p.requires_grad for p in step.student.model.parameters()] == trained
     assert policy_summary(first)["kl/reference"] == 0
     assert policy_summary(second)["kl/reference"] > 0.01
-    for old, new in zip(
-        first.responses.reference_logprobs or (),
-        second.responses.reference_logprobs or (),
-        strict=True,
-    ):
+    before, after = first.responses.reference_logprobs, second.responses.reference_logprobs
+    for old, new in zip(before or (), after or (), strict=True):
         assert torch.equal(old, new)
+
+
+def test_a_perception_step_has_the_loss_and_the_gradient_of_a_plain_one(
+    make_rewarded: Callable[..., Step], problems: list[Problem]
+):
+    step = make_rewarded(
+        *PAPO, "method.reference_coefficient=0", "method.perception_coefficient=0.4",
+        "method.entropy_coefficient=0.2", "method.mask_fraction=0.5", "method.mask_pixels=16",
+    )  # fmt: skip
+    twin = double(step.student)
+    result = step.accumulate_gradient(problems, 7)
+    seen: list[float] = []
+
+    def extra(problem: Problem, response: Tensor, own: Tensor) -> Tensor:
+        # The seed of the patches is a text of seed, step and problem.
+        seed = seed_of(f"mask\x00{step.config.training.seed}\x007\x00{problem.id}")
+        (image,) = step.pipeline.encoder.original_images(problem)
+        black = black_patches(image, 0.5, 16, seed)
+        with torch.no_grad():
+            prompt = step.student.family.encode(problem, [black])
+            gap = chosen(twin, prompt, response) - own.detach()
+        seen.extend((gap.exp() - gap - 1).clamp(max=10).tolist())
+        gap = gap + own.detach() - own
+        return -0.4 * (gap.exp() - gap - 1).clamp(max=10) - 0.2 * own
+
+    total = plain_step(twin, step, result, problems, extra)
+    assert result.loss == pytest.approx(total.item(), rel=1e-4)
+    total.backward()
+    check_gradients(step, twin)
+    mean = sum(seen) / len(seen)
+    assert policy_summary(result)["kl/masked"] == pytest.approx(mean, rel=1e-3)
+    assert mean > 0.05
+
+
+def test_without_its_own_terms_papo_is_grpo(
+    make_rewarded: Callable[..., Step], problems: list[Problem]
+):
+    steps = (
+        make_rewarded(*GRPO), make_rewarded(*PAPO, "method.perception_coefficient=0")
+    )  # fmt: skip
+    results = [step.run(problems, 1) for step in steps]
+    assert results[0].loss == results[1].loss
+    assert results[0].gradient_norm == results[1].gradient_norm
+    assert results[1].responses.masked_logprobs is None
+
+
+def test_a_perception_step_makes_the_kl_between_the_views_larger(
+    make_rewarded: Callable[..., Step], problems: list[Problem]
+):
+    step = make_rewarded(
+        *PAPO, "method.perception_coefficient=10", "method.mask_fraction=1",
+        "training.learning_rate=1e-5",
+    )  # fmt: skip
+    first, second = (policy_summary(step.run(problems, number)) for number in (1, 2))
+    assert second["kl/masked"] > first["kl/masked"]
 
 
 def test_a_run_needs_no_teacher_and_is_resumed_with_the_same_bits(
