@@ -373,7 +373,7 @@ def test_a_study_compares_methods_and_a_second_call_repeats_nothing(
     [
         ([], "--arms and --seeds are needed"),
         (["--arms", "opd", "--seeds", "0,x"], "--seeds is '0,x'; write whole numbers"),
-        (["--arms", "grpo,opd", "--seeds", "0"], "method.name is 'grpo'"),
+        (["--arms", "ppo,opd", "--seeds", "0"], "method.name is 'ppo'"),
         (["--arms", "opd", "--seeds", "0"], "no data.validation"),
         (["--arms", "opd", "--seeds", "0", "--quick"], "leave out --tables and --quick"),
     ],

@@ -147,7 +147,7 @@ def test_an_unknown_key_names_the_nearest_valid_one(override: str, nearest: str)
         ("training.epochs=many", r"training\.epochs is 'many': input should be a valid integer"),
         ("training.epochs=1.5", r"training\.epochs is 1\.5: .*integer"),
         ("training.epochs=0", r"training\.epochs is 0: .*greater than or equal to 1"),
-        ("method.name=grpo", r"method\.name is 'grpo', which does not exist; use one of va_opd, "),
+        ("method.name=ppo", r"method\.name is 'ppo', which does not exist; use one of va_opd, "),
         ("method.high_fraction=1.2", r"method\.high_fraction is 1\.2"),
         ("method.epsilon=-1", r"method\.epsilon is -1"),
         ("method.epsilon=.inf", r"method\.epsilon is inf"),

@@ -21,6 +21,7 @@ from tests.teacher_service import TOKEN, serve_model
 
 from vaopd.config import RunConfig
 from vaopd.models.loading import load_model
+from vaopd.problems.sources import load_problems
 from vaopd.records import write_rows
 from vaopd.teacher.remote import pool
 
@@ -122,6 +123,10 @@ TWO_PROBLEMS = ("data.train=drawn:train?count=2",)
 VLLM = ("sampling.engine=vllm",)
 TRACKED = (*SFT, "tracking.backend=[trackio]")
 # Names in braces are filled in by the fixture `places`.
+GRPO = ("method.name=grpo", "sampling.temperature=1", "sampling.top_p=1")
+PAPO = ("method.name=papo", "sampling.temperature=1", "sampling.top_p=1")
+# One of two siblings is right, and vLLM drew its tokens at another probability than ours.
+SAID = (*GRPO, *VLLM, *TWO_PROBLEMS, "sampling.vllm.arguments=[--says, '{right}']")
 SERVER = ("teacher.addresses=[{server}]",)
 DEAD = "['http://127.0.0.1:1']"
 SCALED = ("data.min_pixels=40000",)
@@ -194,6 +199,12 @@ EFFECTS: dict[str, list[Effect]] = {
     "method.drop": [Effect("highest", token_weight)],
     "method.drop_fraction": [Effect("0.6", token_weight, ("method.drop=highest",))],
     "method.label_smoothing": [Effect("0.3", loss, ("method.name=off_policy_kd",))],
+    "method.clip": [Effect("0.9", loss, SAID)],
+    "method.reference_coefficient": [Effect("0", forwards, GRPO)],
+    "method.perception_coefficient": [Effect("0.5", loss, PAPO)],
+    "method.entropy_coefficient": [Effect("0.5", loss, PAPO)],
+    "method.mask_fraction": [Effect("0.9", loss, PAPO)],
+    "method.mask_pixels": [Effect("4", loss, PAPO)],
     "view.name": [Effect("blank", advantage), Effect("blank", validation, WITH_TEACHER)],
     "view.ratio": [Effect("0.5", advantage)],
     "view.stage": [
@@ -321,12 +332,24 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         service = serve_model(load_model("tiny:teacher-s", device=cpu, **options))
         yield {
             "server": service.url,
+            "right": says_answer(),
             "folder": str(folder / "weights"),
             "broken": broken_data(folder),
             "outside": data_of(folder / "elsewhere", str(folder / "good.png")),
             "address": data_of(folder / "web", "http://127.0.0.1/x.png"),
         }
         service.stop()
+
+
+def says_answer() -> str:
+    """Return token ids that answer every problem as the first of two wants it."""
+    student = load_model(
+        "tiny:student", device=torch.device("cpu"), dtype=torch.float32, compute_dtype=torch.float32
+    )
+    answer = load_problems("drawn:train?count=2")[0].answer
+    text = f"The answer is \\boxed{{{answer}}}"
+    ids = student.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ",".join(map(str, [*ids, student.tokenizer.eos_token_id]))
 
 
 def broken_data(folder: Path) -> str:

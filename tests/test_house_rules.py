@@ -40,6 +40,7 @@ MANY_PARAMETERS = {
     "objective/divergence.py:weighted_cross_entropy": "the terms of an equation",
     "objective/divergence.py:weighted_divergence": "the terms of an equation",
     "objective/divergence.py:weighted_reverse_kl": "the terms of an equation",
+    "objective/policy.py:weighted_token_loss": "the terms of an equation",
     "objective/weights.py:token_weights": "the terms of an equation",
     "training/run.py:train": "the options of the command, and what only Python can give",
     "rollouts/vllm/server.py:VllmServer.__init__": "a process: command, environment, output",

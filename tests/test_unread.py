@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 
 from vaopd.config import RunConfig, load_config, parse_config, parse_overrides
+from vaopd.config.methods import BUILT_IN
 from vaopd.unread import RULES, unread_keys, unread_line
 
 SERVER = "teacher.addresses=[http://127.0.0.1:8777]"
 VALIDATED = "data.validation=drawn:validation?count=2"
+
+GRPO = ["method.name=grpo", "sampling.temperature=1", "sampling.top_p=1"]
 
 CASES = [
     (["validation.temperature=0", "training.validate_every=7", "data.allow_overlap=true"],
@@ -51,6 +54,12 @@ CASES = [
     (["method.name=opd", "method.high_fraction=0.3"],
      ["method.high_fraction (method.name is opd)"]),
     (["method.name=opd", "method.high_fraction=0.3", "method.drop=random"], []),
+    ([*GRPO, "method.clip=0.3", "teacher.model=tiny:teacher-s"],
+     ["teacher.model (method.name is grpo)", "method.clip (sampling.engine is transformers)"]),
+    ([*GRPO, "method.clip=0.3", "sampling.engine=vllm"], []),
+    ([*GRPO, "method.name=papo", "method.mask_pixels=4"], []),
+    ([*GRPO, "method.name=papo", "method.mask_pixels=4", "method.perception_coefficient=0"],
+     ["method.mask_pixels (method.perception_coefficient is 0)"]),
     (["view.name=blank", "view.ratio=0.5"], ["view.ratio (view.name is blank)"]),
     (["sampling.vllm.sleep=true", "sampling.vllm.weights_folder=/tmp"],
      ["sampling.vllm.sleep, sampling.vllm.weights_folder (sampling.engine is transformers)"]),
@@ -93,6 +102,7 @@ def test_every_rule_has_a_case():
 
 def test_every_rule_names_keys_of_the_schema():
     flat = config_of().model_dump()
+    flat["method"] = {key: 0 for section in BUILT_IN.values() for key in section.model_fields}
     for rule in RULES:
         for key in rule.keys:
             place = flat

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vaopd.errors import ConfigError
-from vaopd.views import VIEWS, degrade, fit_pixel_budget, patch_shuffle, pixelate
+from vaopd.views import (
+    VIEWS,
+    black_patches,
+    degrade,
+    fit_pixel_budget,
+    patch_shuffle,
+    pixelate,
+)
 
 KEPT_MODES = ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "I", "F")
 SIZES = st.tuples(st.integers(1, 60), st.integers(1, 60))
@@ -188,3 +195,30 @@ def test_sixteen_bit_drawings_keep_their_shades():
 def test_an_impossible_budget_is_refused(budget: tuple[int, int]):
     with pytest.raises(ConfigError, match="expected 0 < min_pixels <= max_pixels"):
         fit_pixel_budget(Image.new("RGB", (4, 4)), *budget)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 17), st.integers(0, 99))
+def test_each_patch_is_black_or_as_it_was(width: int, height: int, pixels: int, seed: int):
+    values = np.random.default_rng(seed).integers(1, 256, (height, width, 3), dtype=np.uint8)
+    found = np.asarray(black_patches(Image.fromarray(values), 0.5, pixels, seed))
+    assert found.shape == values.shape
+    for top in range(0, height, pixels):
+        for left in range(0, width, pixels):
+            patch = (slice(top, top + pixels), slice(left, left + pixels))
+            assert not found[patch].any() or (found[patch] == values[patch]).all()
+
+
+def test_the_share_of_black_patches_is_the_fraction_and_the_seed_chooses_them():
+    white = Image.new("L", (560, 560), 255)
+    first, again, other = (np.asarray(black_patches(white, 0.6, 14, s)) for s in (1, 1, 2))
+    # 1,600 patches: the standard deviation of their share is 0.012.
+    assert (first == 0).mean() == pytest.approx(0.6, abs=0.05)
+    assert (first == again).all()
+    assert (first != other).mean() == pytest.approx(0.48, abs=0.06)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_no_patch_or_every_patch_is_black(fraction: float):
+    grey = Image.new("RGB", (30, 20), "grey")
+    found = np.asarray(black_patches(grey, fraction, 7, 0))
+    assert (found == (0 if fraction else 128)).all()

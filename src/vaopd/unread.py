@@ -136,6 +136,17 @@ RULES = (
             and not _validates_degraded(config)
         ),
     ),
+    Rule(
+        ("method.mask_fraction", "method.mask_pixels"),
+        "method.perception_coefficient is 0",
+        lambda config: getattr(config.method, "perception_coefficient", None) == 0,
+    ),
+    # A sampler in this process draws from the weights that the step updates: the ratio is 1.
+    Rule(
+        ("method.clip",),
+        "sampling.engine is {config.sampling.engine}",
+        lambda config: config.sampling.engine != "vllm",
+    ),
     Rule(("view.ratio",), "view.name is blank", lambda config: config.view.name == "blank"),
     Rule(
         ("sampling.num_rollouts", "sampling.temperature", "sampling.top_p", "sampling.engine",

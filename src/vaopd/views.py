@@ -137,6 +137,26 @@ def patch_shuffle(image: Image.Image, ratio: object = 0.1) -> Image.Image:
     return Image.fromarray(shuffled)
 
 
+def black_patches(image: Image.Image, fraction: float, pixels: int, seed: int) -> Image.Image:
+    """Return the image with some of its square patches black, each by chance.
+
+    The masking of PAPO (Wang et al. 2025, arXiv:2507.06448), whose released code draws each patch
+    of 14 x 14 pixels independently; patches at the right and bottom edge may be smaller.
+
+    Args:
+        image: Any PIL image; returned as L or RGB.
+        fraction: Probability that a patch is black, in [0, 1].
+        pixels: Side of a patch.
+        seed: Decides which patches are black.
+    """
+    values = np.asarray(_plain(image)).copy()
+    rows, columns = (-(-side // pixels) for side in values.shape[:2])
+    is_black = np.random.default_rng(seed).random((rows, columns)) < fraction
+    whole = is_black.repeat(pixels, axis=0).repeat(pixels, axis=1)
+    values[whole[: values.shape[0], : values.shape[1]]] = 0
+    return Image.fromarray(values)
+
+
 def fit_pixel_budget(image: Image.Image, min_pixels: int, max_pixels: int) -> Image.Image:
     """Return the image as RGB with an area inside the budget, its aspect kept.
 

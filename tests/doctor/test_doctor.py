@@ -120,6 +120,23 @@ def test_moments_and_weights_of_a_large_student_follow_from_its_parameters(
     assert result.parts["gradients"] == dict.fromkeys(("train", "update"), 4 * 2_127_532_032)
 
 
+def test_a_policy_near_its_start_holds_a_copy_of_it_unless_adapters_alone_learn(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("vaopd.doctor.estimate.by_depth", lambda config, measure: 0)
+    shape = (
+        f"student.model={CONFIGS / 'qwen3-vl-2b'}", "teacher.model=nowhere", "method.name=grpo",
+        "sampling.temperature=1", "sampling.top_p=1",
+    )  # fmt: skip
+    full, lora, free = (
+        estimate(real_config(*shape, *more), CUDA).parts
+        for more in ((), ("student.lora.rank=4",), ("method.reference_coefficient=0",))
+    )
+    assert full["reference weights"]["train"] == 2 * 2_127_532_032
+    assert "teacher weights" not in full
+    assert "reference weights" not in lora | free
+
+
 def test_the_loss_holds_the_gradient_of_the_head_where_the_head_learns(
     monkeypatch: pytest.MonkeyPatch,
 ):

@@ -49,6 +49,8 @@ class FakeVllm:
     lock: threading.Lock = field(default_factory=threading.Lock)
     weights: list[dict[str, tuple[int, ...]]] = field(default_factory=list)
     say: Callable[[str], None] = lambda line: None
+    said: list[int] = field(default_factory=list)
+    """Tokens of the last sibling of every request, if it is to say something."""
 
     def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         if path == "/inference/v1/generate":
@@ -59,6 +61,12 @@ class FakeVllm:
                 ids += [token] * (next(images) if token == IMAGE else 1)
             options = body["sampling_params"]
             choices = [choice(k, options["seed"] + k, self.version) for k in range(options["n"])]
+            if self.said:
+                choices[-1]["token_ids"] = self.said
+            if options.get("logprobs") is not None:
+                for one in choices:
+                    content = [{"token_id": i, "logprob": -1 - i / 999} for i in one["token_ids"]]
+                    one["logprobs"] = {"content": content}
             return {"prompt_token_ids": ids, "choices": choices}
         if path == "/collective_rpc":
             self.read(Path(body["kwargs"]["weights_path"]))
@@ -168,6 +176,8 @@ def main(arguments: list[str]) -> None:
     state = FakeVllm(say=lambda line: print(line, flush=True))
     if "--kill-at" in arguments:
         state.change = kill_at(int(arguments[arguments.index("--kill-at") + 1]))
+    if "--says" in arguments:
+        state.said = [int(i) for i in arguments[arguments.index("--says") + 1].split(",")]
     print("gpus:", os.environ.get("CUDA_VISIBLE_DEVICES"))
     print("launcher:", [name for name in os.environ if "RANK" in name or "MASTER" in name])
     print("fake vLLM", *arguments, flush=True)

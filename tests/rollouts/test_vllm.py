@@ -97,6 +97,28 @@ def test_rollouts_come_in_order_with_the_version_that_sampled_them(
         assert {r.weights_version for r in group} == {5}
 
 
+def test_log_probs_come_with_the_rollouts_where_they_are_asked_for(
+    model, prompts, server, tmp_path
+):
+    sampler = sampler_of(model, server.url, tmp_path)
+    settings = dataclasses.replace(SETTINGS, with_logprobs=True)
+    groups = draw(sampler, prompts[:1], settings)
+    plain = draw(sampler, prompts[:1], SETTINGS)
+    server.change = lambda path, answer: (
+        {**answer, "choices": [{**one, "logprobs": None} for one in answer["choices"]]}
+        if path == "/inference/v1/generate"
+        else answer
+    )
+    with pytest.raises(EngineError, match="3 tokens and 0 log-probs"):
+        draw(sampler, prompts[:1], settings)
+    sampler.close()
+    # The fake server gives a token the log-prob -1 - id / 999.
+    for rollout in groups[0]:
+        expected = tuple(-1 - token / 999 for token in rollout.response_ids)
+        assert rollout.logprobs == pytest.approx(expected)
+    assert {rollout.logprobs for rollout in plain[0]} == {None}
+
+
 def test_a_request_holds_one_placeholder_the_image_and_all_settings(
     model, prompts, server, tmp_path
 ):

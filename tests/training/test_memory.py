@@ -20,7 +20,8 @@ from vaopd.teacher.local import LocalTeacher
 from vaopd.training import student as student_module
 from vaopd.training.activation_offload import ActivationOffload
 from vaopd.training.checkpoint import load_checkpoint, save_checkpoint
-from vaopd.training.step import Step, StepResult
+from vaopd.training.step import Step
+from vaopd.training.step_result import StepResult
 from vaopd.training.student import load_student
 
 LORA = ("student.lora.rank=4",)

@@ -18,7 +18,8 @@ from vaopd.training.checkpoint import checkpoints
 from vaopd.training.run import train
 from vaopd.training.schedule import problems_of_step
 from vaopd.training.skipping import Skips
-from vaopd.training.step import Step, StepResult
+from vaopd.training.step import Step
+from vaopd.training.step_result import StepResult
 
 Spoil = Callable[..., None]
 

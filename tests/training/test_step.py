@@ -23,7 +23,8 @@ from vaopd.teacher.local import LocalTeacher
 from vaopd.teacher.teacher import TeacherScores
 from vaopd.training.metrics import advantage_summary
 from vaopd.training.skipping import Skips
-from vaopd.training.step import Step, StepResult
+from vaopd.training.step import Step
+from vaopd.training.step_result import StepResult
 
 METHODS = ("va_opd", "rollout_only", "token_only", "opd")
 

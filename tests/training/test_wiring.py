@@ -22,7 +22,8 @@ from vaopd.problems.problem import Problem
 from vaopd.records import read_rows
 from vaopd.rollouts.sampler import Rollout, Sampler, SamplingSettings
 from vaopd.training.run import train
-from vaopd.training.step import Step, StepResult
+from vaopd.training.step import Step
+from vaopd.training.step_result import StepResult
 from vaopd.views import degrade, fit_pixel_budget, reduced
 
 # --- views ------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from vaopd.config.base import OnBadRow, Section
 from vaopd.config.explaining import explain
 from vaopd.config.methods import AnyMethodOptions
-from vaopd.config.own_method import MethodOptions, Needs, OwnMethodOptions
+from vaopd.config.own_method import MethodOptions, Needs, OwnMethodOptions, PatchMask
 from vaopd.config.parsing import (
     load_config,
     load_yaml,
@@ -35,6 +35,7 @@ __all__ = [
     "Needs",
     "OnBadRow",
     "OwnMethodOptions",
+    "PatchMask",
     "RunConfig",
     "SamplingConfig",
     "Section",

@@ -6,10 +6,10 @@ A key that the chosen method does not read is an error that names the methods th
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from vaopd.config.base import Fraction, NonNegative, Positive
-from vaopd.config.own_method import MethodOptions, Needs, OwnMethodOptions
+from vaopd.config.own_method import MethodOptions, Needs, OwnMethodOptions, PatchMask
 
 PAPER_HIGH_FRACTION = 0.2
 
@@ -201,6 +201,63 @@ class OffPolicyKdOptions(MethodOptions):
         return Needs(responses="teacher", views=0)
 
 
+class PolicyOptions(MethodOptions):
+    """Policy gradients by the grader's rewards of siblings."""
+
+    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """A token whose probability has changed by more than this share since it was sampled gains
+    nothing by changing further (PPO). A step samples from the student that it updates, so only
+    samples of vLLM have another probability."""
+
+    reference_coefficient: NonNegative = 0.01
+    """Weight of the KL to the student before training; 0 = no such term and no copy of the
+    weights."""
+
+    @property
+    def needs(self) -> Needs:
+        """Rewards and no teacher; the student before training where its KL has a weight."""
+        return Needs(
+            views=0,
+            rewards=True,
+            sampled_logprobs=True,
+            reference_logprobs=self.reference_coefficient > 0,
+        )
+
+
+class GrpoOptions(PolicyOptions):
+    """Group relative policy optimization (Shao et al. 2024): rewards by the grader, no teacher."""
+
+    name: Literal["grpo"]
+
+
+class PapoOptions(PolicyOptions):
+    """Perception-aware policy optimization (Wang et al. 2025): GRPO that rewards looking.
+
+    The student's distribution is pushed away from that with a partly black image.
+    """
+
+    name: Literal["papo"]
+
+    perception_coefficient: NonNegative = 0.01
+    """Weight of the KL between the image and its masked copy, which is made larger (gamma)."""
+
+    entropy_coefficient: NonNegative = 0.0
+    """Weight of the negative log-prob of the sampled tokens, which keeps the distribution from
+    becoming flat (eta); 0.03 to 0.05 where there is no KL to the student before training."""
+
+    mask_fraction: Fraction = 0.6
+    """Probability that a patch of the masked copy is black."""
+
+    mask_pixels: PositiveInt = 14
+    """Side of a patch, after the images are scaled to the pixel budget."""
+
+    @property
+    def needs(self) -> Needs:
+        """Also the student's log-probs with the masked image, where they have a weight."""
+        mask = PatchMask(fraction=self.mask_fraction, pixels=self.mask_pixels)
+        return replace(super().needs, mask=mask if self.perception_coefficient else None)
+
+
 BUILT_IN: dict[str, type[MethodOptions]] = {
     "va_opd": VaOpdOptions,
     "opd": OpdOptions,
@@ -208,6 +265,8 @@ BUILT_IN: dict[str, type[MethodOptions]] = {
     "token_only": TokenOnlyOptions,
     "sft": SftOptions,
     "off_policy_kd": OffPolicyKdOptions,
+    "grpo": GrpoOptions,
+    "papo": PapoOptions,
 }
 """Sections of the methods that vaopd has, by ``method.name``."""
 
@@ -227,6 +286,8 @@ AnyMethodOptions = Annotated[
     | Annotated[TokenOnlyOptions, Tag("token_only")]
     | Annotated[SftOptions, Tag("sft")]
     | Annotated[OffPolicyKdOptions, Tag("off_policy_kd")]
+    | Annotated[GrpoOptions, Tag("grpo")]
+    | Annotated[PapoOptions, Tag("papo")]
     | Annotated[OwnMethodOptions, Tag("own")],
     Discriminator(_kind),
 ]

@@ -23,6 +23,17 @@ from vaopd.config.explaining import explain
 
 
 @dataclass(frozen=True, kw_only=True)
+class PatchMask:
+    """Square patches of an image that are black by chance."""
+
+    fraction: float
+    """Probability of each patch."""
+
+    pixels: int
+    """Side of a patch."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Needs:
     """What a method asks of the trainer: who responds, what is scored, what its loss reads."""
 
@@ -43,6 +54,20 @@ class Needs:
 
     uniform_gradient: bool = False
     """Whether each step's gradient is scaled to the norm that uniform weights would give."""
+
+    rewards: bool = False
+    """Whether each response is graded against the problem's answer: 1 right, 0 wrong."""
+
+    sampled_logprobs: bool = False
+    """Whether the loss is a policy gradient: what was sampled must come from the student's own
+    distribution, and a sampler with weights of its own reports the log-probs that it drew at."""
+
+    reference_logprobs: bool = False
+    """Whether the student before training scores the responses."""
+
+    mask: PatchMask | None = None
+    """Patches that are black when the student scores its responses a second time; none = it does
+    not."""
 
     def __post_init__(self) -> None:
         if self.views < 2 and (self.view_divergence or self.degraded_hidden):

@@ -48,13 +48,30 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_lag(self) -> "RunConfig":
-        is_elsewhere = self.sampling.engine == "vllm" or bool(self.teacher.addresses)
+        needs_server = self.method.needs.views > 0 and bool(self.teacher.addresses)
+        is_elsewhere = self.sampling.engine == "vllm" or needs_server
         is_on_policy = self.method.needs.responses == "student"
         if self.training.rollout_lag and not (is_elsewhere and is_on_policy):
             raise ValueError(
                 "training.rollout_lag is 1, but no on-policy sampling or scoring of this recipe "
                 "runs outside of the training process; set it to 0, or use an on-policy method "
                 "with sampling.engine=vllm or teacher.addresses"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_policy_gradient(self) -> "RunConfig":
+        sampling, name = self.sampling, getattr(self.method, "name", "")
+        if self.method.needs.rewards and sampling.num_rollouts < 2:
+            raise ValueError(
+                f"sampling.num_rollouts is {sampling.num_rollouts}, but method.name={name} "
+                "compares the rewards of siblings; set it to 2 or more"
+            )
+        if self.method.needs.sampled_logprobs and (sampling.temperature, sampling.top_p) != (1, 1):
+            raise ValueError(
+                f"sampling.temperature is {sampling.temperature} and sampling.top_p "
+                f"{sampling.top_p}, but method.name={name} learns from samples of the student's "
+                "own distribution; set both to 1"
             )
         return self
 

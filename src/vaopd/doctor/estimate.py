@@ -19,6 +19,7 @@ from vaopd.errors import ConfigError
 from vaopd.models.architecture import read_config
 from vaopd.objective.chunks import SCRATCH_SHARE, fitting_tokens
 from vaopd.rollouts.vllm.choice import choose_engine
+from vaopd.training.reference import needs_copy
 from vaopd.training.step import first_budget
 
 PHASES = ("sample", "score", "train", "update")
@@ -203,6 +204,10 @@ class _Plan:
         result.add("student weights", held // self.shards)
         if self.teacher is not None:
             self._teacher_weights(result, self.teacher)
+        if needs_copy(self.config):
+            dtype = self.compute_dtype
+            held = weight_bytes(student, dtype, own.quantization, dtype.itemsize)
+            result.add("reference weights", held // self.shards)
         moments = 2.1 if self.config.training.optimizer == "adamw8bit" else 8
         result.add("optimizer moments", int(student.trained * moments) // self.shards)
         # Accumulated over the micro-batches of a step, released by the update.

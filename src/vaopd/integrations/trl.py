@@ -176,6 +176,11 @@ class VAOPDTrainer(Trainer):
                 "method.match_norm scales whole updates, which transformers' Trainer makes; train "
                 "with `vaopd train`"
             )
+        if method.needs.rewards:
+            raise ConfigError(
+                f"method is {args.method!r}, which learns from rewards and no teacher; train with "
+                "`vaopd train`, or TRL's GRPOTrainer"
+            )
         pipeline = Pipeline(config, method, student, scorer, sampler, World(device=args.device))
         # The optimizer is the Trainer's; the step only accumulates gradients.
         self.vaopd_step = Step(pipeline, torch.optim.SGD([torch.zeros(0, requires_grad=True)]))

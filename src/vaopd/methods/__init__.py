@@ -6,7 +6,9 @@ from typing import Any
 from vaopd.config import MethodOptions, OwnMethodOptions
 from vaopd.errors import ConfigError
 from vaopd.methods.base import Method
+from vaopd.methods.grpo import Grpo
 from vaopd.methods.opd import Opd
+from vaopd.methods.papo import Papo
 from vaopd.methods.supervised import OffPolicyKd, Sft
 from vaopd.methods.va_opd import RolloutOnly, TokenOnly, VaOpd
 
@@ -17,6 +19,8 @@ METHODS: dict[str, type[Method[Any]]] = {
     "token_only": TokenOnly,
     "sft": Sft,
     "off_policy_kd": OffPolicyKd,
+    "grpo": Grpo,
+    "papo": Papo,
 }
 """By ``method.name``."""
 

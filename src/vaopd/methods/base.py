@@ -6,8 +6,8 @@ T longest response, N response tokens of a micro-batch, H hidden width, V rows o
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Generic, Literal, TypeVar
 
@@ -34,6 +34,8 @@ class Weights:
     mask: Bool[Tensor, "B T"]
     advantage: Float[Tensor, "B T"] | None = None
     high: Bool[Tensor, "B T"] | None = None
+    constants: Mapping[str, Float[Tensor, "B T"]] = field(default_factory=dict)
+    """Other numbers of each token that the method's own ``loss`` reads, by name."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -53,6 +55,21 @@ class StepRollouts:
     student_entropy: Sequence[Float[Tensor, " _"]] | None = None
     """Entropy of the student's own distribution at each token, nats at temperature 1,
     one entry for each rollout; where ``needs.student_entropy``."""
+
+    rewards: Float[Tensor, " B"] | None = None
+    """1 for a right response, 0 for a wrong one; where ``needs.rewards``."""
+
+    sampled_logprobs: Sequence[Float[Tensor, " _"]] | None = None
+    """Log-prob of each token when it was sampled, nats, where ``needs.sampled_logprobs``; none if
+    the student itself sampled, whose log-probs before the update they are."""
+
+    reference_logprobs: Sequence[Float[Tensor, " _"]] | None = None
+    """Log-prob of each token under the student before training, nats; where
+    ``needs.reference_logprobs``."""
+
+    masked_logprobs: Sequence[Float[Tensor, " _"]] | None = None
+    """Log-prob of each token under the student before this update, with patches of the image
+    black, nats; where ``needs.mask``."""
 
     @cached_property
     def mask(self) -> Bool[Tensor, "B T"]:
@@ -134,6 +151,9 @@ class StudentStates:
 
     vocab_size: int
     """Ids that the tokenizer has; rows of a head after them are padding."""
+
+    constants: Mapping[str, Float[Tensor, " N"]] = field(default_factory=dict)
+    """``Weights.constants`` of the response tokens."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -5,6 +5,7 @@ head do not change. peft reads and writes the adapter folder; the file ``trained
 holds the float32 weights that are trained without an adapter.
 """
 
+import contextlib
 import copy
 import json
 import re
@@ -115,6 +116,21 @@ def _name_of(model: nn.Module, wanted: nn.Module) -> str:
 def has_adapters(model: nn.Module) -> bool:
     """Return whether adapters were injected into the model."""
     return any(".lora_A." in name for name, _ in model.named_parameters())
+
+
+@contextlib.contextmanager
+def switched_off(model: nn.Module) -> Iterator[None]:
+    """Let the model compute without its adapters inside the context."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 Convert = Callable[[Tensor, torch.dtype], Tensor | None]

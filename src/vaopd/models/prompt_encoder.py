@@ -5,7 +5,7 @@ from dataclasses import replace
 from PIL import Image
 
 from vaopd import views
-from vaopd.config import DataConfig, ViewConfig
+from vaopd.config import DataConfig, PatchMask, ViewConfig
 from vaopd.errors import ConfigError
 from vaopd.models.families import qwen_vl
 from vaopd.models.measuring import check_characters, too_long
@@ -68,6 +68,20 @@ class PromptEncoder:
         original, degraded = self.original(problem), self.degraded(problem)
         check_same_prompt(original, degraded)
         return original, degraded
+
+    def masked(self, problem: Problem, mask: PatchMask, seed: int) -> EncodedPrompt:
+        """Return the prompt with random patches of every image black.
+
+        Args:
+            problem: The problem.
+            mask: Size and number of the patches.
+            seed: Decides the patches; each image of the problem has its own.
+        """
+        images = [
+            views.black_patches(image, mask.fraction, mask.pixels, seed + number)
+            for number, image in enumerate(self.original_images(problem))
+        ]
+        return self.family.encode(problem, images)
 
     def _original_and_small(self, problem: Problem) -> tuple[EncodedPrompt, EncodedPrompt]:
         if not isinstance(self.family, qwen_vl.QwenVLFamily):

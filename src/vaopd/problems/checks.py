@@ -37,10 +37,10 @@ def _reported(
             yield result
 
 
-def without_answer(problems: Sequence[Problem]) -> list[BadRow]:
+def without_answer(problems: Sequence[Problem], purpose: str = "to validate by") -> list[BadRow]:
     """Return the problems whose responses cannot be graded."""
     return [
-        BadRow(f"problem {one.id} has no answer to validate by; add one", one.id)
+        BadRow(f"problem {one.id} has no answer {purpose}; add one", one.id)
         for one in problems
         if one.answer is None
     ]

@@ -25,6 +25,10 @@ class Rollout:
     """Number of updates of the weights that sampled it, as reported by the server; None for
     rollouts of the model in memory."""
 
+    logprobs: tuple[float, ...] | None = None
+    """Log-prob of each id when it was sampled, nats, by a sampler with weights of its own; None if
+    they were not asked for or the model in memory sampled."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
@@ -45,6 +49,9 @@ class SamplingSettings:
 
     weights_version: int = 0
     """Number of updates of the weights to sample from, for samplers that keep a copy of them."""
+
+    with_logprobs: bool = False
+    """Whether samplers that keep a copy of the weights report the log-probs of the samples."""
 
 
 @runtime_checkable

@@ -180,6 +180,8 @@ def _found(part: Part, config: RunConfig, console: Console) -> list[BadRow]:
         found += missing if len(missing) < len(part.problems) else []
     elif not config.method.needs.sampling:
         found += without_reference(part.problems)
+    elif config.method.needs.rewards:
+        found += without_answer(part.problems, "to reward responses by")
     # Held-out images are few, and the manifest reads them in any case.
     if config.data.check_images or part.key == "validation":
         title = f"checking images of data.{part.key}"

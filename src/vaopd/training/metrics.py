@@ -15,16 +15,18 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from vaopd.evaluation.validation import response_text
-from vaopd.grading.grades import Grade, grade
 from vaopd.methods.base import StepRollouts, Weights
+from vaopd.methods.papo import LARGEST_KL
 from vaopd.models.model import VisionLanguageModel
 from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.objective.advantage import rollout_advantage
 from vaopd.objective.concentration import effective_share, relative_share
+from vaopd.objective.policy import sampled_kl
 from vaopd.pictures import save_picture
 from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout
-from vaopd.training.step import StepResult
+from vaopd.training.grading import grades_of
+from vaopd.training.step_result import StepResult
 
 
 def step_metrics(
@@ -50,6 +52,7 @@ def step_metrics(
         f"{result.measure}/mean": divergence.mean().item(),
         **advantage_summary(result.weights),
         **weight_summary(result.weights, result.responses),
+        **policy_summary(result),
         "response/length": fmean(lengths),
         "response/tokens": sum(lengths),
         "response/repeated_share": fmean(repeated_share(r.response_ids) for r in result.rollouts),
@@ -68,7 +71,8 @@ def step_metrics(
         row["va/noise_floor"] = result.noise_floor
     # The student's accuracy is measured only on responses that the student wrote.
     if is_own_text and any(problem.answer is not None for problem in problems):
-        grades = [g for g in _grades(result, problems, student) if g is not None]
+        found = grades_of(result.rollouts, problems, student)
+        grades = [g for g in found if g is not None]
         row["accuracy"] = fmean(g.is_correct for g in grades)
         row["response/unparsed_share"] = fmean(g.extracted is None for g in grades)
     if result.skipped_in_a_row:
@@ -113,6 +117,27 @@ def weight_summary(weights: Weights, responses: StepRollouts) -> dict[str, float
         "weights/relative_share": relative_share(weights.token, responses.uniform),
         "weights/length_correlation": length_correlation(weights.rollout, responses),
     }
+
+
+def policy_summary(result: StepResult) -> dict[str, float]:
+    """Return what a policy gradient's rewards and log-probs say of a step; nothing otherwise."""
+    responses, found = result.responses, {}
+    if responses.rewards is not None:
+        rewards = responses.rewards
+        groups = [rewards[responses.problem_ids == i] for i in responses.problem_ids.unique()]
+        found["reward/equal_share"] = fmean(bool((one == one[0]).all()) for one in groups)
+    if result.measure == "nll":
+        logprobs = -torch.cat(result.token_divergence).cpu()
+        if responses.reference_logprobs is not None:
+            reference = torch.cat(list(responses.reference_logprobs))
+            found["kl/reference"] = sampled_kl(logprobs, reference).mean().item()
+        if responses.masked_logprobs is not None:
+            masked = torch.cat(list(responses.masked_logprobs))
+            found["kl/masked"] = sampled_kl(logprobs, masked).clamp(max=LARGEST_KL).mean().item()
+        if responses.sampled_logprobs is not None:
+            gap = logprobs - torch.cat(list(responses.sampled_logprobs))
+            found["rollout/log_ratio"] = gap.abs().mean().item()
+    return found
 
 
 def length_correlation(rollout: Float[Tensor, " B"], responses: StepRollouts) -> float:
@@ -165,7 +190,7 @@ def rollout_rows(
 ) -> list[dict[str, Any]]:
     """Return the rows of ``rollouts/step_NNNNNN.jsonl``: each response, token by token."""
     by_id = {problem.id: problem for problem in problems}
-    grades = _grades(result, problems, student)
+    grades = grades_of(result.rollouts, problems, student)
     rows = []
     for index, rollout in enumerate(result.rollouts):
         verdict = grades[index]
@@ -202,22 +227,6 @@ def rollout_rows(
             row["is_high"] = weights.high[index, :length].tolist()
         rows.append(row)
     return rows
-
-
-def _grades(
-    result: StepResult, problems: Sequence[Problem], student: VisionLanguageModel
-) -> list[Grade | None]:
-    answers = {problem.id: problem.answer for problem in problems}
-    return [
-        None
-        if (answer := answers[rollout.problem_id]) is None
-        else grade(
-            response_text(student, rollout),
-            answer,
-            is_truncated=rollout.finish_reason == "length",
-        )
-        for rollout in result.rollouts
-    ]
 
 
 def _rounded(values: torch.Tensor) -> list[float]:

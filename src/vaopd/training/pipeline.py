@@ -5,7 +5,7 @@ the student is trained on the current one. The rollouts of the next step then co
 before the current update.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -23,6 +23,7 @@ from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout, Sampler, SamplingSettings
 from vaopd.teacher.teacher import Teacher, TeacherScores
 from vaopd.training.assignment import Shares
+from vaopd.training.grading import grades_of
 from vaopd.training.prefetch import Encoded, PromptsAhead
 from vaopd.training.references import reference_rollouts
 from vaopd.training.stopwatch import Stopwatch
@@ -64,6 +65,9 @@ class ScoredBatch:
     lag: int
     noise_floor: float | None = None
     """Mean difference, in nats, of two scores of the original view; measured in the first step."""
+
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+    """``Weights.constants`` of the step, for the method's loss."""
 
     seconds_beside: dict[str, float] = field(default_factory=dict)
     """Seconds by phase of the work that was done during the previous step."""
@@ -165,10 +169,7 @@ class Pipeline:
 
     def restore(self, problems: Sequence[Problem], rollouts: list[list[dict[str, Any]]]) -> None:
         """Restore rollouts sampled ahead; the weights that sampled them no longer exist."""
-        groups = [
-            [Rollout(**{**row, "response_ids": tuple(row["response_ids"])}) for row in group]
-            for group in rollouts
-        ]
+        groups = [[_restored(row) for row in group] for group in rollouts]
         views = self._views(problems, self.world)
         sizes = self.world.in_order([len(prompt) for prompt in views[0]])
         sampled = Sampled(groups=groups, views=views, prompt_tokens=sizes, lag=1)
@@ -225,10 +226,32 @@ class Pipeline:
             shares=shares,
             prompts=views[0],
             responses=own,
-            rollouts=StepRollouts(responses=responses, keys=self._keys(groups, step)),
+            rollouts=self._step_rollouts(problems, groups, responses, step),
             scores=scores,
             lag=sampled.lag,
             noise_floor=noise_floor,
+        )
+
+    def _step_rollouts(
+        self,
+        problems: Sequence[Problem],
+        groups: list[list[Rollout]],
+        responses: list[list[Tensor]],
+        step: int,
+    ) -> StepRollouts:
+        """Return the responses of all processes with what is known of each without a model."""
+        flat = [rollout for group in groups for rollout in group]
+        rewards, logprobs = None, None
+        if self.method.needs.rewards:
+            grades = grades_of(flat, problems, self.student)
+            rewards = torch.tensor([float(one is not None and one.is_correct) for one in grades])
+        if self.method.needs.sampled_logprobs and all(one.logprobs is not None for one in flat):
+            logprobs = [torch.tensor(one.logprobs) for one in flat]
+        return StepRollouts(
+            responses=responses,
+            keys=self._keys(groups, step),
+            rewards=rewards,
+            sampled_logprobs=logprobs,
         )
 
     def _views(self, problems: Sequence[Problem], world: World) -> Encoded:
@@ -255,6 +278,7 @@ class Pipeline:
             seed=self.config.training.seed,
             stream=f"train {step}",
             weights_version=self._weights_version(step, lag),
+            with_logprobs=self.method.needs.sampled_logprobs,
         )
         return self.sampler.sample(prompts, settings)
 
@@ -292,6 +316,12 @@ class Pipeline:
         """Return the texts that decide ties, one for each rollout of the step."""
         seed = f"{self.config.training.seed}\x00{step}"
         return [f"{seed}\x00{r.problem_id}\x00{r.sibling}" for group in groups for r in group]
+
+
+def _restored(row: dict[str, Any]) -> Rollout:
+    """Return a rollout of a checkpoint, whose tuples were written as lists."""
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+    return Rollout(**values)
 
 
 def _done(value: Sampled) -> Future[Sampled]:

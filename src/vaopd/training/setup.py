@@ -24,6 +24,7 @@ from vaopd.teacher.remote.client import connect_teacher
 from vaopd.teacher.teacher import Teacher
 from vaopd.training.backends import check_installed
 from vaopd.training.pipeline import Pipeline
+from vaopd.training.reference import load_reference
 from vaopd.training.step import Step
 from vaopd.training.student import load_student, make_optimizer
 
@@ -79,7 +80,8 @@ def build_step(
     else:
         sampler = TransformersSampler(model, batch_tokens=config.sampling.batch_tokens)
     method = make_method(config.method)
-    return Step(Pipeline(config, method, student, teacher, sampler, world), optimizer)
+    pipeline = Pipeline(config, method, student, teacher, sampler, world)
+    return Step(pipeline, optimizer, load_reference(config, student, world))
 
 
 def make_teacher(config: RunConfig, world: World, student: VisionLanguageModel) -> Teacher | None:

@@ -7,14 +7,15 @@ micro-batches, padding or the split of siblings. B rollouts of a step, T longest
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vaopd.config import TrainingConfig
+from vaopd.config import PatchMask, TrainingConfig
 from vaopd.methods.base import StepRollouts, StudentStates, TeacherStates, Weights, seed_of
 from vaopd.models.packing import (
     MicroBatch,
@@ -25,13 +26,14 @@ from vaopd.models.packing import (
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.models.sharding import whole
 from vaopd.problems.problem import Problem
-from vaopd.rollouts.sampler import Rollout
 from vaopd.teacher.teacher import TeacherScores
 from vaopd.training.activation_offload import ActivationOffload
-from vaopd.training.entropy import response_entropy
 from vaopd.training.gradient import Gradient, gradient_statistics
 from vaopd.training.pipeline import Pipeline, ScoredBatch
+from vaopd.training.reference import Reference
+from vaopd.training.response_scores import response_entropy, response_logprobs
 from vaopd.training.skipping import Skips
+from vaopd.training.step_result import StepResult
 from vaopd.training.stopwatch import Stopwatch
 
 T = TypeVar("T")
@@ -40,56 +42,16 @@ AUTO_TOKENS = 65_536
 """First budget of ``training.micro_batch_tokens=auto`` on a GPU: four times the default."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class StepResult:
-    """The results of one update."""
-
-    loss: float
-    token_divergence: list[Float[Tensor, " _"]]
-    """The quantity that the method minimises at each response token, in nats, by rollout."""
-
-    measure: Literal["kl", "nll"]
-    """Kind of ``token_divergence``: a divergence to the target, or a negative log-likelihood."""
-
-    micro_batch_tokens: int
-    """Token budget of a forward that fit into memory."""
-
-    weights: Weights
-    responses: StepRollouts
-    """The responses as the method weighed them."""
-
-    rollouts: list[Rollout]
-    scores: TeacherScores | None
-    gradient_norm: float = math.nan
-    """Before clipping; not a number until the gradient is applied."""
-
-    uniform_norm: float | None = None
-    """Norm that the gradient is scaled to, where the method asks for it."""
-
-    skipped_in_a_row: int = 0
-    """Skipped steps up to this one, whose loss or gradient was not finite or whose loss a spike."""
-
-    lag: int = 0
-    """Number of updates between the weights that sampled and those that were trained."""
-
-    gradient_statistics: dict[str, float] = field(default_factory=dict)
-    """Metrics of `gradient_statistics`, at the steps at which they are measured."""
-
-    noise_floor: float | None = None
-    """Mean difference, in nats, of two scores of the original view; only of the first step."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Seconds by phase; their sum is the time of the step."""
-
-    seconds_beside: dict[str, float] = field(default_factory=dict)
-    """Seconds by phase of the work for this step that was done during the previous step."""
-
-
 class Step:
     """Updates the student by any of the methods."""
 
-    def __init__(self, pipeline: Pipeline, optimizer: torch.optim.Optimizer) -> None:
-        self.pipeline, self.optimizer = pipeline, optimizer
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        optimizer: torch.optim.Optimizer,
+        reference: Reference | None = None,
+    ) -> None:
+        self.pipeline, self.optimizer, self.reference = pipeline, optimizer, reference
         self.config, self.method, self.world = pipeline.config, pipeline.method, pipeline.world
         self.student, self.teacher = pipeline.student, pipeline.teacher
         self.micro_batch_tokens = first_budget(self.config.training, self.student.device)
@@ -139,8 +101,9 @@ class Step:
         # Sampled and scored now, or during the previous step.
         batch = pipeline.take(problems, step, watch)
         # Loss weights are final before the first gradient.
-        rollouts = self._with_entropy(batch)
+        rollouts = self._with_scores(batch, problems, step)
         weights = world.agree(lambda: self.method.weigh(rollouts, batch.scores))
+        batch = replace(batch, constants=weights.constants)
         if coming and self.config.training.rollout_lag:
             # Start the next step before the student changes.
             pipeline.begin(coming, step + 1, watch)
@@ -167,17 +130,43 @@ class Step:
             seconds_beside=batch.seconds_beside,
         )
 
-    def _with_entropy(self, batch: ScoredBatch) -> StepRollouts:
-        """Return the step's rollouts, with the student's entropy where the method needs it."""
-        if not self.method.needs.student_entropy:
-            return batch.rollouts
+    def _with_scores(
+        self, batch: ScoredBatch, problems: Sequence[Problem], step: int
+    ) -> StepRollouts:
+        """Return the step's rollouts, with the student's own scores that the method needs."""
+        needs, found = self.method.needs, {}
+        if needs.student_entropy:
+            found["student_entropy"] = self._measured(
+                batch, partial(response_entropy, self.student)
+            )
+        if needs.reference_logprobs:
+            assert self.reference is not None, "the run loads it where the method needs it"
+            found["reference_logprobs"] = self._measured(batch, self.reference.logprobs)
+        if (mask := needs.mask) is not None:
+            own = [problems[i] for i in batch.shares.problems]
+            prompts = self.world.agree(lambda: [self._masked(one, mask, step) for one in own])
+            masked = replace(batch, prompts=prompts)
+            found["masked_logprobs"] = self._measured(
+                masked, partial(response_logprobs, self.student)
+            )
+        return replace(batch.rollouts, **found)
+
+    def _masked(self, problem: Problem, mask: PatchMask, step: int) -> EncodedPrompt:
+        """Return a prompt with patches of its images black, others in every step."""
+        seed = seed_of(f"mask\x00{self.config.training.seed}\x00{step}\x00{problem.id}")
+        return self.pipeline.encoder.masked(problem, mask, seed)
+
+    def _measured(
+        self, batch: ScoredBatch, measure: Callable[[Iterator[MicroBatch], list[int]], list[Tensor]]
+    ) -> list[Tensor]:
+        """Return a measure of every response token of the step, by rollout, without gradient."""
         lengths = [len(response) for group in batch.responses for response in group]
 
         def measured() -> list[Tensor]:
-            return response_entropy(self.student, self._micro_batches(batch), lengths)
+            return measure(self._micro_batches(batch), lengths)
 
         own = self.world.agree_unless_sharded(lambda: self._in_memory(batch, measured))
-        return replace(batch.rollouts, student_entropy=batch.shares.everybodys(own))
+        return batch.shares.everybodys(own)
 
     def _gradient_statistics(
         self, step: int, batch: ScoredBatch, weights: Weights
@@ -275,13 +264,9 @@ class Step:
         with self.student.whole_head(), self._teacher_head(batch.scores):
             for micro in self._micro_batches(batch):
                 numbers = [shares.rollouts[i] for i in micro.rollouts]
-                parts = [
-                    token[n, : lengths[i]] for n, i in zip(numbers, micro.rollouts, strict=True)
-                ]
                 # Eq. 6 is averaged over problems: all count the same, for any length and process.
-                token_weight = _cat(parts) / shares.num_problems
                 with self._saving():
-                    loss, values = self._loss(micro, numbers, batch.scores, token_weight)
+                    loss, values = self._loss(micro, numbers, batch, token / shares.num_problems)
                 loss.backward()
                 total += loss.item()
                 for number, part in split_by_rollout(values.cpu(), micro, lengths):
@@ -304,21 +289,27 @@ class Step:
         self,
         micro: MicroBatch,
         numbers: list[int],
-        scores: TeacherScores | None,
-        token_weight: Tensor,
+        batch: ScoredBatch,
+        token: Float[Tensor, "B T"],
     ) -> tuple[Tensor, Tensor]:
-        student = self.student
+        """Return loss and measures of the rollouts of these numbers in the step."""
+        student, scores, mask = self.student, batch.scores, batch.rollouts.mask
+
+        def own(values: Tensor) -> Tensor:
+            return values[numbers][mask[numbers]].to(student.device)
+
         hidden = response_hidden_states(student, micro.batch)
         states = StudentStates(
             hidden=hidden,
             head=student.head,
             targets=micro.batch.targets.to(student.device),
             vocab_size=student.vocab_size,
+            constants={name: own(values) for name, values in batch.constants.items()},
         )
         teacher = None
         if scores is not None and self.teacher is not None:
             teacher = self._teacher_states(numbers, scores, self.teacher.head)
-        return self.method.loss(states, teacher, token_weight.to(student.device))
+        return self.method.loss(states, teacher, own(token))
 
     def _teacher_states(
         self, numbers: list[int], scores: TeacherScores, head: Tensor
@@ -374,7 +365,3 @@ def first_budget(training: TrainingConfig, device: torch.device) -> int:
         return training.micro_batch_tokens
     # On a CPU, the system kills a process that runs out of memory, so no larger budget is tried.
     return AUTO_TOKENS if device.type == "cuda" else 16384
-
-
-def _cat(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts) if parts else torch.zeros(0)

@@ -17,7 +17,8 @@ from vaopd.training.metrics import problem_pictures, rollout_rows, step_metrics
 from vaopd.training.result import RunResult, summary
 from vaopd.training.schedule import is_due
 from vaopd.training.skipping import check_may_go_on, describe_skip
-from vaopd.training.step import Step, StepResult
+from vaopd.training.step import Step
+from vaopd.training.step_result import StepResult
 from vaopd.training.tracking import Tracking
 
 

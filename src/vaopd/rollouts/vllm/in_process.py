@@ -150,8 +150,16 @@ def _answer(output: Any) -> dict[str, Any]:
                 "index": choice.index,
                 "token_ids": list(choice.token_ids),
                 "finish_reason": choice.finish_reason,
+                "logprobs": _logprobs(choice),
                 "weight_versions": [{"version": s.version} for s in choice.weight_versions or ()],
             }
             for choice in output.outputs
         ],
     }
+
+
+def _logprobs(choice: Any) -> dict[str, Any] | None:
+    if choice.logprobs is None:
+        return None
+    pairs = zip(choice.token_ids, choice.logprobs, strict=True)
+    return {"content": [{"logprob": by_id[token].logprob} for token, by_id in pairs]}

@@ -186,6 +186,8 @@ class VllmSampler:
             "stop_token_ids": self.model.eos_token_ids,
             "logit_bias": self.never,
             "detokenize": False,
+            # Of the sampled token alone.
+            **({"logprobs": 0} if settings.with_logprobs else {}),
         }
         return SamplingRequest(folded, tuple(prompt.images), parameters)
 
@@ -216,12 +218,25 @@ class VllmSampler:
             ids,
             reason,
             weights_version=settings.weights_version,
+            logprobs=_logprobs(choice, where) if settings.with_logprobs else None,
         )
 
 
 def _num_choices(settings: SamplingSettings) -> int:
     """Return how many responses vLLM is asked for: it refuses several greedy ones."""
     return 1 if settings.temperature == 0 else settings.num_rollouts
+
+
+def _logprobs(choice: dict[str, Any], where: str) -> tuple[float, ...]:
+    """Return the log-probs at which vLLM sampled a response, at temperature 1."""
+    content = (choice.get("logprobs") or {}).get("content") or []
+    found = tuple(float(one["logprob"]) for one in content)
+    if len(found) != len(choice["token_ids"]):
+        raise EngineError(
+            f"{where} has {len(choice['token_ids'])} tokens and {len(found)} log-probs; vLLM must "
+            "report one for each token it samples"
+        )
+    return found
 
 
 def request_seed(settings: SamplingSettings, problem_id: str) -> int:
