@@ -18,7 +18,8 @@ from vaopd.evaluation.items import load_items
 from vaopd.evaluation.registry import BENCHMARKS
 from vaopd.problems.images import ImageRules
 from vaopd.problems.problem import Problem
-from vaopd.problems.sources import Location, placed_problems
+from vaopd.problems.reading import placed_problems
+from vaopd.problems.sources import Location
 
 CARD = """---
 configs:

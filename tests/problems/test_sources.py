@@ -349,14 +349,14 @@ def test_an_empty_file_is_an_error(tmp_path: Path):
 
 @pytest.mark.parametrize("source", ["gone.parquet", "some/gone.jsonl", "gone", "a/b/c", ""])
 def test_a_source_that_is_nowhere_is_an_error_that_lists_the_kinds(source: str):
-    with pytest.raises(ProblemError, match=r"does not exist; name a \.parquet"):
+    with pytest.raises(ProblemError, match=r"does not exist; name a \.parquet, \.jsonl"):
         load_problems(source or "no such thing")
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path):
-    (tmp_path / "made.csv").write_text("a,b")
-    with pytest.raises(ProblemError, match=r"made\.csv is neither a \.parquet nor a \.jsonl"):
-        load_problems(str(tmp_path / "made.csv"))
+    (tmp_path / "made.xlsx").write_text("a,b")
+    with pytest.raises(ProblemError, match=r"made\.xlsx is not a \.parquet, \.jsonl, \.json or "):
+        load_problems(str(tmp_path / "made.xlsx"))
 
 
 # ---- hub -----------------------------------------------------------------------------------

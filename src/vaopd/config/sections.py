@@ -140,7 +140,8 @@ class DataConfig(Section):
     """Where problems come from and how images enter the models."""
 
     train: str
-    """Source of training problems: hub name with ``@split``, parquet, JSONL, folder, ``drawn:``."""
+    """Source of training problems: hub name with ``@split``, a file (parquet, JSONL, JSON,
+    CSV), a folder of them, or ``drawn:``."""
 
     validation: str | None = None
     """Source of held-out problems; none = no validation."""

@@ -13,9 +13,10 @@ from vaopd.errors import ConfigError, ProblemError
 from vaopd.evaluation.benchmark import Benchmark, Item
 from vaopd.evaluation.rows import SUFFIXES, PlacedRow, RowOrError, hub_tables, open_table
 from vaopd.problems.bad_rows import BadRow
+from vaopd.problems.files import local_rows
 from vaopd.problems.images import ImageRules
-from vaopd.problems.rows import local_rows
-from vaopd.problems.sources import placed_problems, read_source
+from vaopd.problems.reading import placed_problems
+from vaopd.problems.sources import read_source
 
 RULES = ImageRules(allow_outside=True)
 """Benchmarks are read where their files name the images, as by every other evaluation."""

@@ -1,4 +1,4 @@
-"""Problems of all sources: hub, parquet, JSONL, folder, package, or drawn on demand.
+"""Problems of all sources: hub, files, folders, package, or drawn on demand.
 
 ``rows`` describes the layouts of rows. An image is an encoded image (``bytes``, or
 ``{"bytes": .., "path": ..}`` as the hub stores it) or a path relative to the folder of the file.
@@ -8,28 +8,20 @@ Images stay encoded until they are used.
 import os
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl
 
 from vaopd.errors import ConfigError, ProblemError
 from vaopd.problems.bad_rows import BadRow, bad_rows_error, shown
-from vaopd.problems.boxed import outer_boxes
-from vaopd.problems.conversations import columns_of
+from vaopd.problems.files import FILE_SUFFIXES, local_rows
+from vaopd.problems.hub import hub_rows, virl39k_rows
 from vaopd.problems.images import ImageRules
 from vaopd.problems.problem import Problem
-from vaopd.problems.rows import (
-    VIRL39K_NAME,
-    Row,
-    hub_rows,
-    is_conversation,
-    layout_of,
-    local_rows,
-    virl39k_rows,
-)
+from vaopd.problems.reading import placed_problems
+from vaopd.problems.rows import VIRL39K_NAME, Row
 
 ASSETS = Path(__file__).parents[1] / "assets"
 PACKAGED = ("geometry3k_sample",)
@@ -83,8 +75,11 @@ def load_problems(
     ``owner/name[@split]``          Hugging Face hub; the split is ``train`` unless named
     ``FILE.parquet``                one parquet file
     ``FILE.jsonl``                  one JSON object a line
+    ``FILE.json``                   one array of JSON objects
+    ``FILE.csv``                    a header, and one row a problem
     ``FOLDER[@split]``              ``data.jsonl``, ``SPLIT.jsonl``, ``39Krelease.parquet`` with
-                                    ``images/``, or parquet files, also under ``data/``
+                                    ``images/``, or parquet files, also under ``data/``; else
+                                    ``.json`` or ``.csv`` of the names of the ``.jsonl`` files
     ``package:geometry3k_sample``   ten real problems that ship with vaopd
     ``drawn:SPLIT[?count=..&..]``   drawn on demand, see ``vaopd.problems.drawn``
     ==============================  ==========================================================
@@ -160,111 +155,12 @@ def locate(source: str) -> Location:
         raise ProblemError(f"{location} has no splits; leave @{split} out, or name another source")
     if os.path.exists(path):
         return Location(path.resolve().stem, split, path, sample)
-    if path.suffix in (".parquet", ".jsonl") or not _HUB_NAME.fullmatch(location):
+    if path.suffix in FILE_SUFFIXES or not _HUB_NAME.fullmatch(location):
         raise ProblemError(
-            f"{shown(source)} does not exist; name a .parquet or .jsonl file, a folder of them, "
-            "owner/name on the hub, package:geometry3k_sample or drawn:train"
+            f"{shown(source)} does not exist; name a .parquet, .jsonl, .json or .csv file, a "
+            "folder of them, owner/name on the hub, package:geometry3k_sample or drawn:train"
         )
     return Location(location, split, None, sample)
-
-
-def placed_problems(
-    rows: Iterator[Row | ProblemError],
-    source: str,
-    split: str,
-    rules: ImageRules,
-    prefix: str | None = None,
-) -> Iterator[tuple[str, Problem | BadRow]]:
-    """Yield the place of each row with its problem, or with the error.
-
-    Args:
-        rows: Rows of a source.
-        source: Name of the data set.
-        split: Of the data set.
-        rules: Which images are read.
-        prefix: Beginning of the made ids of problems without one; SOURCE:SPLIT unless given.
-    """
-    prefix = prefix or f"{source}:{split}"
-    places: dict[str, str] = {}
-    for index, row in enumerate(rows):
-        if isinstance(row, ProblemError):
-            yield "", BadRow(str(row))
-            continue
-        try:
-            problem = problem_of_row(row, f"{prefix}:{index}", source, split, rules)
-        except ProblemError as error:
-            yield row.place, BadRow(str(error))
-            continue
-        if problem.id in places:
-            yield (
-                row.place,
-                BadRow(
-                    f"{row.place} has the id {problem.id} of {places[problem.id]}; "
-                    "give every problem an id of its own, or drop the id column"
-                ),
-            )
-            continue
-        places[problem.id] = row.place
-        yield row.place, problem
-
-
-def problem_of_row(
-    row: Row, fallback_id: str, source: str, split: str, rules: ImageRules
-) -> Problem:
-    """Return the problem of one row in any layout.
-
-    Raises:
-        ProblemError: The row fits no layout or its cells do not make a problem; names the row.
-    """
-    cells = row.cells
-    try:
-        if is_conversation(cells):
-            cells = columns_of(cells)
-        layout = layout_of(cells)
-        kind = "kind" if cells.get("kind") is not None else "category"
-        return Problem(
-            id=_text(cells, layout.id) or fallback_id,
-            prompt=_text(cells, layout.question),
-            images=rules.read(cells[layout.images], layout.images, row.folder, row.inside),
-            answer=_bare_answer(_text(cells, "answer")),
-            source=source,
-            split=split,
-            references=_references(cells.get("references")),
-            kind=_text(cells, kind),
-            max_stored_pixels=rules.max_stored_pixels,
-        )
-    except ProblemError as error:
-        raise ProblemError(f"{row.place}: {error}") from None
-
-
-def _text(cells: Mapping[str, Any], column: str) -> str:
-    """Return a cell as text, '' if it is absent; ids and answers may be numbers."""
-    value = cells.get(column)
-    if value is None:
-        return ""
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        return str(value)
-    raise ProblemError(f"{column} is of type {type(value).__name__}; write it as text")
-
-
-def _references(cell: Any) -> tuple[str, ...]:
-    if cell is None:
-        return ()
-    if isinstance(cell, list) and all(isinstance(text, str) for text in cell):
-        return tuple(cell)
-    raise ProblemError("references is not a list of texts; write [] if there are none")
-
-
-def _bare_answer(answer: str) -> str | None:
-    r"""Return the answer without a ``\boxed{..}`` around all of it; ``None`` if it is empty.
-
-    An answer with text outside its box, or without a balanced box, does not change.
-    """
-    answer = answer.strip()
-    for box in outer_boxes(answer)[:1]:
-        if box.start == 0 and box.end == len(answer):
-            return _bare_answer(answer[box.content_start : box.content_end])
-    return answer or None
 
 
 def _sample_suffix(source: str) -> tuple[str, tuple[int, int] | None]:

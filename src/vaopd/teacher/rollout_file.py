@@ -20,8 +20,9 @@ from vaopd.objective.weights import high_group
 from vaopd.pictures import save_picture
 from vaopd.problems.images import ImageRules, image_rules
 from vaopd.problems.problem import Problem
+from vaopd.problems.reading import problem_of_row
 from vaopd.problems.rows import Row, jsonl_rows
-from vaopd.problems.sources import load_problems, problem_of_row
+from vaopd.problems.sources import load_problems
 from vaopd.teacher.local import LocalTeacher
 
 ROWS_AT_ONCE = 64

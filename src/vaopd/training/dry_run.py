@@ -7,10 +7,11 @@ from vaopd.config import RunConfig
 from vaopd.errors import ProblemError
 from vaopd.problems.bad_rows import BadRow, bad_rows_error
 from vaopd.problems.checks import damaged_images, without_answer, without_reference
+from vaopd.problems.files import count_rows
 from vaopd.problems.images import image_rules
 from vaopd.problems.problem import Problem
-from vaopd.problems.rows import count_rows
-from vaopd.problems.sources import Location, load_problems, locate, placed_problems
+from vaopd.problems.reading import placed_problems
+from vaopd.problems.sources import Location, load_problems, locate
 from vaopd.training.backends import check_installed
 from vaopd.training.schedule import total_steps
 

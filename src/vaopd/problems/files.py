@@ -1,0 +1,114 @@
+"""Rows of local files and folders."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from vaopd.errors import ProblemError
+from vaopd.problems.rows import (
+    VIRL39K_PARQUET,
+    Row,
+    csv_rows,
+    json_rows,
+    jsonl_rows_or_errors,
+    not_parquet,
+    numbered_lines,
+    parquet_rows,
+)
+
+SPLITS = frozenset({"train", "validation", "val", "dev", "test"})
+_READERS = {
+    ".parquet": parquet_rows,
+    ".jsonl": jsonl_rows_or_errors,
+    ".json": json_rows,
+    ".csv": csv_rows,
+}
+FILE_SUFFIXES = tuple(_READERS)
+"""Suffixes of the files that are read."""
+
+
+def local_rows(path: Path, split: str) -> Iterator[Row | ProblemError]:
+    """Yield the rows of a file, or of a folder's files of one split.
+
+    A line that is not a JSON object, or has another number of cells than the header of a CSV,
+    gives an error instead of a row.
+
+    Raises:
+        ProblemError: The file is missing or not readable.
+    """
+    roots = ((path if path.is_dir() else path.parent).resolve(),)
+    for file in files_of(path, split):
+        read = _READERS.get(file.suffix)
+        if read is None:
+            raise ProblemError(
+                f"{file} is not a .parquet, .jsonl, .json or .csv file; convert it to one of them"
+            )
+        yield from read(file, roots)
+
+
+def files_of(path: Path, split: str) -> list[Path]:
+    """Return the data files of a split of a folder, in the order of their names, or the file.
+
+    Parquet files named after splits (``train-00000-of-00002.parquet``, as the hub writes them)
+    are chosen by split; a folder whose parquet files carry no split names is one split.
+
+    Raises:
+        ProblemError: The folder holds no file of the split.
+    """
+    if not path.is_dir():
+        return [path]
+    folder = path
+    # A file of one split must never be used for another.
+    whole = ("data.jsonl", VIRL39K_PARQUET) if split == "train" else ()
+    for name in (f"{split}.jsonl", *whole):
+        if (folder / name).is_file():
+            return [folder / name]
+    files = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
+    if not files:
+        names = [f"{name}{suffix}" for suffix in (".json", ".csv")
+                 for name in (split, *(("data",) if split == "train" else ()))]  # fmt: skip
+        for name in names:
+            if (folder / name).is_file():
+                return [folder / name]
+        raise ProblemError(
+            f"{folder} holds no data.jsonl, {split}.jsonl or *.parquet (nor a .json or .csv of "
+            "these names); name the folder that the data files lie in"
+        )
+    splits = {file: _split_of(file) for file in files}
+    named = SPLITS.intersection(splits.values())
+    chosen = [file for file in files if splits[file] == split]
+    if not chosen and (named or split != "train"):
+        raise ProblemError(
+            f"{folder} has no files of the split {split}; append one of "
+            f"{', '.join('@' + name for name in sorted(set(splits.values())))}"
+        )
+    return chosen or files
+
+
+def _split_of(file: Path) -> str:
+    """Return the split in a file's name, at any place, else the first word of the name."""
+    words = re.split(r"[-_.]", file.name)
+    return next((word for word in words if word in SPLITS), words[0])
+
+
+def count_rows(path: Path, split: str) -> int:
+    """Return the number of rows of a file, or of one split of a folder, without reading cells.
+
+    Raises:
+        ProblemError: The file is missing or not readable.
+    """
+    return sum(_count(file) for file in files_of(path, split))
+
+
+def _count(file: Path) -> int:
+    if file.suffix == ".jsonl":
+        return sum(1 for _ in numbered_lines(file))
+    if file.suffix != ".parquet":
+        return sum(1 for _ in local_rows(file, "train"))
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_metadata(file).num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        raise not_parquet(file, error) from error
