@@ -39,10 +39,16 @@ def _samples_nothing(config: RunConfig) -> bool:
     return not config.method.needs.sampling
 
 
+def _draws_all(config: RunConfig) -> bool:
+    data = config.data
+    return all(one.startswith("drawn:") for one in (data.train, data.validation) if one)
+
+
 NO_VALIDATION = "data.validation is not set"
 METHOD = "method.name is {config.method.name}"
 
 RULES = (
+    Rule(("data.columns",), "drawn problems have no columns", _draws_all),
     Rule(
         ("validation", "training.validate_every", "data.allow_overlap"),
         NO_VALIDATION,

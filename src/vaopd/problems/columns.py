@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from vaopd.config.columns import OWN_NAMES
 from vaopd.errors import ConfigError, ProblemError
 from vaopd.problems.bad_rows import shown
 from vaopd.problems.conversations import columns_of, listed, with_placeholders
@@ -44,16 +45,6 @@ GEOMETRY3K = Layout(question="problem", images="images", id="id")
 VIRL39K = Layout(question="question", images="image", id="qid")
 
 TURNS = ("messages", "conversations", "prompt")
-OWN_NAMES = {
-    "question": ("question", "problem"),
-    "image": ("image", "images"),
-    "answer": ("answer", "solution"),
-    "id": ("id", "qid"),
-    "kind": ("kind", "category"),
-    "references": ("references",),
-    "messages": ("messages", "conversations"),
-}
-"""Fields of a problem that ``data.columns`` maps, with the columns that hold them otherwise."""
 
 
 def layout_of(columns: Collection[str]) -> Layout:
@@ -78,16 +69,19 @@ def is_conversation(columns: Collection[str]) -> bool:
     return has_turns and not any(one.required <= set(columns) for one in (GEOMETRY3K, VIRL39K))
 
 
-def readable_columns(names: Collection[str], columns: Mapping[str, str]) -> list[str]:
+def readable_columns(names: Collection[str], columns: Mapping[str, str], place: str) -> list[str]:
     """Return the columns of a file that its rows need, without others, which may be large.
 
     Args:
         names: All columns of the file.
         columns: Names that a recipe maps, by our fields.
+        place: The file, for errors.
 
     Raises:
+        ConfigError: A mapped column does not exist.
         ProblemError: The columns fit no layout, and none is mapped.
     """
+    check_columns(names, columns, place)
     known = {name for own in OWN_NAMES.values() for name in own} | {"prompt", "completion"}
     if columns:
         wanted = known.union(columns.values())
@@ -112,15 +106,19 @@ def check_columns(names: Collection[str], columns: Mapping[str, str], place: str
             )
 
 
-def check_header(names: Collection[str], place: str) -> None:
+def check_header(names: Collection[str], columns: Mapping[str, str], place: str) -> None:
     """Check that a file whose rows all have the same columns has a question and an image.
 
     Raises:
-        ProblemError: It does not.
+        ConfigError: A mapped column does not exist.
+        ProblemError: No column holds the question or the image.
     """
+    check_columns(names, columns, place)
     needed = {"question": {*OWN_NAMES["question"], *TURNS}, "image": {*OWN_NAMES["image"]}}
+    if "messages" in columns:
+        del needed["question"]
     for field, own in needed.items():
-        if own.isdisjoint(names):
+        if field not in columns and own.isdisjoint(names):
             raise ProblemError(
                 f"{place} has no column for the {field}; its columns are {_listed_names(names)}; "
                 f"rename one to {field}, or name it in data.columns"
@@ -130,8 +128,8 @@ def check_header(names: Collection[str], place: str) -> None:
 def mapped_columns(cells: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """Return a row as the columns of geometry3k, by mapped names and else by ours.
 
-    A single image or reference is a list of one, also as a text of CSV. Images belong before a
-    question that has no placeholders.
+    A single image or reference is a list of one, also as a text of CSV; a question that is a list
+    is a conversation. Images belong before a question that has no placeholders.
 
     Raises:
         ProblemError: There is no question, or a conversation has turns that are not read.
@@ -140,6 +138,8 @@ def mapped_columns(cells: Mapping[str, Any], columns: Mapping[str, str]) -> dict
     images, references = _several(found["image"]), _several(found["references"])
     rest = {name: found[name] for name in ("id", "kind", "answer")}
     question, turns = found["question"], found["messages"]
+    if isinstance(question, list):
+        question, turns = None, question
     if question is None and (turns is not None or cells.get("prompt") is not None):
         spoken = {name: cells.get(name) for name in ("prompt", "completion")}
         beside = {"images": images or None, "references": references}

@@ -1,11 +1,14 @@
 """Rows of local files and folders."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import chain, islice
 from pathlib import Path
 
 from vaopd.errors import ProblemError
+from vaopd.problems.columns import check_columns
 from vaopd.problems.rows import (
+    NO_COLUMNS,
     VIRL39K_PARQUET,
     Row,
     csv_rows,
@@ -17,33 +20,61 @@ from vaopd.problems.rows import (
 )
 
 SPLITS = frozenset({"train", "validation", "val", "dev", "test"})
-_READERS = {
-    ".parquet": parquet_rows,
-    ".jsonl": jsonl_rows_or_errors,
-    ".json": json_rows,
-    ".csv": csv_rows,
-}
-FILE_SUFFIXES = tuple(_READERS)
+FILE_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 """Suffixes of the files that are read."""
 
+FIRST_ROWS = 100
+"""Rows of JSON in which each column that a recipe maps must come."""
 
-def local_rows(path: Path, split: str) -> Iterator[Row | ProblemError]:
+
+def local_rows(
+    path: Path, split: str, columns: Mapping[str, str] = NO_COLUMNS
+) -> Iterator[Row | ProblemError]:
     """Yield the rows of a file, or of a folder's files of one split.
 
     A line that is not a JSON object, or has another number of cells than the header of a CSV,
     gives an error instead of a row.
 
+    Args:
+        path: File or folder.
+        split: Of the folder.
+        columns: Names of columns that a recipe maps, by our fields.
+
     Raises:
+        ConfigError: A mapped column does not exist.
         ProblemError: The file is missing or not readable.
     """
     roots = ((path if path.is_dir() else path.parent).resolve(),)
     for file in files_of(path, split):
-        read = _READERS.get(file.suffix)
-        if read is None:
-            raise ProblemError(
-                f"{file} is not a .parquet, .jsonl, .json or .csv file; convert it to one of them"
-            )
-        yield from read(file, roots)
+        yield from _rows_of(file, roots, columns)
+
+
+def _rows_of(
+    file: Path, roots: tuple[Path, ...], columns: Mapping[str, str]
+) -> Iterator[Row | ProblemError]:
+    if file.suffix == ".parquet":
+        return parquet_rows(file, roots, columns)
+    if file.suffix == ".csv":
+        return csv_rows(file, roots, columns)
+    if file.suffix == ".jsonl":
+        return _with_columns(jsonl_rows_or_errors(file, roots), columns, file.name)
+    if file.suffix == ".json":
+        return _with_columns(json_rows(file, roots), columns, file.name)
+    raise ProblemError(
+        f"{file} is not a .parquet, .jsonl, .json or .csv file; convert it to one of them"
+    )
+
+
+def _with_columns(
+    rows: Iterator[Row | ProblemError], columns: Mapping[str, str], place: str
+) -> Iterator[Row | ProblemError]:
+    """Yield rows whose columns may differ, after a check of the first ones."""
+    if columns:
+        first = list(islice(rows, FIRST_ROWS))
+        names = {name for row in first if isinstance(row, Row) for name in row.cells}
+        check_columns(names, columns, place)
+        rows = chain(first, rows)
+    yield from rows
 
 
 def files_of(path: Path, split: str) -> list[Path]:
@@ -91,20 +122,20 @@ def _split_of(file: Path) -> str:
     return next((word for word in words if word in SPLITS), words[0])
 
 
-def count_rows(path: Path, split: str) -> int:
+def count_rows(path: Path, split: str, columns: Mapping[str, str] = NO_COLUMNS) -> int:
     """Return the number of rows of a file, or of one split of a folder, without reading cells.
 
     Raises:
         ProblemError: The file is missing or not readable.
     """
-    return sum(_count(file) for file in files_of(path, split))
+    return sum(_count(file, columns) for file in files_of(path, split))
 
 
-def _count(file: Path) -> int:
+def _count(file: Path, columns: Mapping[str, str]) -> int:
     if file.suffix == ".jsonl":
         return sum(1 for _ in numbered_lines(file))
     if file.suffix != ".parquet":
-        return sum(1 for _ in local_rows(file, "train"))
+        return sum(1 for _ in _rows_of(file, (), columns))
     import pyarrow
     import pyarrow.parquet
 

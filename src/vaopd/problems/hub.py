@@ -2,17 +2,19 @@
 
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vaopd.errors import ProblemError
-from vaopd.problems.rows import VIRL39K_NAME, VIRL39K_PARQUET, Row, parquet_rows
+from vaopd.problems.columns import check_columns
+from vaopd.problems.rows import NO_COLUMNS, VIRL39K_NAME, VIRL39K_PARQUET, Row, parquet_rows
 
 
-def hub_rows(name: str, split: str) -> Iterator[Row]:
+def hub_rows(name: str, split: str, columns: Mapping[str, str] = NO_COLUMNS) -> Iterator[Row]:
     """Yield the rows of a data set on the hub.
 
     Raises:
+        ConfigError: A column that a recipe maps does not exist.
         ProblemError: The hub cannot be reached or has no such data set or split.
     """
     # Imported here, because it takes one and a half seconds and local files do not need it.
@@ -26,7 +28,9 @@ def hub_rows(name: str, split: str) -> Iterator[Row]:
     except (OSError, ValueError) as error:
         raise unreachable(f"{name}@{split}", error) from error
     assert isinstance(data, datasets.Dataset)
-    for column in {"images", "image"}.intersection(data.column_names):
+    check_columns(data.column_names, columns, f"{name}@{split}")
+    mapped = columns.get("image", "image")
+    for column in {"images", "image", mapped}.intersection(data.column_names):
         # Not decoded: encoded bytes are small and exact, and decoding takes time.
         data = data.cast_column(column, datasets.List(datasets.Image(decode=False)))
     # Data sets of image files name files of these two folders.
@@ -36,7 +40,7 @@ def hub_rows(name: str, split: str) -> Iterator[Row]:
         yield Row(f"{name}@{split} row {number}", dict(cells), Path(), roots)
 
 
-def virl39k_rows() -> Iterator[Row]:
+def virl39k_rows(columns: Mapping[str, str] = NO_COLUMNS) -> Iterator[Row]:
     """Yield the rows of ViRL39K, whose images are in a zip file next to the parquet on the hub.
 
     Raises:
@@ -58,7 +62,7 @@ def virl39k_rows() -> Iterator[Row]:
             with zipfile.ZipFile(folder / "images.zip") as archive:
                 archive.extractall(aside)
             (Path(aside) / "images").rename(folder / "images")
-    yield from parquet_rows(folder / VIRL39K_PARQUET)
+    yield from parquet_rows(folder / VIRL39K_PARQUET, columns=columns)
 
 
 def unreachable(name: str, error: Exception) -> ProblemError:

@@ -74,10 +74,13 @@ class Problem:
     max_stored_pixels: int = MAX_STORED_PIXELS
     """Most pixels of all images together; more is refused before it is decoded."""
 
+    system_prompt: str = ""
+    """System turn before the question; '' = none."""
+
     def __post_init__(self) -> None:
         check_name(self.id, "id")
         check_name(self.kind, f"kind of problem {self.id}")
-        for text in (self.prompt, self.answer or "", *self.references):
+        for text in (self.system_prompt, self.prompt, self.answer or "", *self.references):
             _check_whole(text, self.id)
         if not self.images:
             raise ProblemError(
@@ -104,7 +107,8 @@ class Problem:
     def content_hash(self) -> str:
         """Return the SHA-256 of prompt and image bytes, in hex.
 
-        Id, split and answer are left out, so the same content has the same hash in two data sets.
+        Id, split, answer and system prompt are left out, so the same content has the same hash in
+        two data sets.
 
         Raises:
             ProblemError: An image file cannot be read.

@@ -1,23 +1,68 @@
 """Problems of rows: which cells become question, images and answer, and which rows are bad."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vaopd.config import DataConfig
 from vaopd.errors import ProblemError
-from vaopd.problems.bad_rows import BadRow
+from vaopd.problems.bad_rows import BadRow, shown
 from vaopd.problems.boxed import outer_boxes
 from vaopd.problems.columns import is_conversation, layout_of, mapped_columns
 from vaopd.problems.conversations import columns_of
-from vaopd.problems.images import ImageRules
+from vaopd.problems.images import ImageRules, image_rules
 from vaopd.problems.problem import Problem
 from vaopd.problems.rows import Row
+
+INSIDE = ImageRules()
+"""Images in the folder of the data."""
+
+
+@dataclass(frozen=True)
+class ReadingRules:
+    """How the rows of a source become problems."""
+
+    images: ImageRules = INSIDE
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Names of their columns, by our fields; a field that is not named has its own names."""
+
+    system_prompt: str = ""
+    prompt_suffix: str = ""
+
+    def asked(self, problem: Problem) -> Problem:
+        """Return a problem with the system prompt, and with the suffix on a line of its own."""
+        if self.system_prompt:
+            problem = replace(problem, system_prompt=self.system_prompt)
+        if self.prompt_suffix:
+            problem = replace(problem, prompt=f"{problem.prompt}\n{self.prompt_suffix}")
+        return problem
+
+
+def reading_rules(data: DataConfig) -> ReadingRules:
+    """Return the rules that a recipe sets."""
+    return ReadingRules(
+        images=image_rules(data),
+        columns=data.columns or {},
+        system_prompt=data.system_prompt or "",
+        prompt_suffix=data.prompt_suffix or "",
+    )
+
+
+def asked_line(data: DataConfig) -> str:
+    """Return a line about what a recipe adds to every question; '' for nothing."""
+    added = []
+    if data.system_prompt:
+        added.append(f"the system prompt {shown(data.system_prompt)!r} before it")
+    if data.prompt_suffix:
+        added.append(f"{shown(data.prompt_suffix)!r} after it")
+    return f"every question has {' and '.join(added)}" if added else ""
 
 
 def placed_problems(
     rows: Iterator[Row | ProblemError],
     source: str,
     split: str,
-    rules: ImageRules,
+    rules: ReadingRules,
     prefix: str | None = None,
 ) -> Iterator[tuple[str, Problem | BadRow]]:
     """Yield the place of each row with its problem, or with the error.
@@ -26,7 +71,7 @@ def placed_problems(
         rows: Rows of a source.
         source: Name of the data set.
         split: Of the data set.
-        rules: Which images are read.
+        rules: How rows are read.
         prefix: Beginning of the made ids of problems without one; SOURCE:SPLIT unless given.
     """
     prefix = prefix or f"{source}:{split}"
@@ -54,7 +99,7 @@ def placed_problems(
 
 
 def problem_of_row(
-    row: Row, fallback_id: str, source: str, split: str, rules: ImageRules
+    row: Row, fallback_id: str, source: str, split: str, rules: ReadingRules
 ) -> Problem:
     """Return the problem of one row in any layout.
 
@@ -63,23 +108,24 @@ def problem_of_row(
     """
     cells = row.cells
     try:
-        if row.is_flat:
-            cells = mapped_columns(cells, {})
+        if row.is_flat or rules.columns:
+            cells = mapped_columns(cells, rules.columns)
         elif is_conversation(cells):
             cells = columns_of(cells)
         layout = layout_of(cells)
         kind = "kind" if cells.get("kind") is not None else "category"
-        return Problem(
+        problem = Problem(
             id=_text(cells, layout.id) or fallback_id,
             prompt=_text(cells, layout.question),
-            images=rules.read(cells[layout.images], layout.images, row.folder, row.inside),
+            images=rules.images.read(cells[layout.images], layout.images, row.folder, row.inside),
             answer=_bare_answer(_text(cells, "answer")),
             source=source,
             split=split,
             references=_references(cells.get("references")),
             kind=_text(cells, kind),
-            max_stored_pixels=rules.max_stored_pixels,
+            max_stored_pixels=rules.images.max_stored_pixels,
         )
+        return rules.asked(problem)
     except ProblemError as error:
         raise ProblemError(f"{row.place}: {error}") from None
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from vaopd.errors import ProblemError
@@ -20,6 +21,7 @@ MAX_LINE_BYTES = 16 * 2**20
 MAX_JSON_BYTES = 2**30
 """Most bytes of a JSON file, which is read whole."""
 
+NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 _BATCH_ROWS = 64
 
 
@@ -110,10 +112,13 @@ def not_parquet(file: Path, error: Exception) -> ProblemError:
     return ProblemError(f"{file} cannot be read as parquet: {reason}; download or write it again")
 
 
-def parquet_rows(path: Path, roots: tuple[Path, ...] = ()) -> Iterator[Row]:
+def parquet_rows(
+    path: Path, roots: tuple[Path, ...] = (), columns: Mapping[str, str] = NO_COLUMNS
+) -> Iterator[Row]:
     """Yield the rows of a parquet file, without the columns that no problem needs.
 
     Raises:
+        ConfigError: A column that a recipe maps does not exist.
         ProblemError: The file is damaged, or its columns fit no layout.
     """
     # Imported here, because it takes half a second and other sources do not need it.
@@ -123,11 +128,11 @@ def parquet_rows(path: Path, roots: tuple[Path, ...] = ()) -> Iterator[Row]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             try:
-                columns = readable_columns(file.schema_arrow.names, {})
+                names = readable_columns(file.schema_arrow.names, columns, path.name)
             except ProblemError as error:
                 raise ProblemError(f"{path.name}: {error}") from None
             number = 0
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=names):
                 for cells in batch.to_pylist():
                     number += 1
                     yield Row(f"{path.name} row {number}", cells, path.parent, roots)
@@ -168,12 +173,15 @@ def json_rows(path: Path, roots: tuple[Path, ...] = ()) -> Iterator[Row | Proble
             yield ProblemError(f"{place} is a JSON {found}; write an array of objects")
 
 
-def csv_rows(path: Path, roots: tuple[Path, ...] = ()) -> Iterator[Row | ProblemError]:
+def csv_rows(
+    path: Path, roots: tuple[Path, ...] = (), columns: Mapping[str, str] = NO_COLUMNS
+) -> Iterator[Row | ProblemError]:
     """Yield the rows of a CSV file with a header, and an error for each with too many or few cells.
 
     Empty cells are absent. A place names the line on which the row begins.
 
     Raises:
+        ConfigError: A column that a recipe maps does not exist.
         ProblemError: The file is not UTF-8, its header names a column twice, or a quote is not
             closed, after which no row is certain.
     """
@@ -182,6 +190,7 @@ def csv_rows(path: Path, roots: tuple[Path, ...] = ()) -> Iterator[Row | Problem
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(_short_lines(path, file), strict=True)
         header = _csv_header(path, reader)
+        check_header([name for name in header if name], columns, path.name)
         while True:
             place = f"{path.name} line {reader.line_num + 1}"
             try:
@@ -226,7 +235,6 @@ def _csv_header(path: Path, reader: Any) -> list[str]:
             f"{place} is {shown(header[0])}, without a comma; save the file with commas between "
             "its cells"
         )
-    check_header([name for name in header if name], path.name)
     return header
 
 

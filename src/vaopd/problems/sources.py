@@ -8,20 +8,21 @@ Images stay encoded until they are used.
 import os
 import random
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from urllib.parse import parse_qsl
 
+from vaopd.config.columns import checked_fields
 from vaopd.errors import ConfigError, ProblemError
 from vaopd.problems.bad_rows import BadRow, bad_rows_error, shown
 from vaopd.problems.files import FILE_SUFFIXES, local_rows
 from vaopd.problems.hub import hub_rows, virl39k_rows
 from vaopd.problems.images import ImageRules
 from vaopd.problems.problem import Problem
-from vaopd.problems.reading import placed_problems
-from vaopd.problems.rows import VIRL39K_NAME, Row
+from vaopd.problems.reading import ReadingRules, placed_problems
+from vaopd.problems.rows import NO_COLUMNS, VIRL39K_NAME, Row
 
 ASSETS = Path(__file__).parents[1] / "assets"
 PACKAGED = ("geometry3k_sample",)
@@ -43,11 +44,17 @@ class Location:
     sample: tuple[int, int] | None
     """Number of rows to take, and the seed that chooses them; None = all."""
 
-    def rows(self) -> Iterator[Row | ProblemError]:
-        """Yield the rows, and an error for each row that cannot be read."""
+    def rows(self, columns: Mapping[str, str] = NO_COLUMNS) -> Iterator[Row | ProblemError]:
+        """Yield the rows, and an error for each row that cannot be read.
+
+        Args:
+            columns: Names of columns that a recipe maps, by our fields.
+        """
         if self.path is not None:
-            return local_rows(self.path, self.split)
-        return virl39k_rows() if self.name == VIRL39K_NAME else hub_rows(self.name, self.split)
+            return local_rows(self.path, self.split, columns)
+        if self.name == VIRL39K_NAME:
+            return virl39k_rows(columns)
+        return hub_rows(self.name, self.split, columns)
 
     def chosen(self, count: int) -> Sequence[int]:
         """Return the numbers, from 0, of the rows that are taken.
@@ -67,7 +74,13 @@ class Location:
 
 
 def load_problems(
-    source: str, *, limit: int | None = None, images: ImageRules | None = None
+    source: str,
+    *,
+    limit: int | None = None,
+    images: ImageRules | None = None,
+    columns: Mapping[str, str] | None = None,
+    system_prompt: str = "",
+    prompt_suffix: str = "",
 ) -> Sequence[Problem]:
     """Return the problems of a source, in its order.
 
@@ -92,20 +105,34 @@ def load_problems(
         source: Where the problems are.
         limit: Read only this number of problems from the beginning.
         images: Which images are read; by default those in the folder of the data.
+        columns: Names of their columns by our fields, as ``data.columns`` of a recipe.
+        system_prompt: System turn of every problem.
+        prompt_suffix: Text after every question, on a line of its own.
 
     Raises:
-        ConfigError: The source names nothing that could be read, or the limit is below 1.
+        ConfigError: The source names nothing that could be read, the limit is below 1, or a mapped
+            column does not exist.
         ProblemError: The source cannot be reached, a row is bad, or an id comes twice; up to ten
             bad rows are listed.
     """
-    problems, bad = read_source(source, limit=limit, images=images)
+    rules = ReadingRules(
+        images or ImageRules(), checked_fields(columns or {}), system_prompt, prompt_suffix
+    )
+    return all_problems(source, limit=limit, rules=rules)
+
+
+def all_problems(
+    source: str, *, limit: int | None = None, rules: ReadingRules | None = None
+) -> Sequence[Problem]:
+    """Return the problems of a source, none of whose rows may be bad; see ``load_problems``."""
+    problems, bad = read_source(source, limit=limit, rules=rules)
     if bad:
         raise bad_rows_error(source, bad, len(problems) + len(bad), "")
     return problems
 
 
 def read_source(
-    source: str, *, limit: int | None = None, images: ImageRules | None = None
+    source: str, *, limit: int | None = None, rules: ReadingRules | None = None
 ) -> tuple[Sequence[Problem], list[BadRow]]:
     """Return the problems of a source and its bad rows, both in its order; see ``load_problems``.
 
@@ -118,11 +145,11 @@ def read_source(
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}, expected at least 1; leave it out to read everything")
+    rules = rules or ReadingRules()
     if source.startswith("drawn:"):
-        return _drawn(source.removeprefix("drawn:"), limit), []
+        return _drawn(source.removeprefix("drawn:"), limit, rules), []
     location = locate(source)
-    rows = islice(location.rows(), limit)
-    rules = images or ImageRules()
+    rows = islice(location.rows(rules.columns), limit)
     found = [one for _, one in placed_problems(rows, location.name, location.split, rules)]
     if not found:
         raise ProblemError(
@@ -186,7 +213,7 @@ def _split_suffix(source: str) -> tuple[str, str]:
     return (matched[1], matched[2]) if matched else (source, "train")
 
 
-def _drawn(rest: str, limit: int | None) -> Sequence[Problem]:
+def _drawn(rest: str, limit: int | None, rules: ReadingRules) -> Sequence[Problem]:
     # Imported here: it loads fonts and a table of shapes, which other sources do not need.
     from vaopd.problems import drawn
 
@@ -200,5 +227,9 @@ def _drawn(rest: str, limit: int | None) -> Sequence[Problem]:
             f"drawn:{rest} has options that do not read as name=value, each once; "
             "write drawn:train?count=64&seed=0"
         )
-    problems = drawn.parse_source(split, dict(pairs))
+    problems = replace(
+        drawn.parse_source(split, dict(pairs)),
+        system_prompt=rules.system_prompt,
+        prompt_suffix=rules.prompt_suffix,
+    )
     return problems if limit is None else problems[:limit]

@@ -14,9 +14,9 @@ from vaopd.distributed.world import World
 from vaopd.problems.bad_rows import BadRow, bad_rows_error, listed
 from vaopd.problems.checks import damaged_images, without_answer, without_reference
 from vaopd.problems.drawn import DrawnProblems
-from vaopd.problems.images import image_rules
 from vaopd.problems.manifest import MANIFEST, digest, manifest
 from vaopd.problems.problem import Problem
+from vaopd.problems.reading import reading_rules
 from vaopd.problems.sources import read_source
 from vaopd.records import read_json
 
@@ -156,7 +156,7 @@ def _read(config: RunConfig) -> RunData:
     parts = []
     for key, source in sources.items():
         if source:
-            problems, bad = read_source(source, images=image_rules(config.data))
+            problems, bad = read_source(source, rules=reading_rules(config.data))
             parts.append(Part(key, source, problems).without(bad, policy))
     return RunData(tuple(parts), policy, config.data.allow_overlap)
 
