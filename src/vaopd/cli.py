@@ -22,6 +22,7 @@ from vaopd.look import inspect, plot, runs
 from vaopd.recipes.command import RECIPE, Debug, recipes
 from vaopd.study.command import study
 from vaopd.teacher.command import serve_teacher
+from vaopd.training.data_command import data
 from vaopd.versions import VersionOption
 
 if TYPE_CHECKING:
@@ -221,6 +222,7 @@ app.command()(study)
 app.command()(command.benchmarks)
 app.command()(serve_teacher)
 app.command()(recipes)
+app.add_typer(data, name="data")
 
 
 def _show_dry_run(config: "RunConfig") -> None:

@@ -152,5 +152,5 @@ def test_training_problems_come_in_the_encoded_bytes_of_their_split(
     hub = Location("hiyouga/geometry3k", "validation", None, None)
     found = [one for _, one in placed_problems(hub.rows(), hub.name, hub.split, ReadingRules())]
     problems = [one for one in found if isinstance(one, Problem)]
-    assert [one.images for one in problems] == [(png(60),), (png(61),)]
+    assert [list(one.stored_images()) for one in problems] == [[png(60)], [png(61)]]
     assert problems[1].id == "hiyouga/geometry3k:validation:1"

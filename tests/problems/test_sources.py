@@ -378,17 +378,17 @@ def test_the_unreachable_virl39k_says_what_to_do():
 def test_hub_rows_keep_the_encoded_bytes(monkeypatch: pytest.MonkeyPatch):
     import datasets
 
-    asked: list[tuple[str, str]] = []
+    asked: list[tuple[Any, ...]] = []
 
-    def load_dataset(name: str, *, split: str) -> datasets.Dataset:
-        asked.append((name, split))
+    def load_dataset(name: str, *options: Any, split: str, revision: Any) -> datasets.Dataset:
+        asked.append((name, *options, split, revision))
         rows = datasets.Dataset.from_list([geometry_row(3), geometry_row(4)])
         return rows.cast_column("images", datasets.List(datasets.Image()))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     problem = one(load_problems("hiyouga/geometry3k@validation", limit=1))
-    assert asked == [("hiyouga/geometry3k", "validation")]
-    assert problem.images == (png(3),)
+    assert asked == [("hiyouga/geometry3k", None, "validation", None)]
+    assert list(problem.stored_images()) == [png(3)]
     assert problem.id == "hiyouga/geometry3k:validation:0"
 
 

@@ -6,7 +6,7 @@ from vaopd.errors import ConfigError
 
 OWN_NAMES = {
     "question": ("question", "problem"),
-    "image": ("image", "images"),
+    "image": ("image", "images", "file_name", "file_names"),
     "answer": ("answer", "solution"),
     "id": ("id", "qid"),
     "kind": ("kind", "category"),

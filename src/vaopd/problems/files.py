@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -18,10 +19,17 @@ from vaopd.problems.rows import (
     numbered_lines,
     parquet_rows,
 )
+from vaopd.problems.tables import is_saved, parquet_table, saved_table, table_rows
 
 SPLITS = frozenset({"train", "validation", "val", "dev", "test"})
 FILE_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 """Suffixes of the files that are read."""
+
+METADATA = "metadata"
+"""Stem of the file that describes a folder of images, as ``datasets`` names it."""
+
+MAX_PARQUET_BYTES = 256 * 2**20
+"""Bytes of the parquet files of a source above which their images are not held in memory."""
 
 FIRST_ROWS = 100
 """Rows of JSON in which each column that a recipe maps must come."""
@@ -45,8 +53,19 @@ def local_rows(
         ProblemError: The file is missing or not readable.
     """
     roots = ((path if path.is_dir() else path.parent).resolve(),)
-    for file in files_of(path, split):
-        yield from _rows_of(file, roots, columns)
+    if is_saved(path):
+        yield from table_rows(saved_table(path, split), f"{path.name}@{split}", columns, roots)
+        return
+    files = files_of(path, split)
+    is_large = sum(one.stat().st_size for one in files if one.is_file()) > MAX_PARQUET_BYTES
+    for file in files:
+        if is_large and file.suffix == ".parquet":
+            yield from table_rows(parquet_table(file, columns), file.name, columns, roots)
+        elif file.stem == METADATA:
+            for row in _rows_of(file, roots, columns):
+                yield replace(row, is_flat=True) if isinstance(row, Row) else row
+        else:
+            yield from _rows_of(file, roots, columns)
 
 
 def _rows_of(
@@ -89,6 +108,12 @@ def files_of(path: Path, split: str) -> list[Path]:
     if not path.is_dir():
         return [path]
     folder = path
+    images = [folder / split, *([folder] if split == "train" else ())]
+    for file in (
+        inner / f"{METADATA}{suffix}" for inner in images for suffix in (".jsonl", ".csv")
+    ):
+        if file.is_file():
+            return [file]
     # A file of one split must never be used for another.
     whole = ("data.jsonl", VIRL39K_PARQUET) if split == "train" else ()
     for name in (f"{split}.jsonl", *whole):
@@ -128,6 +153,8 @@ def count_rows(path: Path, split: str, columns: Mapping[str, str] = NO_COLUMNS) 
     Raises:
         ProblemError: The file is missing or not readable.
     """
+    if is_saved(path):
+        return len(saved_table(path, split))
     return sum(_count(file, columns) for file in files_of(path, split))
 
 

@@ -3,41 +3,53 @@
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from vaopd.errors import ProblemError
-from vaopd.problems.columns import check_columns
 from vaopd.problems.rows import NO_COLUMNS, VIRL39K_NAME, VIRL39K_PARQUET, Row, parquet_rows
+from vaopd.problems.tables import table_rows
 
 
-def hub_rows(name: str, split: str, columns: Mapping[str, str] = NO_COLUMNS) -> Iterator[Row]:
+@dataclass(frozen=True)
+class HubName:
+    """A split of a data set on the hub."""
+
+    name: str
+    split: str = "train"
+    config: str | None = None
+    """Name of one of its configurations; None = the only one, or its default."""
+
+    revision: str | None = None
+    """Branch, tag or commit; None = the main branch."""
+
+    def __str__(self) -> str:
+        config = f"/{self.config}" if self.config else ""
+        return f"{self.name}{config}@{self.split}"
+
+
+def hub_rows(hub: HubName, columns: Mapping[str, str] = NO_COLUMNS) -> Iterator[Row]:
     """Yield the rows of a data set on the hub.
 
     Raises:
         ConfigError: A column that a recipe maps does not exist.
-        ProblemError: The hub cannot be reached or has no such data set or split.
+        ProblemError: The hub cannot be reached or has no such data set, configuration or split.
     """
     # Imported here, because it takes one and a half seconds and local files do not need it.
     import datasets
-    import datasets.config
-    import huggingface_hub
 
     try:
-        data = datasets.load_dataset(name, split=split)
-    # Unreachable, unknown and gated names are OSErrors, an unknown split is a ValueError.
+        data = datasets.load_dataset(hub.name, hub.config, split=hub.split, revision=hub.revision)
+    # Unreachable, unknown and gated names are OSErrors; an unknown configuration or split is a
+    # ValueError.
     except (OSError, ValueError) as error:
-        raise unreachable(f"{name}@{split}", error) from error
+        if "onfig" not in str(error).split("\n")[0]:
+            raise unreachable(str(hub), error) from error
+        # A configuration is missing or unknown; the second line lists those there are.
+        reason = " ".join(" ".join(str(error).split("\n")[:2]).split())[:400]
+        raise ProblemError(f"{hub} cannot be loaded ({reason}); append ?config=NAME") from error
     assert isinstance(data, datasets.Dataset)
-    check_columns(data.column_names, columns, f"{name}@{split}")
-    mapped = columns.get("image", "image")
-    for column in {"images", "image", mapped}.intersection(data.column_names):
-        # Not decoded: encoded bytes are small and exact, and decoding takes time.
-        data = data.cast_column(column, datasets.List(datasets.Image(decode=False)))
-    # Data sets of image files name files of these two folders.
-    caches = (datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE)
-    roots = tuple(Path(cache).resolve() for cache in caches)
-    for number, cells in enumerate(data, start=1):
-        yield Row(f"{name}@{split} row {number}", dict(cells), Path(), roots)
+    yield from table_rows(data, str(hub), columns)
 
 
 def virl39k_rows(columns: Mapping[str, str] = NO_COLUMNS) -> Iterator[Row]:

@@ -1,11 +1,12 @@
 """Problems of rows: which cells become question, images and answer, and which rows are bad."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from vaopd.config import DataConfig
-from vaopd.errors import ProblemError
+from vaopd.errors import ConfigError, ProblemError
 from vaopd.problems.bad_rows import BadRow, shown
 from vaopd.problems.boxed import outer_boxes
 from vaopd.problems.columns import is_conversation, layout_of, mapped_columns
@@ -13,6 +14,7 @@ from vaopd.problems.conversations import columns_of
 from vaopd.problems.images import ImageRules, image_rules
 from vaopd.problems.problem import Problem
 from vaopd.problems.rows import Row
+from vaopd.problems.tables import table_rows
 
 INSIDE = ImageRules()
 """Images in the folder of the data."""
@@ -96,6 +98,53 @@ def placed_problems(
             continue
         places[problem.id] = row.place
         yield row.place, problem
+
+
+def given_problems(
+    source: Any, limit: int | None, rules: ReadingRules
+) -> tuple[Sequence[Problem], list[BadRow]]:
+    """Return the problems of a source that is an object of Python, and its bad rows.
+
+    Raises:
+        ConfigError: It is neither a ``datasets.Dataset`` nor a sequence of ``Problem``.
+        ProblemError: It is empty.
+    """
+    # Imported here: it loads fonts and a table of shapes, which other sources do not need.
+    from vaopd.problems.drawn import DrawnProblems
+
+    if isinstance(source, DrawnProblems):
+        texts = {"system_prompt": rules.system_prompt, "prompt_suffix": rules.prompt_suffix}
+        drawn = replace(source, **{name: text for name, text in texts.items() if text})
+        return drawn if limit is None else drawn[:limit], []
+    if isinstance(source, Sequence):
+        placed = _checked(source[:limit], rules)
+    else:
+        # The table says so if it is not a datasets.Dataset.
+        split = str(getattr(source, "split", None) or "train")
+        rows = islice(table_rows(source, "the data set", rules.columns), limit)
+        placed = placed_problems(rows, "dataset", split, rules)
+    found = [one for _, one in placed]
+    if not found:
+        raise ProblemError("the data set has no rows; give at least one problem")
+    problems = [one for one in found if isinstance(one, Problem)]
+    return problems, [one for one in found if isinstance(one, BadRow)]
+
+
+def _checked(
+    problems: Sequence[Any], rules: ReadingRules
+) -> Iterator[tuple[str, Problem | BadRow]]:
+    known: set[str] = set()
+    for number, one in enumerate(problems, start=1):
+        if not isinstance(one, Problem):
+            raise ConfigError(
+                f"element {number} of the problems is a {type(one).__name__}; give objects of "
+                "vaopd.Problem, or datasets.Dataset.from_list(rows)"
+            )
+        if one.id in known:
+            yield "", BadRow(f"problem {number} has the id {one.id} of an earlier one")
+        else:
+            known.add(one.id)
+            yield "", rules.asked(one)
 
 
 def problem_of_row(

@@ -22,7 +22,8 @@ MAX_JSON_BYTES = 2**30
 """Most bytes of a JSON file, which is read whole."""
 
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
-_BATCH_ROWS = 64
+BATCH_ROWS = 64
+"""Rows that are in memory together, with their images."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def parquet_rows(
             except ProblemError as error:
                 raise ProblemError(f"{path.name}: {error}") from None
             number = 0
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=names):
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=names):
                 for cells in batch.to_pylist():
                     number += 1
                     yield Row(f"{path.name} row {number}", cells, path.parent, roots)

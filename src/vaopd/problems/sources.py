@@ -12,21 +12,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 from vaopd.config.columns import checked_fields
 from vaopd.errors import ConfigError, ProblemError
 from vaopd.problems.bad_rows import BadRow, bad_rows_error, shown
 from vaopd.problems.files import FILE_SUFFIXES, local_rows
-from vaopd.problems.hub import hub_rows, virl39k_rows
+from vaopd.problems.hub import HubName, hub_rows, virl39k_rows
 from vaopd.problems.images import ImageRules
 from vaopd.problems.problem import Problem
-from vaopd.problems.reading import ReadingRules, placed_problems
+from vaopd.problems.reading import ReadingRules, given_problems, placed_problems
 from vaopd.problems.rows import NO_COLUMNS, VIRL39K_NAME, Row
 
 ASSETS = Path(__file__).parents[1] / "assets"
 PACKAGED = ("geometry3k_sample",)
 
+Source = Any
+"""A text, a ``datasets.Dataset``, or a list of ``Problem``; see ``load_problems``."""
+
+GIVEN = "python:"
+"""Begins the record of a source that was given in Python."""
+
+HUB = "hub:"
+HUB_OPTIONS = ("config", "split", "revision")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -44,6 +53,17 @@ class Location:
     sample: tuple[int, int] | None
     """Number of rows to take, and the seed that chooses them; None = all."""
 
+    config: str | None = None
+    """Name of one of the configurations of a data set on the hub."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a data set on the hub."""
+
+    @property
+    def title(self) -> str:
+        """Name of the data set with its configuration."""
+        return f"{self.name}/{self.config}" if self.config else self.name
+
     def rows(self, columns: Mapping[str, str] = NO_COLUMNS) -> Iterator[Row | ProblemError]:
         """Yield the rows, and an error for each row that cannot be read.
 
@@ -54,7 +74,7 @@ class Location:
             return local_rows(self.path, self.split, columns)
         if self.name == VIRL39K_NAME:
             return virl39k_rows(columns)
-        return hub_rows(self.name, self.split, columns)
+        return hub_rows(HubName(self.name, self.split, self.config, self.revision), columns)
 
     def chosen(self, count: int) -> Sequence[int]:
         """Return the numbers, from 0, of the rows that are taken.
@@ -74,7 +94,7 @@ class Location:
 
 
 def load_problems(
-    source: str,
+    source: Source,
     *,
     limit: int | None = None,
     images: ImageRules | None = None,
@@ -86,16 +106,22 @@ def load_problems(
 
     ==============================  ==========================================================
     ``owner/name[@split]``          Hugging Face hub; the split is ``train`` unless named
+    ``hub:NAME[?config=..&..]``     the same, with ``config``, ``split`` and ``revision``
     ``FILE.parquet``                one parquet file
     ``FILE.jsonl``                  one JSON object a line
     ``FILE.json``                   one array of JSON objects
     ``FILE.csv``                    a header, and one row a problem
     ``FOLDER[@split]``              ``data.jsonl``, ``SPLIT.jsonl``, ``39Krelease.parquet`` with
                                     ``images/``, or parquet files, also under ``data/``; else
-                                    ``.json`` or ``.csv`` of the names of the ``.jsonl`` files
+                                    ``.json`` or ``.csv`` of the names of the ``.jsonl`` files;
+                                    or what ``save_to_disk`` wrote, or images with
+                                    ``metadata.jsonl`` or ``metadata.csv``
     ``package:geometry3k_sample``   ten real problems that ship with vaopd
     ``drawn:SPLIT[?count=..&..]``   drawn on demand, see ``vaopd.problems.drawn``
     ==============================  ==========================================================
+
+    A ``datasets.Dataset`` is read as a data set on the hub is, and a list of ``Problem`` is taken
+    as it is.
 
     ``?sample=200&seed=42`` after any source that is not drawn keeps that number of problems without
     replacement, in their order, chosen by ``random.Random(seed)``: the official release takes its
@@ -122,17 +148,18 @@ def load_problems(
 
 
 def all_problems(
-    source: str, *, limit: int | None = None, rules: ReadingRules | None = None
+    source: Source, *, limit: int | None = None, rules: ReadingRules | None = None
 ) -> Sequence[Problem]:
     """Return the problems of a source, none of whose rows may be bad; see ``load_problems``."""
     problems, bad = read_source(source, limit=limit, rules=rules)
     if bad:
-        raise bad_rows_error(source, bad, len(problems) + len(bad), "")
+        name = source if isinstance(source, str) else "the data set"
+        raise bad_rows_error(name, bad, len(problems) + len(bad), "")
     return problems
 
 
 def read_source(
-    source: str, *, limit: int | None = None, rules: ReadingRules | None = None
+    source: Source, *, limit: int | None = None, rules: ReadingRules | None = None
 ) -> tuple[Sequence[Problem], list[BadRow]]:
     """Return the problems of a source and its bad rows, both in its order; see ``load_problems``.
 
@@ -146,11 +173,13 @@ def read_source(
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}, expected at least 1; leave it out to read everything")
     rules = rules or ReadingRules()
+    if not isinstance(source, str):
+        return given_problems(source, limit, rules)
     if source.startswith("drawn:"):
         return _drawn(source.removeprefix("drawn:"), limit, rules), []
     location = locate(source)
     rows = islice(location.rows(rules.columns), limit)
-    found = [one for _, one in placed_problems(rows, location.name, location.split, rules)]
+    found = [one for _, one in placed_problems(rows, location.title, location.split, rules)]
     if not found:
         raise ProblemError(
             f"{location.name} ({location.split}) has no rows; check that it was written completely"
@@ -167,7 +196,14 @@ def locate(source: str) -> Location:
         ConfigError: The package is unknown, or the options do not read.
         ProblemError: The source names nothing that could be read.
     """
-    source, sample = _sample_suffix(source)
+    if source.startswith(GIVEN):
+        raise ConfigError(
+            f"{source} stands for problems that were given in Python; give them again: "
+            "vaopd.train(config, output, data={..}, resume=True)"
+        )
+    source, sample, of_hub = _options(source)
+    if source.startswith(HUB) or of_hub:
+        return _on_hub(source, sample, of_hub)
     if source.startswith("package:"):
         name = source.removeprefix("package:")
         if name not in PACKAGED:
@@ -190,22 +226,40 @@ def locate(source: str) -> Location:
     return Location(location, split, None, sample)
 
 
-def _sample_suffix(source: str) -> tuple[str, tuple[int, int] | None]:
-    """Return the source without its ``?sample=N&seed=S``, and the two numbers."""
+def _on_hub(source: str, sample: tuple[int, int] | None, options: dict[str, str]) -> Location:
+    """Return the place of a data set that is on the hub, also if a folder here has its name."""
+    name, split = _split_suffix(source.removeprefix(HUB))
+    is_here = not source.startswith(HUB) and os.path.exists(name)
+    if is_here or not _HUB_NAME.fullmatch(name):
+        raise ConfigError(
+            f"{shown(name)} is not a name on the hub, which alone has {' and '.join(HUB_OPTIONS)}; "
+            "write hub:owner/name?config=NAME&split=train, or leave them out"
+        )
+    split = options.get("split", split)
+    if name == VIRL39K_NAME and (split != "train" or options):
+        raise ProblemError(f"{name} has no splits or configurations; leave them out")
+    return Location(name, split, None, sample, options.get("config"), options.get("revision"))
+
+
+def _options(source: str) -> tuple[str, tuple[int, int] | None, dict[str, str]]:
+    """Return the source without its options: the sample with its seed, and those of the hub."""
     location, mark, query = source.rpartition("?")
     if not mark or os.path.exists(source):
-        return source, None
+        return source, None, {}
     options = dict(parse_qsl(query, keep_blank_values=True))
+    of_hub = {name: options.pop(name) for name in HUB_OPTIONS if options.get(name)}
     try:
-        size, seed = int(options.pop("sample")), int(options.pop("seed", "42"))
+        sample = None
+        if options or not of_hub:
+            sample = int(options.pop("sample")), int(options.pop("seed", "42"))
     except (KeyError, ValueError):
-        size = seed = 0
-    if size < 1 or options:
+        sample = (0, 0)
+    if options or (sample is not None and sample[0] < 1):
         raise ConfigError(
             f"the options of {source} do not read as sample=N&seed=S; write for example "
-            f"{location}?sample=200&seed=42"
+            f"{location}?sample=200&seed=42 (a name on the hub has {', '.join(HUB_OPTIONS)} too)"
         )
-    return location, (size, seed)
+    return location, sample, of_hub
 
 
 def _split_suffix(source: str) -> tuple[str, str]:
