@@ -257,8 +257,8 @@ def test_a_dry_run_decodes_the_first_image(run: Callable, recipe: Path, tmp_path
 @pytest.mark.parametrize(
     ("override", "expected", "message"),
     [
-        ("data.train=nope.jsonl", 1, "nope.jsonl does not exist; name a .parquet or .jsonl file"),
-        ("data.train={folder}/notes.txt", 1, "is neither a .parquet nor a .jsonl file"),
+        ("data.train=nope.jsonl", 1, "nope.jsonl does not exist; name a .parquet, "),
+        ("data.train={folder}/notes.txt", 1, "is not a .parquet, .jsonl, .json or .csv file"),
         ("data.train={folder}/page.parquet", 1, "cannot be read as parquet"),
         ("data.train={folder}/columns.jsonl", 1, "the columns are query; rename them to"),
         ("data.train={folder}/empty.jsonl", 1, "has no rows"),

@@ -155,6 +155,15 @@ EFFECTS: dict[str, list[Effect]] = {
     "teacher.cache_vision_mb": [Effect("10", forwards, ("training.max_steps=2", *TWO_PROBLEMS))],
     "data.train": [Effect("drawn:train?count=8", problems)],
     "data.validation": [Effect("drawn:validation?count=2", files, SFT)],
+    "data.columns": [
+        Effect(
+            "{question: text, image: figure, answer: solution}",
+            error,
+            ("data.train={named}", *ONE_A_STEP),
+        )
+    ],
+    "data.system_prompt": [Effect("Be brief.", loss), Effect("Be brief.", answers, HELD_OUT)],
+    "data.prompt_suffix": [Effect("Be brief.", loss), Effect("Be brief.", answers, HELD_OUT)],
     "data.allow_overlap": [Effect("true", error, (*SFT, "data.validation=drawn:train?count=1"))],
     "data.max_prompt_tokens": [Effect("10", error, SFT)],
     "data.check_images": [
@@ -335,6 +344,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
             "right": says_answer(),
             "folder": str(folder / "weights"),
             "broken": broken_data(folder),
+            "named": data_of(folder / "named", "x.png", columns=("text", "figure", "solution")),
             "outside": data_of(folder / "elsewhere", str(folder / "good.png")),
             "address": data_of(folder / "web", "http://127.0.0.1/x.png"),
         }
@@ -363,11 +373,14 @@ def broken_data(folder: Path) -> str:
     return str(folder / "data.jsonl")
 
 
-def data_of(folder: Path, image: str) -> str:
+def data_of(
+    folder: Path, image: str, columns: tuple[str, ...] = ("problem", "images", "answer")
+) -> str:
     """Write one problem with an image of this name."""
     folder.mkdir()
-    row = {"images": [image], "problem": "<image>What is it?", "answer": "1"}
-    write_rows(folder / "data.jsonl", [row])
+    Image.effect_noise((64, 64), 90).convert("RGB").save(folder / "x.png")
+    cells = ("<image>What is it?", [image], "1")
+    write_rows(folder / "data.jsonl", [dict(zip(columns, cells, strict=True))])
     return str(folder / "data.jsonl")
 
 

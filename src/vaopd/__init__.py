@@ -15,6 +15,7 @@ _HOMES = {
     "weighted_reverse_kl": "vaopd.objective.divergence",
     "load_config": "vaopd.config",
     "load_problems": "vaopd.problems.sources",
+    "Problem": "vaopd.problems.problem",
     "train": "vaopd.training.run",
     "Callback": "vaopd.training.callbacks",
     "Method": "vaopd.methods.base",

@@ -24,6 +24,7 @@ from vaopd.recipes.command import RECIPE, Debug, recipes
 from vaopd.rollouts.vllm.command import setup_vllm
 from vaopd.study.command import study
 from vaopd.teacher.command import serve_teacher
+from vaopd.training.data_command import data
 from vaopd.versions import VersionOption
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ app.command()(command.benchmarks)
 app.command()(serve_teacher)
 app.command()(recipes)
 app.command()(setup_vllm)
+app.add_typer(data, name="data")
 
 
 def _show_dry_run(config: "RunConfig") -> None:

@@ -49,10 +49,16 @@ def _samples_in_process(config: RunConfig) -> bool:
     return _validates(config) and config.method.needs.responses != "student"
 
 
+def _draws_all(config: RunConfig) -> bool:
+    data = config.data
+    return all(one.startswith("drawn:") for one in (data.train, data.validation) if one)
+
+
 NO_VALIDATION = "data.validation is not set"
 METHOD = "method.name is {config.method.name}"
 
 RULES = (
+    Rule(("data.columns",), "drawn problems have no columns", _draws_all),
     Rule(
         ("validation", "training.validate_every", "data.allow_overlap"),
         NO_VALIDATION,

@@ -17,7 +17,9 @@ from chat_server import chat_server
 from synthetic import write_synthetic
 
 from vaopd.config import parse_config
+from vaopd.evaluation.command_options import Answering, Asking
 from vaopd.evaluation.items import load_items
+from vaopd.evaluation.launch import BOX, protocol_of
 from vaopd.evaluation.protocol import Protocol, min_pixels_of, model_folder, weights_of
 from vaopd.evaluation.registry import BENCHMARKS, PAPER
 
@@ -312,3 +314,20 @@ def test_verdicts_agree_with_other_scorers():
         assert len(cases) >= 300
         assert agreeing / len(cases) > (0.6 if name == "wemath" else 0.85), name
     assert wemath_scores(INDEPENDENT)[0] == wemath_scores(INDEPENDENT)[1]
+
+
+def test_a_model_is_asked_as_in_its_own_run_unless_an_option_says_otherwise(tmp_path: Path):
+    texts = {"system_prompt": "Be brief.", "prompt_suffix": "Box it."}
+    data = {"train": "drawn:train", **texts}
+    config = parse_config({"student": {"model": "s"}, "data": data})
+    (tmp_path / "final").mkdir()
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    (tmp_path / "environment.json").write_text("{}")
+    plain = protocol_of("tiny:student", Asking(), Answering())
+    assert (plain.system_prompt, plain.prompt_suffix) == ("", "")
+    own = protocol_of(str(tmp_path), Asking(), Answering())
+    assert (own.system_prompt, own.prompt_suffix) == ("Be brief.", "Box it.")
+    other = protocol_of(str(tmp_path), Asking(system_prompt="", prompt_suffix="x"), Answering())
+    assert (other.system_prompt, other.prompt_suffix) == ("", "x")
+    boxed = protocol_of(str(tmp_path), Asking(prompts="box"), Answering())
+    assert boxed.prompt_suffix == f"{BOX}\nBox it."

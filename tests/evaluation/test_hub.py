@@ -16,9 +16,9 @@ from PIL import Image
 from vaopd.errors import ProblemError
 from vaopd.evaluation.items import load_items
 from vaopd.evaluation.registry import BENCHMARKS
-from vaopd.problems.images import ImageRules
 from vaopd.problems.problem import Problem
-from vaopd.problems.sources import Location, placed_problems
+from vaopd.problems.reading import ReadingRules, placed_problems
+from vaopd.problems.sources import Location
 
 CARD = """---
 configs:
@@ -150,7 +150,7 @@ def test_training_problems_come_in_the_encoded_bytes_of_their_split(
         )
     # A folder of that name would be read as a folder; the hub's way is meant here.
     hub = Location("hiyouga/geometry3k", "validation", None, None)
-    found = [one for _, one in placed_problems(hub.rows(), hub.name, hub.split, ImageRules())]
+    found = [one for _, one in placed_problems(hub.rows(), hub.name, hub.split, ReadingRules())]
     problems = [one for one in found if isinstance(one, Problem)]
-    assert [one.images for one in problems] == [(png(60),), (png(61),)]
+    assert [list(one.stored_images()) for one in problems] == [[png(60)], [png(61)]]
     assert problems[1].id == "hiyouga/geometry3k:validation:1"

@@ -31,6 +31,7 @@ from vaopd.integrations.trl import (
 )
 from vaopd.methods import make_method
 from vaopd.models.loading import load_model
+from vaopd.problems.reading import reading_rules
 from vaopd.problems.sources import load_problems
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.teacher.local import LocalTeacher
@@ -297,3 +298,13 @@ def test_a_row_without_a_question_or_an_image_is_one_sentence():
         problem_of({"prompt": "What is it?"})
     with pytest.raises(ProblemError, match=r"'missing\.png', which cannot be read"):
         problem_of({"prompt": "What is it?", "image": "missing.png"})
+
+
+def test_the_data_section_names_columns_and_adds_texts(make_args: Callable[..., VAOPDConfig]):
+    data = {"columns": {"question": "text", "image": "figure"}, "prompt_suffix": "Box it."}
+    config = make_args(data=data).recipe("tiny:student", "tiny:teacher-s")
+    row = {"text": "What is it?", "figure": Image.new("RGB", (40, 30)), "answer": "5"}
+    problem = problem_of(row, reading_rules(config.data))
+    assert (problem.prompt, problem.answer) == ("<image>What is it?\nBox it.", "5")
+    with pytest.raises(ConfigError, match="maps image to the column figure, which train_dataset"):
+        problem_of({"text": "What is it?", "picture": png()}, reading_rules(config.data))

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,6 +73,15 @@ def test_conversations_are_the_same_problem_in_every_layout(name: str, tmp_path:
     assert problem.answer == "5"
     assert problem.references == (ANSWER,)
     assert [image.size for image in problem.load_images()] == [(40, 30)]
+
+
+@pytest.mark.parametrize("name", ["ms-swift", "LLaVA", "plain prompt and solution"])
+def test_conversations_in_parquet_are_read_as_in_jsonl(name: str, tmp_path: Path):
+    expected = read(tmp_path, ROWS[name])
+    table = pyarrow.Table.from_pylist([{**ROWS[name], "more": "x"}])
+    pyarrow.parquet.write_table(table, tmp_path / "data.parquet")
+    (problem,) = load_problems(str(tmp_path / "data.parquet"))
+    assert problem == expected
 
 
 def test_a_conversation_without_an_answer_is_a_problem_without_one(tmp_path: Path):

@@ -253,11 +253,11 @@ def test_a_damaged_parquet_file_is_one_sentence(tmp_path: Path):
 
 
 SOURCES = [
-    ("x" * 5000, "does not exist; name a .parquet or .jsonl file"),
-    ("a\0b.jsonl", "does not exist; name a .parquet or .jsonl file"),
-    ("x" * 300 + ".jsonl", "does not exist; name a .parquet or .jsonl file"),
-    ("/dev/zero", "is neither a .parquet nor a .jsonl file"),
-    ("\x1b[2J", r"\\x1b\[2J does not exist; name a .parquet or .jsonl file"),
+    ("x" * 5000, "does not exist; name a .parquet, .jsonl, .json or .csv"),
+    ("a\0b.jsonl", "does not exist; name a .parquet, .jsonl, .json or .csv"),
+    ("x" * 300 + ".jsonl", "does not exist; name a .parquet, .jsonl, .json or .csv"),
+    ("/dev/zero", "is not a .parquet, .jsonl, .json or .csv file"),
+    ("\x1b[2J", r"\\x1b\[2J does not exist; name a .parquet, .jsonl, .json or .csv"),
 ]
 
 

@@ -349,14 +349,14 @@ def test_an_empty_file_is_an_error(tmp_path: Path):
 
 @pytest.mark.parametrize("source", ["gone.parquet", "some/gone.jsonl", "gone", "a/b/c", ""])
 def test_a_source_that_is_nowhere_is_an_error_that_lists_the_kinds(source: str):
-    with pytest.raises(ProblemError, match=r"does not exist; name a \.parquet"):
+    with pytest.raises(ProblemError, match=r"does not exist; name a \.parquet, \.jsonl"):
         load_problems(source or "no such thing")
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path):
-    (tmp_path / "made.csv").write_text("a,b")
-    with pytest.raises(ProblemError, match=r"made\.csv is neither a \.parquet nor a \.jsonl"):
-        load_problems(str(tmp_path / "made.csv"))
+    (tmp_path / "made.xlsx").write_text("a,b")
+    with pytest.raises(ProblemError, match=r"made\.xlsx is not a \.parquet, \.jsonl, \.json or "):
+        load_problems(str(tmp_path / "made.xlsx"))
 
 
 # ---- hub -----------------------------------------------------------------------------------
@@ -378,17 +378,17 @@ def test_the_unreachable_virl39k_says_what_to_do():
 def test_hub_rows_keep_the_encoded_bytes(monkeypatch: pytest.MonkeyPatch):
     import datasets
 
-    asked: list[tuple[str, str]] = []
+    asked: list[tuple[Any, ...]] = []
 
-    def load_dataset(name: str, *, split: str) -> datasets.Dataset:
-        asked.append((name, split))
+    def load_dataset(name: str, *options: Any, split: str, revision: Any) -> datasets.Dataset:
+        asked.append((name, *options, split, revision))
         rows = datasets.Dataset.from_list([geometry_row(3), geometry_row(4)])
         return rows.cast_column("images", datasets.List(datasets.Image()))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     problem = one(load_problems("hiyouga/geometry3k@validation", limit=1))
-    assert asked == [("hiyouga/geometry3k", "validation")]
-    assert problem.images == (png(3),)
+    assert asked == [("hiyouga/geometry3k", None, "validation", None)]
+    assert list(problem.stored_images()) == [png(3)]
     assert problem.id == "hiyouga/geometry3k:validation:0"
 
 

@@ -89,3 +89,23 @@ def test_a_row_without_a_response_is_named_and_leaves_no_output(
     with pytest.raises(ProblemError, match="row 1 has neither a response text nor token_ids"):
         score(write_rows(tmp_path, response=""), tmp_path / "scored.jsonl", teacher)
     assert not list(tmp_path.glob("*scored*")) and not list(tmp_path.glob(".*partial"))
+
+
+def test_what_a_recipe_adds_to_questions_is_before_the_scored_response(
+    tmp_path: Path, teacher: LocalTeacher
+):
+    plain = score(write_rows(tmp_path), tmp_path / "plain.jsonl", teacher)
+    found = []
+    for key in ("system_prompt", "prompt_suffix"):
+        data = CONFIG.data.model_copy(update={key: "Be brief."})
+        output = tmp_path / f"{key}.jsonl"
+        score_file(
+            tmp_path / "rollouts.jsonl", output, teacher, CONFIG.model_copy(update={"data": data})
+        )
+        found.append([json.loads(line) for line in output.read_text().splitlines()])
+    for rows in found:
+        assert [row["token_ids"] for row in rows] == [row["token_ids"] for row in plain]
+        assert [row["original_logprobs"] for row in rows] != [
+            row["original_logprobs"] for row in plain
+        ]
+    assert found[0][0]["original_logprobs"] != found[1][0]["original_logprobs"]

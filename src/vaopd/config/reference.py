@@ -124,6 +124,8 @@ def _type(annotation: Any) -> str:
         return ", ".join(f"`{choice}`" for choice in arguments)
     if origin in (Union, UnionType):
         return " or ".join(_type(part) for part in arguments)
+    if origin is dict:
+        return f"mapping of {_type(arguments[0])} to {_type(arguments[1])}"
     if origin in (list, tuple):
         return f"list of {_type(arguments[0])}"
     names = {bool: "true or false", int: "whole number", float: "number", str: "text"}

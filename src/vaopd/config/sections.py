@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vaopd.config.base import (
     Address,
@@ -14,6 +14,7 @@ from vaopd.config.base import (
     Precision,
     Section,
 )
+from vaopd.config.columns import checked_fields
 
 MAX_STORED_PIXELS = 50_000_000
 """Most pixels of all images of a problem, unless a recipe says otherwise."""
@@ -140,10 +141,23 @@ class DataConfig(Section):
     """Where problems come from and how images enter the models."""
 
     train: str
-    """Source of training problems: hub name with ``@split``, parquet, JSONL, folder, ``drawn:``."""
+    """Source of training problems: hub name with ``@split``, a file (parquet, JSONL, JSON,
+    CSV), a folder of them, or ``drawn:``."""
 
     validation: str | None = None
     """Source of held-out problems; none = no validation."""
+
+    columns: dict[str, str] | None = None
+    """Names of your columns by ours, such as ``{question: prompt, answer: solution, image:
+    picture}``, in both sources. Ours are question, image, answer, id, kind, references and
+    messages; a field that is not named is looked for under its own names."""
+
+    system_prompt: str | None = None
+    """System turn before every question, in training, validation and scoring; ``vaopd evaluate``
+    takes it from the run of its model. null = none, or what the chat template adds by itself."""
+
+    prompt_suffix: str | None = None
+    """Text after every question, on a line of its own, wherever ``system_prompt`` is used."""
 
     allow_overlap: FreeOnResume[bool] = False
     """Let problems be in both sources; otherwise a shared id, or the same question and image, is an
@@ -179,6 +193,21 @@ class DataConfig(Section):
     allow_urls: FreeOnResume[bool] = False
     """Download images that are ``http`` or ``https`` addresses: once, into
     ``~/.cache/vaopd/images``, from public servers only, up to 32 MiB and 30 seconds each."""
+
+    @field_validator("columns")
+    @classmethod
+    def _by_our_fields(cls, columns: dict[str, str] | None) -> dict[str, str] | None:
+        return None if columns is None else checked_fields(columns)
+
+    @model_validator(mode="after")
+    def _check_texts(self) -> "DataConfig":
+        for name in ("system_prompt", "prompt_suffix"):
+            if "<image>" in (getattr(self, name) or ""):
+                raise ValueError(
+                    f"data.{name} holds <image>, which stands for an image of a question; leave it "
+                    "out"
+                )
+        return self
 
 
 class ViewConfig(Section):

@@ -66,9 +66,15 @@ class Asking:
         typer.Option(help="Each set's own prompt, or with a line that asks for a box."),
     ] = "official"
     prompt_suffix: Annotated[
-        str, typer.Option(help="Text after every prompt, on a line of its own.")
-    ] = ""
-    system_prompt: Annotated[str, typer.Option(help="Text of a system message.")] = ""
+        str | None,
+        typer.Option(
+            help="Text after every prompt, on a line of its own; by the model's own run, else none."
+        ),
+    ] = None
+    system_prompt: Annotated[
+        str | None,
+        typer.Option(help="Text of a system message; by the model's own run, else none."),
+    ] = None
     chat_template_kwargs: Annotated[
         list[str] | None,
         typer.Option(help="KEY=VALUE for the chat template, such as enable_thinking=false."),

@@ -13,11 +13,12 @@ from vaopd.errors import ConfigError, ProblemError
 from vaopd.evaluation.benchmark import Benchmark, Item
 from vaopd.evaluation.rows import SUFFIXES, PlacedRow, RowOrError, hub_tables, open_table
 from vaopd.problems.bad_rows import BadRow
+from vaopd.problems.files import local_rows
 from vaopd.problems.images import ImageRules
-from vaopd.problems.rows import local_rows
-from vaopd.problems.sources import placed_problems, read_source
+from vaopd.problems.reading import ReadingRules, placed_problems
+from vaopd.problems.sources import read_source
 
-RULES = ImageRules(allow_outside=True)
+RULES = ReadingRules(ImageRules(allow_outside=True))
 """Benchmarks are read where their files name the images, as by every other evaluation."""
 
 
@@ -144,7 +145,7 @@ def _problem_rows(
         return str(path), iter(open_table(path).rows())
     if path is not None and path.is_file():
         return str(path), _local_problems(path)
-    problems, bad = read_source(source, images=RULES)
+    problems, bad = read_source(source, rules=RULES)
     rows = (PlacedRow(f"{source} row {n}", {"problem": p}) for n, p in enumerate(problems, 1))
     return source, chain((row.reason for row in bad), rows)
 

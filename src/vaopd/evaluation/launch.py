@@ -22,6 +22,7 @@ from vaopd.evaluation.protocol import (
     min_pixels_of,
     model_folder,
     protocol_in,
+    trained_on,
     weights_of,
 )
 from vaopd.evaluation.registry import find_benchmarks
@@ -47,8 +48,14 @@ def protocol_of(model: str, asking: Asking, answering: Answering) -> Protocol:
     """
     # The name on a server is not a local folder.
     model = model if answering.engine == "openai" else model_folder(model)
+    data = trained_on(model)
+    suffix, system = asking.prompt_suffix, asking.system_prompt
+    if suffix is None:
+        suffix = data and data.prompt_suffix
+    if system is None:
+        system = data and data.system_prompt
     lines = [BOX] if asking.prompts == "box" else []
-    lines += [asking.prompt_suffix] if asking.prompt_suffix else []
+    lines += [suffix] if suffix else []
     return Protocol(
         model=model,
         engine=answering.engine,
@@ -63,7 +70,7 @@ def protocol_of(model: str, asking: Asking, answering: Answering) -> Protocol:
         weights=weights_of(model),
         base_url=answering.base_url,
         prompt_suffix="\n".join(lines),
-        system_prompt=asking.system_prompt,
+        system_prompt=system or "",
         chat_template_kwargs=template_values(asking.chat_template_kwargs or []),
     )
 

@@ -120,12 +120,18 @@ def min_pixels_of(model: str) -> int:
     """
     if model.startswith("tiny:"):
         return TINY_MIN_PIXELS
+    data = trained_on(model)
+    return Protocol.min_pixels if data is None else data.min_pixels
+
+
+def trained_on(model: str) -> DataConfig | None:
+    """Return the section ``data`` of the run that contains a model folder; None without a run."""
     for folder in Path(model).resolve().parents[:2] if Path(model).is_dir() else ():
         if _is_run(folder):
             # The recipe is not checked as a whole: the file of a user's method may be elsewhere.
             data = read_recipe(folder / "config.yaml").get("data", {})
-            return DataConfig.model_validate(data).min_pixels
-    return Protocol.min_pixels
+            return DataConfig.model_validate(data)
+    return None
 
 
 def asked(problem: Problem, protocol: Protocol) -> Problem:

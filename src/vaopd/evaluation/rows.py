@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from vaopd.errors import ProblemError
-from vaopd.problems.rows import jsonl_rows_or_errors, unreachable
+from vaopd.problems.hub import unreachable
+from vaopd.problems.rows import jsonl_rows_or_errors
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".tsv", ".csv")
 _BATCH_ROWS = 256

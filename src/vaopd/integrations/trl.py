@@ -27,8 +27,10 @@ from vaopd.models import adapters
 from vaopd.models.compatibility import check_same_pixels, check_same_tokenizer
 from vaopd.models.loading import load_model, wrap_model
 from vaopd.models.model import VisionLanguageModel
+from vaopd.problems.columns import check_columns, mapped_columns
 from vaopd.problems.conversations import columns_of
 from vaopd.problems.problem import Problem
+from vaopd.problems.reading import ReadingRules, reading_rules
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.teacher.local import LocalTeacher
 from vaopd.training.metrics import step_metrics
@@ -42,6 +44,8 @@ READ = frozenset(
 
 HARMLESS = frozenset({"ds3_gather_for_generation", "pad_to_multiple_of"})
 """Options about how TRL works, which do not change what is learned."""
+
+PLAIN = ReadingRules()
 
 
 @dataclass
@@ -60,7 +64,7 @@ class VAOPDConfig(DistillationConfig):
 
     data: dict[str, Any] = field(default_factory=dict)
     """Keys of the section ``data`` of a recipe: ``min_pixels``, ``max_pixels``,
-    ``max_prompt_tokens``."""
+    ``max_prompt_tokens``, ``columns``, ``system_prompt``, ``prompt_suffix``."""
 
     num_generations: int = 4
     """Responses for each prompt (K)."""
@@ -167,7 +171,7 @@ class VAOPDTrainer(Trainer):
             adapters.choose_trainable(student.model, config.student)
         else:
             inject_adapter_in_model(peft_config, student.model)
-        self.student = student
+        self.student, self.rules = student, reading_rules(config.data)
         scorer = LocalTeacher(teacher, batch_tokens=config.teacher.batch_tokens)
         sampler = TransformersSampler(student, batch_tokens=config.sampling.batch_tokens)
         method = make_method(config.method)
@@ -198,7 +202,7 @@ class VAOPDTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Sample, score and weigh some prompts; add their gradient; return their loss."""
-        problems = [problem_of(row) for row in inputs["rows"]]
+        problems = [problem_of(row, self.rules) for row in inputs["rows"]]
         parts = self.current_gradient_accumulation_steps
         result = self.vaopd_step.accumulate_gradient(problems, self._number(), share=1 / parts)
         row = step_metrics(
@@ -248,18 +252,20 @@ class VAOPDTrainer(Trainer):
         return 0
 
 
-def problem_of(row: Mapping[str, Any]) -> Problem:
+def problem_of(row: Mapping[str, Any], rules: ReadingRules = PLAIN) -> Problem:
     """Return the problem of a row of a dataset as TRL's users keep it.
 
     Raises:
+        ConfigError: A column that ``rules`` maps does not exist.
         ProblemError: The row has no question or no image.
     """
-    columns = columns_of(row)
+    check_columns(row, rules.columns, "train_dataset")
+    columns = mapped_columns(row, rules.columns) if rules.columns else columns_of(row)
     question, images = columns["problem"], tuple(_encoded(cell) for cell in columns["images"])
     answer = None if columns["answer"] is None else str(columns["answer"])
     problem = Problem("", question, images, answer, "train_dataset", "train")
-    name = str(row.get("id") or problem.content_hash()[:16])
-    return Problem(name, question, images, answer, "train_dataset", "train")
+    name = str(columns.get("id") or problem.content_hash()[:16])
+    return rules.asked(Problem(name, question, images, answer, "train_dataset", "train"))
 
 
 def _encoded(cell: Any) -> bytes:

@@ -4,7 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
 from transformers.utils.hub import cached_file
 
 from vaopd.errors import ConfigError, ModelError
@@ -79,6 +84,36 @@ def load_model(
     loaded = wrap_model(model, source, name=name, compute_dtype=compute_dtype)
     loaded.quantization = quantization
     return loaded
+
+
+def load_family(name: str) -> Family:
+    """Return the family of a model with its tokenizer and image processor; loads no weights.
+
+    Args:
+        name: Name of the model, as in ``load_model``.
+
+    Raises:
+        ModelError: The model is not one that sees images, or a part of it cannot be loaded.
+    """
+    if adapters.is_adapter_folder(name):
+        return load_family(adapters.read_base(Path(name))[0])
+    source = tokenizer = name
+    if name.startswith("tiny:"):
+        tokenizer = tiny.asset_folder("tokenizer")
+    with torch.device("meta"):
+        if name.startswith("tiny:new-"):
+            model: Any = tiny.new_model(name.removeprefix("tiny:new-"))
+        else:
+            source = tiny.asset_folder(name.removeprefix("tiny:")) if tokenizer != name else name
+            config = read_pretrained(AutoConfig, source, name)
+            try:
+                model = AutoModelForImageTextToText.from_config(config)
+            except (ValueError, KeyError) as error:
+                raise ModelError(
+                    f"model {name!r} is not an image-text-to-text model "
+                    f"({' '.join(str(error).split())[:120]}); name a vision-language model"
+                ) from error
+    return wrap_model(model, tokenizer, name=name).family
 
 
 def check_files(name: str) -> None:

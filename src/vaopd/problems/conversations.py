@@ -78,9 +78,7 @@ def columns_of(row: Mapping[str, Any]) -> dict[str, Any]:
         )
     beside = next((row[name] for name in ("images", "image") if row.get(name) is not None), [])
     images = found.images or (list(beside) if isinstance(beside, list | tuple) else [beside])
-    question = found.question
-    if IMAGE_PLACEHOLDER not in question:
-        question = IMAGE_PLACEHOLDER * len(images) + question
+    question = with_placeholders(found.question, len(images))
     answer = next((row[name] for name in ("answer", "solution") if row.get(name) is not None), None)
     boxes = outer_boxes(found.answers[0]) if found.answers and answer is None else []
     if boxes:
@@ -92,6 +90,11 @@ def columns_of(row: Mapping[str, Any]) -> dict[str, Any]:
         "answer": answer,
         "references": row.get("references") or found.answers,
     }
+
+
+def with_placeholders(question: str, num_images: int) -> str:
+    """Return a question with a placeholder for each image before it, unless it has some."""
+    return question if IMAGE_PLACEHOLDER in question else IMAGE_PLACEHOLDER * num_images + question
 
 
 def _unread(turns: list[Mapping[str, Any]]) -> str:

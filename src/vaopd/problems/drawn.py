@@ -9,7 +9,7 @@ share a random stream.
 import io
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import overload
 
 from vaopd.errors import ConfigError
@@ -58,6 +58,10 @@ class DrawnProblems(Sequence[Problem]):
     """Number of reference responses for each problem, each with its own wording."""
 
     kinds: tuple[str, ...] = PROBLEM_KINDS
+    # Not in the repr, of which the manifest of a run keeps a hash: they are keys of its recipe.
+    system_prompt: str = field(default="", repr=False)
+    prompt_suffix: str = field(default="", repr=False)
+    """Text after every question, on a line of its own."""
 
     def __post_init__(self) -> None:
         if self.split not in ("train", "validation", "test"):
@@ -114,6 +118,8 @@ class DrawnProblems(Sequence[Problem]):
         if not canvas.prints_numbers:
             given = zip(figure.readings, figure.values, strict=True)
             question += f" Given: {', '.join(f'{name} {value}' for name, value in given)}."
+        if self.prompt_suffix:
+            question += f"\n{self.prompt_suffix}"
         png = io.BytesIO()
         canvas.image.save(png, "PNG")
         return Problem(
@@ -135,6 +141,7 @@ class DrawnProblems(Sequence[Problem]):
                 for _ in range(self.references)
             ),
             kind=kind,
+            system_prompt=self.system_prompt,
         )
 
 

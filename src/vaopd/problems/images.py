@@ -10,6 +10,7 @@ from vaopd.config import MAX_STORED_PIXELS, DataConfig
 from vaopd.errors import ProblemError
 from vaopd.problems.bad_rows import shown
 from vaopd.problems.fetching import fetch_image
+from vaopd.problems.problem import MappedImage
 
 MAX_IMAGES = 1000
 """Most images of a problem; no model takes as many in one prompt."""
@@ -30,8 +31,8 @@ class ImageRules:
 
     def read(
         self, cells: Any, column: str, folder: Path, roots: tuple[Path, ...]
-    ) -> tuple[bytes | Path, ...]:
-        """Return the images of one cell, in order: encoded bytes, or paths of files.
+    ) -> tuple[bytes | Path | MappedImage, ...]:
+        """Return the images of one cell, in order: encoded, or where they are stored.
 
         Args:
             cells: A list of encoded images, paths or addresses.
@@ -52,10 +53,12 @@ class ImageRules:
             )
         return tuple(self._image(cell, column, folder, roots) for cell in cells)
 
-    def _image(self, cell: Any, column: str, folder: Path, roots: tuple[Path, ...]) -> bytes | Path:
+    def _image(
+        self, cell: Any, column: str, folder: Path, roots: tuple[Path, ...]
+    ) -> bytes | Path | MappedImage:
         if isinstance(cell, Mapping):
             cell = cell.get("bytes") or cell.get("path")
-        if isinstance(cell, bytes):
+        if isinstance(cell, bytes | MappedImage):
             return cell
         if not isinstance(cell, str) or not cell:
             raise ProblemError(

@@ -4,11 +4,12 @@ import hashlib
 import io
 import struct
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps
 
@@ -44,6 +45,25 @@ UNREADABLE = (
 """Exceptions of Pillow's decoders for damaged bytes; its UnidentifiedImageError is an OSError."""
 
 
+@dataclass(frozen=True, eq=False)
+class MappedImage:
+    """An encoded image in a table of ``datasets``, which is read from disk when it is used."""
+
+    table: Any = field(repr=False)
+    """A ``datasets.Dataset`` in the format of Arrow, which does not decode images."""
+
+    row: int
+    column: str
+    position: int
+    """Number of the image, from 0, in a cell that holds a list."""
+
+    def load(self) -> bytes:
+        """Return the encoded image."""
+        cell = self.table[self.row][self.column][0].as_py()
+        one = cell[self.position] if isinstance(cell, list) else cell
+        return one["bytes"] if isinstance(one, Mapping) else one
+
+
 @dataclass(frozen=True)
 class Problem:
     """A question about one or several images, with its reference answer if it is known."""
@@ -54,8 +74,8 @@ class Problem:
     prompt: str
     """The question, with one literal ``<image>`` where each image belongs."""
 
-    images: tuple[bytes | Path, ...]
-    """Encoded images, or paths of image files, in the order of the placeholders."""
+    images: tuple[bytes | Path | MappedImage, ...]
+    """Encoded images, or where they are stored, in the order of the placeholders."""
 
     answer: str | None
     """Reference answer without a box; ``None`` if it is not known."""
@@ -74,10 +94,13 @@ class Problem:
     max_stored_pixels: int = MAX_STORED_PIXELS
     """Most pixels of all images together; more is refused before it is decoded."""
 
+    system_prompt: str = ""
+    """System turn before the question; '' = none."""
+
     def __post_init__(self) -> None:
         check_name(self.id, "id")
         check_name(self.kind, f"kind of problem {self.id}")
-        for text in (self.prompt, self.answer or "", *self.references):
+        for text in (self.system_prompt, self.prompt, self.answer or "", *self.references):
             _check_whole(text, self.id)
         if not self.images:
             raise ProblemError(
@@ -91,6 +114,11 @@ class Problem:
                 f"{len(self.images)} images; write one {IMAGE_PLACEHOLDER} for each image"
             )
 
+    def stored_images(self) -> Iterator[bytes | Path]:
+        """Yield the encoded images, or the paths of image files; one image is in memory."""
+        for image in self.images:
+            yield image.load() if isinstance(image, MappedImage) else image
+
     def load_images(self) -> list[Image.Image]:
         """Return the images, fully decoded and turned upright, in their stored mode.
 
@@ -99,12 +127,14 @@ class Problem:
                 several frames.
         """
         self.image_sizes()
-        return [self._decode(number, image) for number, image in enumerate(self.images, start=1)]
+        stored = enumerate(self.stored_images(), start=1)
+        return [self._decode(number, image) for number, image in stored]
 
     def content_hash(self) -> str:
         """Return the SHA-256 of prompt and image bytes, in hex.
 
-        Id, split and answer are left out, so the same content has the same hash in two data sets.
+        Id, split, answer and system prompt are left out, so the same content has the same hash in
+        two data sets.
 
         Raises:
             ProblemError: An image file cannot be read.
@@ -113,7 +143,7 @@ class Problem:
         # The length is included, so that two parts do not have the hash of their concatenation.
         prompt = self.prompt.encode()
         digest.update(len(prompt).to_bytes(8, "big") + prompt)
-        for number, image in enumerate(self.images, start=1):
+        for number, image in enumerate(self.stored_images(), start=1):
             with self._reading(number, image):
                 size = _num_bytes(image)
                 digest.update(size.to_bytes(8, "big"))
@@ -132,7 +162,7 @@ class Problem:
                 more than ``max_stored_pixels``.
         """
         sizes, total = [], 0
-        for number, image in enumerate(self.images, start=1):
+        for number, image in enumerate(self.stored_images(), start=1):
             with self._reading(number, image), _opened(image) as opened:
                 sizes.append(opened.size)
             total += opened.width * opened.height

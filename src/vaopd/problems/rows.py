@@ -1,58 +1,29 @@
-"""Rows of problems in files and on the hub, before their cells are converted.
+"""Rows of problems in files, before their cells are converted."""
 
-Three layouts of rows are read; their columns decide which one it is:
-
-- geometry3k: ``images`` (list), ``problem``, ``answer``; optional ``id``, ``kind`` (or
-  ``category``), ``references``;
-- ViRL39K: ``question``, ``answer``, ``image`` (list of paths); optional ``qid``, ``category``;
-- conversations: ``messages``, ``conversations`` or ``prompt``, see `conversations`.
-"""
-
+import csv
 import json
-import re
-import tempfile
-import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from vaopd.errors import ProblemError
 from vaopd.problems.bad_rows import shown
+from vaopd.problems.columns import check_header, readable_columns
 
 VIRL39K_NAME = "TIGER-Lab/ViRL39K"
 VIRL39K_PARQUET = "39Krelease.parquet"
-SPLITS = frozenset({"train", "validation", "val", "dev", "test"})
 MAX_LINE_BYTES = 16 * 2**20
 """Most bytes of a line of JSONL, which holds texts and paths, and no images."""
 
-NAMED_COLUMNS = 20
-"""Number of columns that an error names."""
+MAX_JSON_BYTES = 2**30
+"""Most bytes of a JSON file, which is read whole."""
 
-_BATCH_ROWS = 64
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Names of the columns of one layout."""
-
-    question: str
-    images: str
-    id: str
-
-    @property
-    def required(self) -> frozenset[str]:
-        """The columns that identify this layout."""
-        return frozenset({self.question, self.images, "answer"})
-
-    @property
-    def readable(self) -> frozenset[str]:
-        """All columns that are read; others are ignored."""
-        return self.required | {self.id, "kind", "category", "references"}
-
-
-GEOMETRY3K = Layout(question="problem", images="images", id="id")
-VIRL39K = Layout(question="question", images="image", id="qid")
+NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
+BATCH_ROWS = 64
+"""Rows that are in memory together, with their images."""
 
 
 @dataclass(frozen=True)
@@ -70,94 +41,13 @@ class Row:
     roots: tuple[Path, ...] = ()
     """Folders that hold the images of the source, without symbolic links; () = ``folder``."""
 
+    is_flat: bool = False
+    """Whether every cell is a text, as in CSV: an image is a path, a list is written as JSON."""
+
     @property
     def inside(self) -> tuple[Path, ...]:
         """The folders out of which an image path must not lead, without symbolic links."""
         return self.roots or (self.folder.resolve(),)
-
-
-def layout_of(columns: Collection[str]) -> Layout:
-    """Return the layout that has these columns.
-
-    Raises:
-        ProblemError: The columns fit no layout, or both.
-    """
-    fitting = [layout for layout in (GEOMETRY3K, VIRL39K) if layout.required <= set(columns)]
-    if len(fitting) == 1:
-        return fitting[0]
-    names = [shown(name) for name in sorted(columns)]
-    more = f" and {len(names) - NAMED_COLUMNS} more" if len(names) > NAMED_COLUMNS else ""
-    raise ProblemError(
-        f"the columns are {', '.join(names[:NAMED_COLUMNS]) or 'none'}{more}; rename them to "
-        "images, problem, answer (geometry3k), to question, answer, image (ViRL39K), or to "
-        "messages and images; see docs/own_data.md"
-    )
-
-
-def is_conversation(columns: Collection[str]) -> bool:
-    """Return whether a row is a conversation, and has the columns of no other layout."""
-    has_turns = bool({"messages", "conversations", "prompt"} & set(columns))
-    return has_turns and not any(one.required <= set(columns) for one in (GEOMETRY3K, VIRL39K))
-
-
-def local_rows(path: Path, split: str) -> Iterator[Row | ProblemError]:
-    """Yield the rows of a parquet or JSONL file, or of a folder's files of one split.
-
-    A line that is not a JSON object gives an error instead of a row.
-
-    Raises:
-        ProblemError: The file is missing or not readable.
-    """
-    roots = ((path if path.is_dir() else path.parent).resolve(),)
-    for file in files_of(path, split):
-        if file.suffix == ".parquet":
-            yield from _parquet_rows(file, roots)
-        elif file.suffix == ".jsonl":
-            yield from jsonl_rows_or_errors(file, roots)
-        else:
-            raise ProblemError(
-                f"{file} is neither a .parquet nor a .jsonl file; convert it to one of them"
-            )
-
-
-def files_of(path: Path, split: str) -> list[Path]:
-    """Return the data files of a split of a folder, in the order of their names, or the file.
-
-    Parquet files named after splits (``train-00000-of-00002.parquet``, as the hub writes them)
-    are chosen by split; a folder whose parquet files carry no split names is one split.
-
-    Raises:
-        ProblemError: The folder holds no file of the split.
-    """
-    if not path.is_dir():
-        return [path]
-    folder = path
-    # A file of one split must never be used for another.
-    whole = ("data.jsonl", VIRL39K_PARQUET) if split == "train" else ()
-    for name in (f"{split}.jsonl", *whole):
-        if (folder / name).is_file():
-            return [folder / name]
-    files = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
-    if not files:
-        raise ProblemError(
-            f"{folder} holds no data.jsonl, {split}.jsonl or *.parquet; "
-            "name the folder that the data files lie in"
-        )
-    splits = {file: _split_of(file) for file in files}
-    named = SPLITS.intersection(splits.values())
-    chosen = [file for file in files if splits[file] == split]
-    if not chosen and (named or split != "train"):
-        raise ProblemError(
-            f"{folder} has no files of the split {split}; append one of "
-            f"{', '.join('@' + name for name in sorted(set(splits.values())))}"
-        )
-    return chosen or files
-
-
-def _split_of(file: Path) -> str:
-    """Return the split in a file's name, at any place, else the first word of the name."""
-    words = re.split(r"[-_.]", file.name)
-    return next((word for word in words if word in SPLITS), words[0])
 
 
 def jsonl_rows(path: Path) -> Iterator[Row]:
@@ -217,109 +107,144 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def count_rows(path: Path, split: str) -> int:
-    """Return the number of rows of a file, or of one split of a folder, without reading cells.
-
-    Raises:
-        ProblemError: The file is missing or not readable.
-    """
-    return sum(_count(file) for file in files_of(path, split))
-
-
-def _count(file: Path) -> int:
-    if file.suffix != ".parquet":
-        return sum(1 for _ in numbered_lines(file))
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_metadata(file).num_rows
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _not_parquet(file, error) from error
-
-
-def _not_parquet(file: Path, error: Exception) -> ProblemError:
+def not_parquet(file: Path, error: Exception) -> ProblemError:
+    """Return the error about a parquet file that is damaged."""
     reason = " ".join(str(error).split())[:300]
     return ProblemError(f"{file} cannot be read as parquet: {reason}; download or write it again")
 
 
-def _parquet_rows(path: Path, roots: tuple[Path, ...] = ()) -> Iterator[Row]:
+def parquet_rows(
+    path: Path, roots: tuple[Path, ...] = (), columns: Mapping[str, str] = NO_COLUMNS
+) -> Iterator[Row]:
+    """Yield the rows of a parquet file, without the columns that no problem needs.
+
+    Raises:
+        ConfigError: A column that a recipe maps does not exist.
+        ProblemError: The file is damaged, or its columns fit no layout.
+    """
     # Imported here, because it takes half a second and other sources do not need it.
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
             try:
-                columns = [name for name in names if name in layout_of(names).readable]
+                names = readable_columns(file.schema_arrow.names, columns, path.name)
             except ProblemError as error:
                 raise ProblemError(f"{path.name}: {error}") from None
             number = 0
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=names):
                 for cells in batch.to_pylist():
                     number += 1
                     yield Row(f"{path.name} row {number}", cells, path.parent, roots)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise _not_parquet(path, error) from error
+        raise not_parquet(path, error) from error
 
 
-def hub_rows(name: str, split: str) -> Iterator[Row]:
-    """Yield the rows of a data set on the hub.
-
-    Raises:
-        ProblemError: The hub cannot be reached or has no such data set or split.
-    """
-    # Imported here, because it takes one and a half seconds and local files do not need it.
-    import datasets
-    import datasets.config
-    import huggingface_hub
-
-    try:
-        data = datasets.load_dataset(name, split=split)
-    # Unreachable, unknown and gated names are OSErrors, an unknown split is a ValueError.
-    except (OSError, ValueError) as error:
-        raise unreachable(f"{name}@{split}", error) from error
-    assert isinstance(data, datasets.Dataset)
-    for column in {"images", "image"}.intersection(data.column_names):
-        # Not decoded: encoded bytes are small and exact, and decoding takes time.
-        data = data.cast_column(column, datasets.List(datasets.Image(decode=False)))
-    # Data sets of image files name files of these two folders.
-    caches = (datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE)
-    roots = tuple(Path(cache).resolve() for cache in caches)
-    for number, cells in enumerate(data, start=1):
-        yield Row(f"{name}@{split} row {number}", dict(cells), Path(), roots)
-
-
-def virl39k_rows() -> Iterator[Row]:
-    """Yield the rows of ViRL39K, whose images are in a zip file next to the parquet on the hub.
+def json_rows(path: Path, roots: tuple[Path, ...] = ()) -> Iterator[Row | ProblemError]:
+    """Yield the rows of a JSON file that is one array of objects, and errors for other elements.
 
     Raises:
-        ProblemError: The hub cannot be reached.
+        ProblemError: The file is not one JSON array, or is larger than any file of texts.
     """
-    import huggingface_hub
-
-    try:
-        folder = Path(
-            huggingface_hub.snapshot_download(
-                VIRL39K_NAME, repo_type="dataset", allow_patterns=[VIRL39K_PARQUET, "images.zip"]
-            )
+    if (size := path.stat().st_size) > MAX_JSON_BYTES:
+        raise ProblemError(
+            f"{path.name} has {size} bytes, over the {MAX_JSON_BYTES} that are read at once; write "
+            "it as .jsonl, with one object on each line"
         )
-    except (OSError, ValueError) as error:
-        raise unreachable(VIRL39K_NAME, error) from error
-    if not (folder / "images").is_dir():
-        # Unpacked to another name and renamed, so an interrupted run leaves no incomplete folder.
-        with tempfile.TemporaryDirectory(dir=folder) as aside:
-            with zipfile.ZipFile(folder / "images.zip") as archive:
-                archive.extractall(aside)
-            (Path(aside) / "images").rename(folder / "images")
-    yield from _parquet_rows(folder / VIRL39K_PARQUET)
+    try:
+        content = json.loads(path.read_bytes())
+    # Bytes that are not UTF-8 raise a ValueError too.
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ProblemError(
+            f"{path.name} is not JSON ({reason}); write one array of objects, or rename it to "
+            ".jsonl if it has one object on each line"
+        ) from None
+    if not isinstance(content, list):
+        raise ProblemError(
+            f"{path.name} is a JSON {type(content).__name__}; write one array of objects"
+        )
+    for number, cells in enumerate(content, start=1):
+        place = f"{path.name} row {number}"
+        if isinstance(cells, dict):
+            yield Row(place, cells, path.parent, roots)
+        else:
+            found = type(cells).__name__
+            yield ProblemError(f"{place} is a JSON {found}; write an array of objects")
 
 
-def unreachable(name: str, error: Exception) -> ProblemError:
-    """Return the error of a hub data set that cannot be loaded."""
-    reason = str(error).strip().split("\n")[0]
-    return ProblemError(
-        f"{name} cannot be loaded from the hub ({reason}); where there is no connection, download "
-        "it elsewhere and name the folder or parquet file"
-    )
+def csv_rows(
+    path: Path, roots: tuple[Path, ...] = (), columns: Mapping[str, str] = NO_COLUMNS
+) -> Iterator[Row | ProblemError]:
+    """Yield the rows of a CSV file with a header, and an error for each with too many or few cells.
+
+    Empty cells are absent. A place names the line on which the row begins.
+
+    Raises:
+        ConfigError: A column that a recipe maps does not exist.
+        ProblemError: The file is not UTF-8, its header names a column twice, or a quote is not
+            closed, after which no row is certain.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
+    # Excel begins its files with a byte order mark.
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(_short_lines(path, file), strict=True)
+        header = _csv_header(path, reader)
+        check_header([name for name in header if name], columns, path.name)
+        while True:
+            place = f"{path.name} line {reader.line_num + 1}"
+            try:
+                cells = next(reader, None)
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise _not_csv(place, error) from None
+            if cells is None:
+                return
+            if len(cells) == len(header):
+                named = {name: cell for name, cell in zip(header, cells, strict=True) if name}
+                found = {name: cell or None for name, cell in named.items()}
+                yield Row(place, found, path.parent, roots, is_flat=True)
+            elif cells:
+                yield ProblemError(
+                    f"{place} has {len(cells)} cells and the header {len(header)}; put quotes "
+                    "around a cell that holds a comma"
+                )
+
+
+def _short_lines(path: Path, file: Any) -> Iterator[str]:
+    """Yield the lines of a text file, one in memory at a time."""
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        if len(line) > MAX_LINE_BYTES:
+            raise ProblemError(
+                f"{path.name} has a line of more than {MAX_LINE_BYTES // 2**20} MiB; write images "
+                "as paths"
+            )
+        yield line
+
+
+def _csv_header(path: Path, reader: Any) -> list[str]:
+    place = f"{path.name} line 1"
+    try:
+        header = [name.strip() for name in next(reader, [])]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise _not_csv(place, error) from None
+    twice = [name for name, count in Counter(header).items() if name and count > 1]
+    if twice:
+        raise ProblemError(f"{place} names the column {shown(twice[0])} twice; rename one of them")
+    if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
+        raise ProblemError(
+            f"{place} is {shown(header[0])}, without a comma; save the file with commas between "
+            "its cells"
+        )
+    return header
+
+
+def _not_csv(place: str, error: Exception) -> ProblemError:
+    if isinstance(error, UnicodeDecodeError):
+        return ProblemError(f"{place} or a later one is not UTF-8 ({error}); save it as UTF-8")
+    if "end of data" in str(error) or "field limit" in str(error):
+        return ProblemError(
+            f"{place} begins a cell with a quote that is not closed; close it, and write a quote "
+            "inside a quoted cell twice"
+        )
+    return ProblemError(f"{place} is not CSV ({error}); write a quote inside a quoted cell twice")

@@ -1,4 +1,4 @@
-"""Problems of all sources: hub, parquet, JSONL, folder, package, or drawn on demand.
+"""Problems of all sources: hub, files, folders, package, or drawn on demand.
 
 ``rows`` describes the layouts of rows. An image is an encoded image (``bytes``, or
 ``{"bytes": .., "path": ..}`` as the hub stores it) or a path relative to the folder of the file.
@@ -9,31 +9,33 @@ import os
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from vaopd.config.columns import checked_fields
 from vaopd.errors import ConfigError, ProblemError
 from vaopd.problems.bad_rows import BadRow, bad_rows_error, shown
-from vaopd.problems.boxed import outer_boxes
-from vaopd.problems.conversations import columns_of
+from vaopd.problems.files import FILE_SUFFIXES, local_rows
+from vaopd.problems.hub import HubName, hub_rows, virl39k_rows
 from vaopd.problems.images import ImageRules
 from vaopd.problems.problem import Problem
-from vaopd.problems.rows import (
-    VIRL39K_NAME,
-    Row,
-    hub_rows,
-    is_conversation,
-    layout_of,
-    local_rows,
-    virl39k_rows,
-)
+from vaopd.problems.reading import ReadingRules, given_problems, placed_problems
+from vaopd.problems.rows import NO_COLUMNS, VIRL39K_NAME, Row
 
 ASSETS = Path(__file__).parents[1] / "assets"
 PACKAGED = ("geometry3k_sample",)
 
+Source = Any
+"""A text, a ``datasets.Dataset``, or a list of ``Problem``; see ``load_problems``."""
+
+GIVEN = "python:"
+"""Begins the record of a source that was given in Python."""
+
+HUB = "hub:"
+HUB_OPTIONS = ("config", "split", "revision")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -51,11 +53,28 @@ class Location:
     sample: tuple[int, int] | None
     """Number of rows to take, and the seed that chooses them; None = all."""
 
-    def rows(self) -> Iterator[Row | ProblemError]:
-        """Yield the rows, and an error for each row that cannot be read."""
+    config: str | None = None
+    """Name of one of the configurations of a data set on the hub."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a data set on the hub."""
+
+    @property
+    def title(self) -> str:
+        """Name of the data set with its configuration."""
+        return f"{self.name}/{self.config}" if self.config else self.name
+
+    def rows(self, columns: Mapping[str, str] = NO_COLUMNS) -> Iterator[Row | ProblemError]:
+        """Yield the rows, and an error for each row that cannot be read.
+
+        Args:
+            columns: Names of columns that a recipe maps, by our fields.
+        """
         if self.path is not None:
-            return local_rows(self.path, self.split)
-        return virl39k_rows() if self.name == VIRL39K_NAME else hub_rows(self.name, self.split)
+            return local_rows(self.path, self.split, columns)
+        if self.name == VIRL39K_NAME:
+            return virl39k_rows(columns)
+        return hub_rows(HubName(self.name, self.split, self.config, self.revision), columns)
 
     def chosen(self, count: int) -> Sequence[int]:
         """Return the numbers, from 0, of the rows that are taken.
@@ -75,19 +94,34 @@ class Location:
 
 
 def load_problems(
-    source: str, *, limit: int | None = None, images: ImageRules | None = None
+    source: Source,
+    *,
+    limit: int | None = None,
+    images: ImageRules | None = None,
+    columns: Mapping[str, str] | None = None,
+    system_prompt: str = "",
+    prompt_suffix: str = "",
 ) -> Sequence[Problem]:
     """Return the problems of a source, in its order.
 
     ==============================  ==========================================================
     ``owner/name[@split]``          Hugging Face hub; the split is ``train`` unless named
+    ``hub:NAME[?config=..&..]``     the same, with ``config``, ``split`` and ``revision``
     ``FILE.parquet``                one parquet file
     ``FILE.jsonl``                  one JSON object a line
+    ``FILE.json``                   one array of JSON objects
+    ``FILE.csv``                    a header, and one row a problem
     ``FOLDER[@split]``              ``data.jsonl``, ``SPLIT.jsonl``, ``39Krelease.parquet`` with
-                                    ``images/``, or parquet files, also under ``data/``
+                                    ``images/``, or parquet files, also under ``data/``; else
+                                    ``.json`` or ``.csv`` of the names of the ``.jsonl`` files;
+                                    or what ``save_to_disk`` wrote, or images with
+                                    ``metadata.jsonl`` or ``metadata.csv``
     ``package:geometry3k_sample``   ten real problems that ship with vaopd
     ``drawn:SPLIT[?count=..&..]``   drawn on demand, see ``vaopd.problems.drawn``
     ==============================  ==========================================================
+
+    A ``datasets.Dataset`` is read as a data set on the hub is, and a list of ``Problem`` is taken
+    as it is.
 
     ``?sample=200&seed=42`` after any source that is not drawn keeps that number of problems without
     replacement, in their order, chosen by ``random.Random(seed)``: the official release takes its
@@ -97,20 +131,35 @@ def load_problems(
         source: Where the problems are.
         limit: Read only this number of problems from the beginning.
         images: Which images are read; by default those in the folder of the data.
+        columns: Names of their columns by our fields, as ``data.columns`` of a recipe.
+        system_prompt: System turn of every problem.
+        prompt_suffix: Text after every question, on a line of its own.
 
     Raises:
-        ConfigError: The source names nothing that could be read, or the limit is below 1.
+        ConfigError: The source names nothing that could be read, the limit is below 1, or a mapped
+            column does not exist.
         ProblemError: The source cannot be reached, a row is bad, or an id comes twice; up to ten
             bad rows are listed.
     """
-    problems, bad = read_source(source, limit=limit, images=images)
+    rules = ReadingRules(
+        images or ImageRules(), checked_fields(columns or {}), system_prompt, prompt_suffix
+    )
+    return all_problems(source, limit=limit, rules=rules)
+
+
+def all_problems(
+    source: Source, *, limit: int | None = None, rules: ReadingRules | None = None
+) -> Sequence[Problem]:
+    """Return the problems of a source, none of whose rows may be bad; see ``load_problems``."""
+    problems, bad = read_source(source, limit=limit, rules=rules)
     if bad:
-        raise bad_rows_error(source, bad, len(problems) + len(bad), "")
+        name = source if isinstance(source, str) else "the data set"
+        raise bad_rows_error(name, bad, len(problems) + len(bad), "")
     return problems
 
 
 def read_source(
-    source: str, *, limit: int | None = None, images: ImageRules | None = None
+    source: Source, *, limit: int | None = None, rules: ReadingRules | None = None
 ) -> tuple[Sequence[Problem], list[BadRow]]:
     """Return the problems of a source and its bad rows, both in its order; see ``load_problems``.
 
@@ -123,12 +172,14 @@ def read_source(
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}, expected at least 1; leave it out to read everything")
+    rules = rules or ReadingRules()
+    if not isinstance(source, str):
+        return given_problems(source, limit, rules)
     if source.startswith("drawn:"):
-        return _drawn(source.removeprefix("drawn:"), limit), []
+        return _drawn(source.removeprefix("drawn:"), limit, rules), []
     location = locate(source)
-    rows = islice(location.rows(), limit)
-    rules = images or ImageRules()
-    found = [one for _, one in placed_problems(rows, location.name, location.split, rules)]
+    rows = islice(location.rows(rules.columns), limit)
+    found = [one for _, one in placed_problems(rows, location.title, location.split, rules)]
     if not found:
         raise ProblemError(
             f"{location.name} ({location.split}) has no rows; check that it was written completely"
@@ -145,7 +196,14 @@ def locate(source: str) -> Location:
         ConfigError: The package is unknown, or the options do not read.
         ProblemError: The source names nothing that could be read.
     """
-    source, sample = _sample_suffix(source)
+    if source.startswith(GIVEN):
+        raise ConfigError(
+            f"{source} stands for problems that were given in Python; give them again: "
+            "vaopd.train(config, output, data={..}, resume=True)"
+        )
+    source, sample, of_hub = _options(source)
+    if source.startswith(HUB) or of_hub:
+        return _on_hub(source, sample, of_hub)
     if source.startswith("package:"):
         name = source.removeprefix("package:")
         if name not in PACKAGED:
@@ -160,129 +218,48 @@ def locate(source: str) -> Location:
         raise ProblemError(f"{location} has no splits; leave @{split} out, or name another source")
     if os.path.exists(path):
         return Location(path.resolve().stem, split, path, sample)
-    if path.suffix in (".parquet", ".jsonl") or not _HUB_NAME.fullmatch(location):
+    if path.suffix in FILE_SUFFIXES or not _HUB_NAME.fullmatch(location):
         raise ProblemError(
-            f"{shown(source)} does not exist; name a .parquet or .jsonl file, a folder of them, "
-            "owner/name on the hub, package:geometry3k_sample or drawn:train"
+            f"{shown(source)} does not exist; name a .parquet, .jsonl, .json or .csv file, a "
+            "folder of them, owner/name on the hub, package:geometry3k_sample or drawn:train"
         )
     return Location(location, split, None, sample)
 
 
-def placed_problems(
-    rows: Iterator[Row | ProblemError],
-    source: str,
-    split: str,
-    rules: ImageRules,
-    prefix: str | None = None,
-) -> Iterator[tuple[str, Problem | BadRow]]:
-    """Yield the place of each row with its problem, or with the error.
-
-    Args:
-        rows: Rows of a source.
-        source: Name of the data set.
-        split: Of the data set.
-        rules: Which images are read.
-        prefix: Beginning of the made ids of problems without one; SOURCE:SPLIT unless given.
-    """
-    prefix = prefix or f"{source}:{split}"
-    places: dict[str, str] = {}
-    for index, row in enumerate(rows):
-        if isinstance(row, ProblemError):
-            yield "", BadRow(str(row))
-            continue
-        try:
-            problem = problem_of_row(row, f"{prefix}:{index}", source, split, rules)
-        except ProblemError as error:
-            yield row.place, BadRow(str(error))
-            continue
-        if problem.id in places:
-            yield (
-                row.place,
-                BadRow(
-                    f"{row.place} has the id {problem.id} of {places[problem.id]}; "
-                    "give every problem an id of its own, or drop the id column"
-                ),
-            )
-            continue
-        places[problem.id] = row.place
-        yield row.place, problem
-
-
-def problem_of_row(
-    row: Row, fallback_id: str, source: str, split: str, rules: ImageRules
-) -> Problem:
-    """Return the problem of one row in any layout.
-
-    Raises:
-        ProblemError: The row fits no layout or its cells do not make a problem; names the row.
-    """
-    cells = row.cells
-    try:
-        if is_conversation(cells):
-            cells = columns_of(cells)
-        layout = layout_of(cells)
-        kind = "kind" if cells.get("kind") is not None else "category"
-        return Problem(
-            id=_text(cells, layout.id) or fallback_id,
-            prompt=_text(cells, layout.question),
-            images=rules.read(cells[layout.images], layout.images, row.folder, row.inside),
-            answer=_bare_answer(_text(cells, "answer")),
-            source=source,
-            split=split,
-            references=_references(cells.get("references")),
-            kind=_text(cells, kind),
-            max_stored_pixels=rules.max_stored_pixels,
+def _on_hub(source: str, sample: tuple[int, int] | None, options: dict[str, str]) -> Location:
+    """Return the place of a data set that is on the hub, also if a folder here has its name."""
+    name, split = _split_suffix(source.removeprefix(HUB))
+    is_here = not source.startswith(HUB) and os.path.exists(name)
+    if is_here or not _HUB_NAME.fullmatch(name):
+        raise ConfigError(
+            f"{shown(name)} is not a name on the hub, which alone has {' and '.join(HUB_OPTIONS)}; "
+            "write hub:owner/name?config=NAME&split=train, or leave them out"
         )
-    except ProblemError as error:
-        raise ProblemError(f"{row.place}: {error}") from None
+    split = options.get("split", split)
+    if name == VIRL39K_NAME and (split != "train" or options):
+        raise ProblemError(f"{name} has no splits or configurations; leave them out")
+    return Location(name, split, None, sample, options.get("config"), options.get("revision"))
 
 
-def _text(cells: Mapping[str, Any], column: str) -> str:
-    """Return a cell as text, '' if it is absent; ids and answers may be numbers."""
-    value = cells.get(column)
-    if value is None:
-        return ""
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        return str(value)
-    raise ProblemError(f"{column} is of type {type(value).__name__}; write it as text")
-
-
-def _references(cell: Any) -> tuple[str, ...]:
-    if cell is None:
-        return ()
-    if isinstance(cell, list) and all(isinstance(text, str) for text in cell):
-        return tuple(cell)
-    raise ProblemError("references is not a list of texts; write [] if there are none")
-
-
-def _bare_answer(answer: str) -> str | None:
-    r"""Return the answer without a ``\boxed{..}`` around all of it; ``None`` if it is empty.
-
-    An answer with text outside its box, or without a balanced box, does not change.
-    """
-    answer = answer.strip()
-    for box in outer_boxes(answer)[:1]:
-        if box.start == 0 and box.end == len(answer):
-            return _bare_answer(answer[box.content_start : box.content_end])
-    return answer or None
-
-
-def _sample_suffix(source: str) -> tuple[str, tuple[int, int] | None]:
-    """Return the source without its ``?sample=N&seed=S``, and the two numbers."""
+def _options(source: str) -> tuple[str, tuple[int, int] | None, dict[str, str]]:
+    """Return the source without its options: the sample with its seed, and those of the hub."""
     location, mark, query = source.rpartition("?")
     if not mark or os.path.exists(source):
-        return source, None
+        return source, None, {}
     options = dict(parse_qsl(query, keep_blank_values=True))
+    of_hub = {name: options.pop(name) for name in HUB_OPTIONS if options.get(name)}
     try:
-        size, seed = int(options.pop("sample")), int(options.pop("seed", "42"))
+        sample = None
+        if options or not of_hub:
+            sample = int(options.pop("sample")), int(options.pop("seed", "42"))
     except (KeyError, ValueError):
-        size = seed = 0
-    if size < 1 or options:
+        sample = (0, 0)
+    if options or (sample is not None and sample[0] < 1):
         raise ConfigError(
             f"the options of {source} do not read as sample=N&seed=S; write for example "
-            f"{location}?sample=200&seed=42"
+            f"{location}?sample=200&seed=42 (a name on the hub has {', '.join(HUB_OPTIONS)} too)"
         )
-    return location, (size, seed)
+    return location, sample, of_hub
 
 
 def _split_suffix(source: str) -> tuple[str, str]:
@@ -290,7 +267,7 @@ def _split_suffix(source: str) -> tuple[str, str]:
     return (matched[1], matched[2]) if matched else (source, "train")
 
 
-def _drawn(rest: str, limit: int | None) -> Sequence[Problem]:
+def _drawn(rest: str, limit: int | None, rules: ReadingRules) -> Sequence[Problem]:
     # Imported here: it loads fonts and a table of shapes, which other sources do not need.
     from vaopd.problems import drawn
 
@@ -304,5 +281,9 @@ def _drawn(rest: str, limit: int | None) -> Sequence[Problem]:
             f"drawn:{rest} has options that do not read as name=value, each once; "
             "write drawn:train?count=64&seed=0"
         )
-    problems = drawn.parse_source(split, dict(pairs))
+    problems = replace(
+        drawn.parse_source(split, dict(pairs)),
+        system_prompt=rules.system_prompt,
+        prompt_suffix=rules.prompt_suffix,
+    )
     return problems if limit is None else problems[:limit]

@@ -18,10 +18,10 @@ from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.objective.advantage import visual_advantage
 from vaopd.objective.weights import high_group
 from vaopd.pictures import save_picture
-from vaopd.problems.images import ImageRules, image_rules
 from vaopd.problems.problem import Problem
+from vaopd.problems.reading import ReadingRules, problem_of_row, reading_rules
 from vaopd.problems.rows import Row, jsonl_rows
-from vaopd.problems.sources import load_problems, problem_of_row
+from vaopd.problems.sources import all_problems
 from vaopd.teacher.local import LocalTeacher
 
 ROWS_AT_ONCE = 64
@@ -56,8 +56,8 @@ def score_file(
     Raises:
         ProblemError: A row has no response or no problem; names the row.
     """
-    rules = image_rules(config.data)
-    by_id = {p.id: p for p in load_problems(problems, images=rules)} if problems else {}
+    rules = reading_rules(config.data)
+    by_id = {p.id: p for p in all_problems(problems, rules=rules)} if problems else {}
     partial = output.with_name(f".{output.name}.partial")
     output.parent.mkdir(parents=True, exist_ok=True)
     pictures = output.with_name(f"{output.stem}_images")
@@ -82,7 +82,7 @@ def score_file(
 
 
 def _requests(
-    path: Path, by_id: dict[str, Problem], model: VisionLanguageModel, rules: ImageRules
+    path: Path, by_id: dict[str, Problem], model: VisionLanguageModel, rules: ReadingRules
 ) -> Iterator[ScoredRequest]:
     for number, row in zip(count(1), jsonl_rows(path), strict=False):
         cells = dict(row.cells)

@@ -1,9 +1,10 @@
 """Reads and checks the problems of a run before it begins, the same in all processes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -14,12 +15,13 @@ from vaopd.distributed.world import World
 from vaopd.problems.bad_rows import BadRow, bad_rows_error, listed
 from vaopd.problems.checks import damaged_images, without_answer, without_reference
 from vaopd.problems.drawn import DrawnProblems
-from vaopd.problems.images import image_rules
 from vaopd.problems.manifest import MANIFEST, digest, manifest
 from vaopd.problems.problem import Problem
-from vaopd.problems.sources import read_source
+from vaopd.problems.reading import reading_rules
+from vaopd.problems.sources import Source, read_source
 from vaopd.records import read_json
 
+NOTHING: Mapping[str, Source] = MappingProxyType({})
 Bad = dict[str, list[BadRow]]
 """Maps the key of a part, ``train`` or ``validation``, to its bad rows."""
 
@@ -124,7 +126,11 @@ class RunData:
 
 
 def read_data(
-    config: RunConfig, world: World, console: Console, resumed: Path | None = None
+    config: RunConfig,
+    world: World,
+    console: Console,
+    resumed: Path | None = None,
+    given: Mapping[str, Source] = NOTHING,
 ) -> RunData:
     """Return the problems of a run without the bad ones that can be found without a model.
 
@@ -136,12 +142,13 @@ def read_data(
         console: Where the main process shows progress.
         resumed: Folder of the run that is resumed; the problems that it left out at its start are
             left out again.
+        given: Problems by ``train`` and ``validation``, instead of the sources of the recipe.
 
     Raises:
         ProblemError: A source cannot be read, or rows are bad.
         TrainingError: Some processes read different rows.
     """
-    data = world.agree(lambda: _read(config))
+    data = world.agree(lambda: _read(config, given))
     world.same("problems", "\n".join([*data.skipped_lines(), *data.digests()]))
     if resumed is None:
         bad = world.on_main(lambda: _checked(data, config, console))
@@ -150,13 +157,14 @@ def read_data(
     return world.agree(lambda: data.without(bad))
 
 
-def _read(config: RunConfig) -> RunData:
+def _read(config: RunConfig, given: Mapping[str, Source]) -> RunData:
     sources = {"train": config.data.train, "validation": config.data.validation}
     policy = config.data.on_bad_row
     parts = []
     for key, source in sources.items():
         if source:
-            problems, bad = read_source(source, images=image_rules(config.data))
+            objects = given.get(key, source)
+            problems, bad = read_source(objects, rules=reading_rules(config.data))
             parts.append(Part(key, source, problems).without(bad, policy))
     return RunData(tuple(parts), policy, config.data.allow_overlap)
 

@@ -7,10 +7,10 @@ from vaopd.config import RunConfig
 from vaopd.errors import ProblemError
 from vaopd.problems.bad_rows import BadRow, bad_rows_error
 from vaopd.problems.checks import damaged_images, without_answer, without_reference
-from vaopd.problems.images import image_rules
+from vaopd.problems.files import count_rows
 from vaopd.problems.problem import Problem
-from vaopd.problems.rows import count_rows
-from vaopd.problems.sources import Location, load_problems, locate, placed_problems
+from vaopd.problems.reading import asked_line, placed_problems, reading_rules
+from vaopd.problems.sources import Location, locate, read_source
 from vaopd.training.backends import check_installed
 from vaopd.training.schedule import total_steps
 
@@ -37,19 +37,21 @@ def dry_run(config: RunConfig) -> list[str]:
         if key == "train" and count is not None:
             steps = total_steps(config.training, count)
             found.append(f"steps: {steps} of {config.training.problems_per_step} problems")
+    if line := asked_line(config.data):
+        found.append(line)
     return [*found, f"not checked: {'; '.join([*unseen, *_not_checked(config)])}"]
 
 
 def _source(key: str, source: str, config: RunConfig) -> tuple[int | None, str]:
     """Return the number of problems of a source, if it is known, and a line about the source."""
     if source.startswith("drawn:"):
-        problems = load_problems(source)
+        problems, _ = read_source(source, rules=reading_rules(config.data))
         problems[0]
         return len(problems), f"data.{key}: {len(problems)} problems that are drawn"
     location = locate(source)
     if location.path is None:
         return None, f"data.{key}={source}, which is on the hub"
-    rows = count_rows(location.path, location.split)
+    rows = count_rows(location.path, location.split, config.data.columns or {})
     if not rows:
         raise ProblemError(f"data.{key}={source} has no rows; check that it was written completely")
     taken = location.chosen(rows)
@@ -67,8 +69,8 @@ def _first_problems(
     location: Location, name: str, rows: Sequence[int], key: str, config: RunConfig
 ) -> tuple[Sequence[Problem], int]:
     """Return the problems of the first rows that are used, and the number of bad rows in them."""
-    read = islice(location.rows(), rows[-1] + 1)
-    rules = image_rules(config.data)
+    rules = reading_rules(config.data)
+    read = islice(location.rows(rules.columns), rows[-1] + 1)
     placed = placed_problems(read, location.name, location.split, rules)
     wanted = set(rows)
     found = [one for index, (_, one) in enumerate(placed) if index in wanted]

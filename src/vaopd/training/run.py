@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -18,8 +18,9 @@ from vaopd.distributed.world import World, processes
 from vaopd.errors import ConfigError, told_once
 from vaopd.evaluation.validation import ValidationResult, Validator
 from vaopd.lock import FolderLock
-from vaopd.methods import Method, section_of
+from vaopd.methods import Method
 from vaopd.problems.manifest import MANIFEST, check_unchanged
+from vaopd.problems.sources import Source
 from vaopd.records import new_folder, write_json, write_text
 from vaopd.training import run_folder
 from vaopd.training.best import Best, better, mark_best, restore_best
@@ -32,8 +33,9 @@ from vaopd.training.checkpoint import (
     save_checkpoint,
     writing,
 )
-from vaopd.training.data import RunData, read_data
+from vaopd.training.data import NOTHING, RunData, read_data
 from vaopd.training.extension import extension
+from vaopd.training.given import Given, recorded
 from vaopd.training.result import RunResult, describe
 from vaopd.training.schedule import is_due, learning_rate, problems_of_step, total_steps
 from vaopd.training.setup import build_step, check_machine, settle_engine
@@ -54,6 +56,7 @@ def train(
     overwrite: bool = False,
     console: Console | None = None,
     callbacks: Sequence[Callback] = (),
+    data: Mapping[str, Source] = NOTHING,
 ) -> RunResult:
     """Train a student by the recipe and return the result.
 
@@ -68,6 +71,8 @@ def train(
         overwrite: Replace an old run folder as soon as the new run is ready to begin.
         console: Where progress is shown; the default is standard error.
         callbacks: Called at steps, validations and checkpoints, in the main process.
+        data: Problems by ``train`` and ``validation`` (a ``datasets.Dataset`` or a list of
+            ``Problem``), used instead of the sources of the recipe.
 
     Raises:
         ConfigError: ``resume`` and ``overwrite`` are both set, the folder holds the run of
@@ -76,28 +81,21 @@ def train(
             folder is not a run, or another process writes it.
         VaopdError: Any other problem that the user can correct, in one sentence.
     """
-    output = Path(output)
-    if method is not None:
-        config = RunConfig(**{**dict(config), "method": section_of(method)})
+    output, config = Path(output), recorded(config, method, data)
     if resume and overwrite:
         raise ConfigError("--resume keeps the run folder and --overwrite removes it; give only one")
     told_once(lambda: check_machine(config))
     start: run_folder.Start = "resume" if resume else "overwrite" if overwrite else "new"
     place = processes(config.training.parallel, config.training.device)
     with run_folder.shortage_explained(output), place as world:
-        return _train(config, output, world, start, console, callbacks)
+        return _train(config, output, world, start, Given(console, callbacks, data))
 
 
 def _train(
-    config: RunConfig,
-    output: Path,
-    world: World,
-    start: run_folder.Start,
-    console: Console | None,
-    callbacks: Sequence[Callback],
+    config: RunConfig, output: Path, world: World, start: run_folder.Start, given: Given
 ) -> RunResult:
     world.same("options", f"{config.to_yaml()}{start}")
-    shown = (console or Console(stderr=True)) if world.is_main else Console(quiet=True)
+    shown = (given.console or Console(stderr=True)) if world.is_main else Console(quiet=True)
     say = partial(shown.print, markup=False, highlight=False)
     config = settle_engine(config, world, partial(say, soft_wrap=True))
     world.on_main(lambda: run_folder.check_start(config, output, start))
@@ -107,9 +105,9 @@ def _train(
         resources.callback(lock.release)
         if world.on_main(output.is_dir):
             world.on_main(lock.acquire)
-        data = read_data(config, world, shown, output if resume else None)
+        data = read_data(config, world, shown, output if resume else None, given.data)
         run = world.agree(lambda: build_run(config, output, data, shown, world, resources))
-        run.tracker.callbacks += callbacks
+        run.tracker.callbacks += given.callbacks
         resources.callback(run.end)
         world.same("problems", json.dumps(run.manifest, indent=1))
         world.share_weights(run.student.model)

@@ -16,6 +16,7 @@ from vaopd.models.measuring import Measured, measure
 from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.problems.bad_rows import BadRow
 from vaopd.problems.problem import Problem
+from vaopd.problems.reading import asked_line
 from vaopd.training.data import Bad, RunData
 from vaopd.training.schedule import problems_of_step
 
@@ -49,7 +50,9 @@ def check_prompts(
         if part.key == "train" and config.method.needs.responses == "references":
             bad[part.key] += _bad_references(part.problems, family)
     data.without(bad)
-    return describe_prompts(measured, config.data) if measured else [], bad
+    lines = describe_prompts(measured, config.data) if measured else []
+    asked = asked_line(config.data)
+    return [*lines, *([asked] if asked else ())], bad
 
 
 def _bad_references(problems: Sequence[Problem], family: Family) -> list[BadRow]:

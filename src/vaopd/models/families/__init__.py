@@ -93,6 +93,7 @@ class ControlTokens:
         """
         # Some tokenizers have a control token of the placeholder's name.
         self.check(problem, problem.prompt.replace(IMAGE_PLACEHOLDER, " "), "prompt")
+        self.check(problem, problem.system_prompt, "system prompt")
 
     def check(self, problem: Problem, text: str, where: str) -> None:
         """Check a text of a problem.
@@ -155,11 +156,16 @@ def render_chat(renderer: Any, problem: Problem, control_tokens: ControlTokens) 
 
 
 def chat_messages(problem: Problem) -> list[dict]:
-    """Return the single user turn of a problem, with images instead of their placeholders."""
+    """Return the user turn of a problem, with images instead of placeholders, after a system turn.
+
+    Without a system prompt there is the user turn alone, to which some templates add a default.
+    """
     parts: list[dict] = []
     for index, text in enumerate(problem.prompt.split(IMAGE_PLACEHOLDER)):
         if index:
             parts.append({"type": "image"})
         if text:
             parts.append({"type": "text", "text": text})
-    return [{"role": "user", "content": parts}]
+    system = [{"type": "text", "text": problem.system_prompt}]
+    before = [{"role": "system", "content": system}] if problem.system_prompt else []
+    return [*before, {"role": "user", "content": parts}]
