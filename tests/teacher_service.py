@@ -9,7 +9,7 @@ import uvicorn
 from vaopd.models.model import VisionLanguageModel
 from vaopd.teacher.remote.identity import describe_teacher
 from vaopd.teacher.remote.messages import TeacherInfo
-from vaopd.teacher.remote.server import listen, make_app
+from vaopd.teacher.remote.server import listen, make_app, server_config
 
 TOKEN = "a-token-of-the-tests"
 
@@ -30,15 +30,15 @@ def serve_model(model: VisionLanguageModel, token: str = TOKEN, **changes: objec
     return serve_app(make_app(model, description(model, **changes), token))
 
 
-def serve_app(app: object) -> Serving:
+def serve_app(app: object, **options: object) -> Serving:
     listener = listen("127.0.0.1", 0)
-    config = uvicorn.Config(app, log_level="critical", access_log=False, lifespan="off")  # pyright: ignore
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(server_config(app, log_level="critical", **options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     while not server.started:
         time.sleep(0.005)
-    return Serving(f"http://127.0.0.1:{listener.getsockname()[1]}", server, thread)
+    scheme = "https" if options.get("ssl_certfile") else "http"
+    return Serving(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}", server, thread)
 
 
 def description(model: VisionLanguageModel, **changes: object) -> TeacherInfo:

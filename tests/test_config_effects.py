@@ -150,6 +150,7 @@ EFFECTS: dict[str, list[Effect]] = {
     "teacher.quantization": [Effect("8bit", error, ("teacher.model=tiny:new-teacher-s",))],
     "teacher.batch_tokens": [Effect("1", forwards), Effect("1", forwards, SERVER)],
     "teacher.addresses": [Effect(DEAD, error)],
+    "teacher.ca_file": [Effect("missing.pem", error, SERVER)],
     "teacher.transfer_dtype": [Effect("bfloat16", loss, SERVER)],
     "teacher.timeout_seconds": [Effect("1e-9", error, SERVER)],
     "teacher.cache_vision_mb": [Effect("10", forwards, ("training.max_steps=2", *TWO_PROBLEMS))],

@@ -91,6 +91,11 @@ RULES = (
         lambda config: not config.teacher.addresses,
     ),
     Rule(
+        ("teacher.ca_file",),
+        "teacher.addresses has no https address",
+        lambda config: not any(url.startswith("https:") for url in config.teacher.addresses),
+    ),
+    Rule(
         ("teacher.cache_vision_mb",),
         "teacher.addresses is set",
         lambda config: bool(config.teacher.addresses),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.certificates import make_certificate
 
 from vaopd.teacher.remote import server
 from vaopd.teacher.remote.server import listen
@@ -17,8 +18,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """What would have been served, and nothing is."""
     found: list[tuple] = []
 
-    def take(app: object, listener: object) -> None:
-        found.append((app, listener))
+    def take(app: object, listener: object, *files: object) -> None:
+        found.append((app, listener, files))
         listener.close()
 
     monkeypatch.setattr(server, "run_server", take)
@@ -30,7 +31,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 def test_a_token_is_made_and_printed_where_none_is_given(run: Callable, served: list[tuple]):
     code, out, _ = run("serve-teacher", "tiny:new-teacher-s", "--port", 0)
     assert code == 0
-    (_, info, token), _ = served[0]
+    (_, info, token), _, _ = served[0]
     first, second = out.splitlines()
     assert first == f"{VARIABLE}={token}"
     assert len(token) > 30
@@ -51,7 +52,7 @@ def test_a_token_that_is_given_is_not_printed(
     for extra, token in ((("--token-file", file), "of-the-file"), ((), "of-the-environment")):
         code, out, _ = run(*arguments, *extra)
         assert (code, token in out) == (0, False)
-        (_, info, found), _ = served.pop()
+        (_, info, found), _, _ = served.pop()
         assert (found, info.dtype) == (token, "bfloat16")
 
 
@@ -124,7 +125,7 @@ def test_without_the_extra_one_sentence_says_how_to_get_it(
 def test_stopping_by_hand_is_not_a_failure(
     run: Callable, served: list[tuple], monkeypatch: pytest.MonkeyPatch
 ):
-    def interrupted(app: object, listener: object) -> None:
+    def interrupted(app: object, listener: object, *files: object) -> None:
         listener.close()
         raise KeyboardInterrupt
 
@@ -138,3 +139,35 @@ def test_a_wrong_override_is_a_sentence(run: Callable):
     code, _, err = run("serve-teacher", "tiny:new-teacher-s", "teacher.dtyp=bfloat16")
     assert code == 2
     assert "unknown key teacher.dtyp; did you mean teacher.dtype?" in err
+
+
+def test_a_server_with_a_certificate_is_served_as_https(
+    run: Callable, served: list[tuple], tmp_path: Path
+):
+    made = make_certificate(tmp_path, "teacher")
+    options = ("--tls-cert", made.file, "--tls-key", made.key, "--host", "0.0.0.0")
+    code, out, err = run("serve-teacher", "tiny:new-teacher-s", "--port", 0, *options)
+    assert (code, err) == (0, "")
+    assert "(float32, on cpu): https://0.0.0.0:" in out
+    assert served[0][2] == (made.file, made.key)
+
+
+def test_a_file_that_is_no_certificate_is_a_sentence(
+    run: Callable, served: list[tuple], tmp_path: Path
+):
+    made = make_certificate(tmp_path, "teacher")
+    options = ("--tls-cert", tmp_path / "missing", "--tls-key", made.key)
+    code, _, err = run("serve-teacher", "tiny:new-teacher-s", "--port", 0, *options)
+    assert (code, served) == (2, [])
+    assert err == (
+        f"error: --tls-cert {tmp_path / 'missing'} is not a file; give the path of a PEM file\n"
+    )
+
+
+@pytest.mark.parametrize(("host", "count"), [("0.0.0.0", 1), ("127.0.0.1", 0), ("localhost", 0)])
+def test_a_server_without_a_certificate_warns_where_others_can_reach_it(
+    run: Callable, served: list[tuple], caplog: pytest.LogCaptureFixture, host: str, count: int
+):
+    assert run("serve-teacher", "tiny:new-teacher-s", "--port", 0, "--host", host)[0] == 0
+    sentence = "without --tls-cert the token and all data travel in the clear"
+    assert [r.getMessage() for r in caplog.records].count(sentence) == count

@@ -121,7 +121,11 @@ class TeacherConfig(Section):
     addresses: FreeOnResume[tuple[Address, ...]] = ()
     """Servers started by ``vaopd serve-teacher``, such as ``http://127.0.0.1:8777``, used in turn;
     none = the teacher is loaded in this process. Their token is read from the environment variable
-    ``VAOPD_TEACHER_TOKEN``."""
+    ``VAOPD_TEACHER_TOKEN``; use ``https`` to other machines, or it travels in the clear."""
+
+    ca_file: FreeOnResume[str | None] = None
+    """PEM file of the certificate that issued those of ``https`` ``addresses``, or of their own
+    ones; none = those that the system trusts."""
 
     transfer_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision in which hidden states travel from ``addresses``; float32 loses nothing."""

@@ -38,6 +38,7 @@ from vaopd.teacher.remote.pool import (
     Unavailable,
     nobody_answers,
 )
+from vaopd.teacher.remote.tls import client_context, is_exposed
 from vaopd.teacher.teacher import Responses, TeacherScores
 
 logger = logging.getLogger(__name__)
@@ -208,7 +209,8 @@ def connect_teacher(
     An address that does not answer yet is checked later, because every answer names its teacher.
 
     Raises:
-        ConfigError: There is no token, or a server has another model than the recipe.
+        ConfigError: There is no token, an address or its certificate cannot be used, or a server
+            has another model than the recipe.
         ModelError: The servers differ, or their teacher does not fit the student.
         EngineError: No server answers, or one refuses.
     """
@@ -219,7 +221,10 @@ def connect_teacher(
             f"teacher.addresses needs the servers' token in the environment variable "
             f"{TOKEN_VARIABLE}; set it to the one that vaopd serve-teacher was given or printed"
         )
-    servers = TeacherServers(recipe.addresses, token, recipe.timeout_seconds)
+    verify = client_context(recipe.ca_file)
+    servers = TeacherServers(recipe.addresses, token, recipe.timeout_seconds, verify)
+    for url in filter(is_exposed, recipe.addresses):
+        logger.warning("the token and all data travel to %s in the clear; use https", url)
     try:
         info = _agreed(servers, recipe, student)
         head_bytes = info.vocabulary_size * info.hidden_size * WIDEST

@@ -9,13 +9,14 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
-from fastapi.responses import StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
 from starlette.requests import ClientDisconnect
 from torch import Tensor
@@ -23,6 +24,7 @@ from torch import Tensor
 from vaopd.errors import EngineError, VaopdError
 from vaopd.models.model import VisionLanguageModel
 from vaopd.teacher.local import LocalTeacher
+from vaopd.teacher.remote.connections import BinaryAnswer, LimitedConnection
 from vaopd.teacher.remote.messages import (
     ScoreRequest,
     TeacherInfo,
@@ -33,13 +35,26 @@ from vaopd.teacher.remote.messages import (
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 ADMITTED = 2
 """Requests in memory: one is computed while the next one arrives; others are not read yet."""
+
+MAX_WAITING = 128
+"""Requests that wait unread for their turn; further ones are asked to come again."""
+
+RETRY_SECONDS = 2
+
+ANSWERS = 4
+"""Answers in memory: they are kept until their clients have read them."""
 
 READ_SECONDS = 300.0
 """Limit for the arrival of a request; a slower one would block the others."""
 
-CHUNK_BYTES = 1 << 20
+GRACE_SECONDS = 30.0
+"""After that a request that arrives more slowly than ``MIN_BYTES_PER_SECOND`` is refused."""
+
+MIN_BYTES_PER_SECOND = 100_000
 
 
 class Refusal(HTTPException):
@@ -71,29 +86,58 @@ class Service:
         self.info = info
         self.meters = Meters()
         self.admission = asyncio.Semaphore(ADMITTED)
+        self.answers = asyncio.Semaphore(ANSWERS)
+        self.waiting = 0
         self.device = ThreadPoolExecutor(1, thread_name_prefix="teacher")
 
     async def score(self, request: Request) -> Response:
         """Return the scores of one request."""
         self.meters.requests.inc()
         try:
-            async with self.admission:
+            await self._wait_for(self.admission)
+            try:
                 body = await self._body(request)
                 if await request.is_disconnected():  # the client may not have waited
                     raise Refusal(400, "the client went away")
-                scores = await asyncio.get_running_loop().run_in_executor(
-                    self.device, self._computed, body
-                )
+                answer = await self._answer(self._computed, body)
+            finally:
+                self.admission.release()
         except HTTPException as refusal:
             self.meters.errors.labels(refusal.status_code).inc()
             raise
-        self.meters.sent.inc(len(scores))
-        return _streamed(scores)
+        self.meters.sent.inc(len(answer.body))
+        return answer
 
     async def head(self) -> Response:
         """Return the weights of the language-model head."""
-        loop = asyncio.get_running_loop()
-        return _streamed(await loop.run_in_executor(self.device, pack_head, self.model.head))
+        return await self._answer(pack_head, self.model.head)
+
+    async def _wait_for(self, turn: asyncio.Semaphore) -> None:
+        """Wait for a turn.
+
+        Raises:
+            Refusal: Too many requests wait already.
+        """
+        if turn.locked() and self.waiting >= MAX_WAITING:
+            sentence = f"{self.waiting} requests wait already; come again, or start more servers"
+            raise Refusal(503, sentence, {"Retry-After": str(RETRY_SECONDS)})
+        self.waiting += 1
+        try:
+            await turn.acquire()
+        finally:
+            self.waiting -= 1
+
+    async def _answer(self, compute: Callable[[T], bytes], argument: T) -> BinaryAnswer:
+        """Return the bytes that the thread of the device computes, when there is room for them."""
+        await self._wait_for(self.answers)
+        try:
+            content = await asyncio.get_running_loop().run_in_executor(
+                self.device, compute, argument
+            )
+        except BaseException:
+            self.answers.release()
+            raise
+        return BinaryAnswer(content, self.answers.release)
 
     async def _body(self, request: Request) -> bytes:
         limit = self.info.max_request_bytes
@@ -101,19 +145,24 @@ class Service:
             f"the request is over {limit / 1e6:.1f} MB; raise --max-request-mb of the server or "
             "lower teacher.batch_tokens"
         )
-        if int(request.headers.get("content-length", 0)) > limit:
+        length = request.headers.get("content-length", "0")
+        if not length.isdecimal() or int(length[:20]) > limit:
             raise Refusal(413, sentence)
         body = bytearray()
+        start = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(READ_SECONDS):
+            async with asyncio.timeout(GRACE_SECONDS) as timeout:
                 async for chunk in request.stream():
                     body += chunk
                     if len(body) > limit:
                         raise Refusal(413, sentence)
+                    allowed = GRACE_SECONDS + len(body) / MIN_BYTES_PER_SECOND
+                    timeout.reschedule(start + min(allowed, READ_SECONDS))
         except ClientDisconnect:
             raise Refusal(400, "the client went away") from None
         except TimeoutError:
-            raise Refusal(408, f"the request did not arrive in {READ_SECONDS:.0f} s") from None
+            seconds = asyncio.get_running_loop().time() - start
+            raise Refusal(408, f"the request did not arrive in {seconds:.0f} s") from None
         self.meters.received.inc(len(body))
         return bytes(body)
 
@@ -221,21 +270,24 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def run_server(app: FastAPI, listener: socket.socket) -> None:
-    """Answer requests until the process gets a signal to stop."""
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=30, lifespan="off"
+def run_server(
+    app: FastAPI, listener: socket.socket, certificate: Path | None = None, key: Path | None = None
+) -> None:
+    """Answer requests until the process gets a signal to stop; with a certificate, by TLS."""
+    uvicorn.Server(server_config(app, ssl_certfile=certificate, ssl_keyfile=key)).run(
+        sockets=[listener]
     )
-    uvicorn.Server(config).run(sockets=[listener])
 
 
-def _streamed(content: bytes) -> Response:
-    def chunks() -> Iterator[bytes]:
-        for start in range(0, len(content), CHUNK_BYTES):
-            yield content[start : start + CHUNK_BYTES]
-
-    return StreamingResponse(
-        chunks(),
-        media_type="application/octet-stream",
-        headers={"Content-Length": str(len(content))},
-    )
+def server_config(app: Any, **options: Any) -> uvicorn.Config:
+    """Return how uvicorn runs the service."""
+    settings: dict[str, Any] = {
+        "http": LimitedConnection,
+        "ws": "none",
+        "log_level": "warning",
+        "access_log": False,
+        "server_header": False,
+        "timeout_graceful_shutdown": 30,
+        "lifespan": "off",
+    }
+    return uvicorn.Config(app, **(settings | options))
