@@ -13,6 +13,7 @@ DEFINITIONS = {
     "loss_memory_over_plain": ("loss", "ours", "plain formula", "peak_bytes"),
     "sampling_over_generate": ("sampling", "ours", "generate, K repeated rows", "seconds"),
     "va_step_over_opd_step": ("step", "VA-OPD", "OPD", "seconds"),
+    "va_step_over_trl_opd_step": ("step", "VA-OPD", "trl, OPD (one view)", "seconds"),
 }
 
 FURTHER = {
@@ -33,6 +34,7 @@ TARGETS = {
     "loss_memory_over_plain": 0.50,
     "sampling_over_generate": 0.50,
     "va_step_over_opd_step": 1.25,
+    "va_step_over_trl_opd_step": 0.60,
     "loss_memory_over_trl": 1.0,
 }
 

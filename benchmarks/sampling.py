@@ -5,6 +5,8 @@ import inspect
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from benchmarks.measure import Arm, NotMeasured
 from benchmarks.scales import Scale
@@ -50,34 +52,41 @@ def return_sequences(scale: Scale, device: str) -> Arm:
 
 def _generate(scale: Scale, device: str, *, rows: int, sequences: int) -> Arm:
     model, prompts = _student(scale, device)
-    model.model.eval()
-    token_id = model.model.config.image_token_id
-    suppressed = list({token_id, *model.forbidden_ids})
 
-    @torch.no_grad()
     def run(prompts: list[EncodedPrompt]) -> dict[str, Any]:
         repeated = [prompt for prompt in prompts for _ in range(rows)]
-        inputs = model.family.prefill_inputs(repeated)
-        inputs.pop("position_ids")  # generate makes its own, as it does for everybody
-        inputs["attention_mask"] = inputs["attention_mask"].long()
-        inputs["mm_token_type_ids"] = (inputs["input_ids"] == token_id).int()
-        moved = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-        with model.autocast():
-            result = model.model.generate(
-                **moved,
-                do_sample=True,
-                temperature=TEMPERATURE,
-                top_p=TOP_P,
-                top_k=0,
-                max_new_tokens=scale.response,
-                num_return_sequences=sequences,
-                eos_token_id=None,
-                pad_token_id=model.tokenizer.pad_token_id,
-                suppress_tokens=suppressed,
-            )
-        return _counted([result.shape[1] - scale.prompt] * len(result), scale)
+        result = generate(model, repeated, scale, sequences=sequences)
+        return _counted([result.shape[1]] * len(result), scale)
 
     return _arm(run, prompts)
+
+
+@torch.no_grad()
+def generate(
+    model: RandomModel, prompts: list[EncodedPrompt], scale: Scale, *, sequences: int = 1
+) -> Int[Tensor, "B R"]:
+    """Return the ids that ``generate`` samples after each prompt, as TRL's trainers call it."""
+    model.model.eval()
+    token_id = model.model.config.image_token_id
+    inputs = model.family.prefill_inputs(prompts)
+    inputs.pop("position_ids")  # generate makes its own, as it does for everybody
+    inputs["attention_mask"] = inputs["attention_mask"].long()
+    inputs["mm_token_type_ids"] = (inputs["input_ids"] == token_id).int()
+    moved = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    with model.autocast():
+        result = model.model.generate(
+            **moved,
+            do_sample=True,
+            temperature=TEMPERATURE,
+            top_p=TOP_P,
+            top_k=0,
+            max_new_tokens=scale.response,
+            num_return_sequences=sequences,
+            eos_token_id=None,
+            pad_token_id=model.tokenizer.pad_token_id,
+            suppress_tokens=list({token_id, *model.forbidden_ids}),
+        )
+    return result[:, scale.prompt :]
 
 
 def continuous_batching(scale: Scale, device: str) -> Arm:

@@ -56,6 +56,7 @@ def install() -> None:
     module.model_validator = module.field_validator = lambda *args, **options: _validator()
     module.Discriminator = module.Tag = module.PrivateAttr = lambda *args, **options: None
     module.model_serializer = lambda function: function
+    module.PositiveInt = int
     module.create_model = lambda *args, **options: BaseModel
     module.AfterValidator = module.BeforeValidator = lambda function: None
     sys.modules["pydantic"] = module

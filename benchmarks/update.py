@@ -171,27 +171,40 @@ def _label_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
 
 def trl_opd(scale: Scale, device: str) -> Arm:
     """Return TRL's own training step on our rollouts: reverse KL, one teacher view."""
-    for package in ("trl", "accelerate", "datasets"):
-        if importlib.util.find_spec(package) is None:
-            raise NotMeasured(f"no {package}")
     subjects = make_subjects(scale, device)
-    trainer = _trl_trainer(scale, subjects, device)
-    rows = max(1, scale.budget // (scale.prompt + scale.response))
+    trainer = make_trl_trainer(scale, subjects, device)
 
     def run(problems: int) -> dict[str, Any]:
-        trainer.model.train()
-        total = 0.0
-        for inputs in _trl_batches(subjects, problems, rows):
-            trainer.fixed_inputs = inputs
-            count = inputs["num_items_in_batch"]
-            total += trainer.training_step(trainer.model, {}, num_items_in_batch=count).item()
+        total = trl_gradient(trainer, scale, subjects, subjects.responses[:problems])
         subjects.student.model.zero_grad(set_to_none=True)
         return {"loss": total}
 
     return Arm(run=lambda: run(scale.problems), warm_up=lambda: run(1), share=1 / scale.problems)
 
 
-def _trl_trainer(scale: Scale, subjects: Subjects, device: str) -> Any:
+def trl_gradient(
+    trainer: Any, scale: Scale, subjects: Subjects, responses: list[list[Tensor]]
+) -> float:
+    """Add TRL's gradient of the responses of the first problems, and return its loss."""
+    rows = max(1, scale.budget // (scale.prompt + scale.response))
+    trainer.model.train()
+    total = 0.0
+    for inputs in _trl_batches(subjects, responses, rows):
+        trainer.fixed_inputs = inputs
+        count = inputs["num_items_in_batch"]
+        total += trainer.training_step(trainer.model, {}, num_items_in_batch=count).item()
+    return total
+
+
+def make_trl_trainer(scale: Scale, subjects: Subjects, device: str) -> Any:
+    """Return TRL's trainer of two models; responses are given to it.
+
+    Raises:
+        NotMeasured: A package that it needs is not installed.
+    """
+    for package in ("trl", "accelerate", "datasets"):
+        if importlib.util.find_spec(package) is None:
+            raise NotMeasured(f"no {package}")
     from datasets import Dataset
     from trl import DistillationConfig, DistillationTrainer
 
@@ -227,12 +240,14 @@ def _trl_trainer(scale: Scale, subjects: Subjects, device: str) -> Any:
     return trainer
 
 
-def _trl_batches(subjects: Subjects, problems: int, rows: int) -> list[dict[str, Tensor]]:
+def _trl_batches(
+    subjects: Subjects, responses: list[list[Tensor]], rows: int
+) -> list[dict[str, Tensor]]:
     """Return micro-batches with the names and layout of TRL's own; prompts have one length."""
     student = subjects.student
     pairs = [
         (prompt, response)
-        for prompt, group in zip(subjects.prompts[:problems], subjects.responses, strict=False)
+        for prompt, group in zip(subjects.prompts, responses, strict=False)
         for response in group
     ]
     total = sum(len(response) for _, response in pairs)

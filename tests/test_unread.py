@@ -63,6 +63,7 @@ CASES = [
     ([*GRPO, "method.name=papo", "method.mask_pixels=4"], []),
     ([*GRPO, "method.name=papo", "method.mask_pixels=4", "method.perception_coefficient=0"],
      ["method.mask_pixels (method.perception_coefficient is 0)"]),
+    (["data.columns={question: prompt}"], ["data.columns (drawn problems have no columns)"]),
     (["view.name=blank", "view.ratio=0.5"], ["view.ratio (view.name is blank)"]),
     (["sampling.vllm.sleep=true", "sampling.vllm.weights_folder=/tmp"],
      ["sampling.vllm.sleep, sampling.vllm.weights_folder (sampling.engine is transformers)"]),

@@ -29,6 +29,7 @@ RATIOS = {
     "loss_memory_over_plain",
     "sampling_over_generate",
     "va_step_over_opd_step",
+    "va_step_over_trl_opd_step",
 }
 
 
@@ -106,7 +107,7 @@ def test_the_suite_runs_each_arm_apart_and_without_pydantic(
     found = run_suite("cpu", "tiny", phases=["step"], rounds=1, say=said.append)["step"]
     assert found["VA-OPD"]["loss"] == here["loss"] != found["OPD"]["loss"]
     assert found["VA-OPD"]["phase_seconds"].keys() == {"data", "sample", "score", "train"}
-    assert len(said) == 2
+    assert len(said) == 3
 
 
 def test_an_arm_that_breaks_is_reported_with_its_last_line(monkeypatch: pytest.MonkeyPatch):
