@@ -29,7 +29,7 @@ MAX_PARAMETERS = 6
 """Of a function that is no command; the options of a command are parameters."""
 
 COMMANDS = {
-    *("cli.py:train", "study/command.py:study", "cli.py:doctor"),
+    *("cli.py:train", "cli.py:export", "cli.py:doctor", "study/command.py:study"),
     *("evaluation/command.py:evaluate", "teacher/command.py:serve_teacher"),
 }
 MANY_PARAMETERS = {
