@@ -26,3 +26,4 @@ lock requirements/run.txt "${locked[@]}" \
 lock requirements/vllm.txt --config-file requirements/uv.toml requirements/vllm.in \
   --override requirements/torch.txt \
   --no-emit-package torchaudio --no-emit-package torchcodec --no-emit-package triton
+lock requirements/docs.txt --config-file requirements/uv.toml requirements/docs.in

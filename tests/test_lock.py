@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 LOCKS = ROOT / "requirements"
-HASHED = ["pip", "run", "dev", "bench", "vllm"]
+HASHED = ["pip", "run", "dev", "bench", "vllm", "docs"]
 PYTHONS = ["3.11", "3.12", "3.13"]
 
 
