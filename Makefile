@@ -7,6 +7,7 @@ SCALE ?= small
 DEVICE ?= cpu
 VLLM := .venv-vllm
 NEWEST_VENV := .venv-newest
+DOCS_VENV := .venv-docs
 # Python of an existing environment with vLLM; if it is empty, test-vllm builds one.
 VAOPD_VLLM_PYTHON ?=
 export HF_HUB_OFFLINE := 1
@@ -23,7 +24,7 @@ FAST := $(addprefix tests/,objective models/test_packing.py models/test_attentio
 # For test-newest: a version that is not the newest. A plain torch is the CUDA build, several GB.
 NEWEST ?= torch==2.13.0
 
-.PHONY: gpu-check demo reference test test-fast test-newest test-vllm vllm check bench lock tiny dist clean mutants drill drill-quick
+.PHONY: gpu-check demo reference test test-fast test-newest test-vllm vllm check bench docs lock tiny dist clean mutants drill drill-quick
 
 demo: $(VENV)/run
 	$(BIN)/vaopd train recipes/quickstart.yaml --output runs/quickstart --overwrite
@@ -63,6 +64,10 @@ check: $(VENV)/dev
 # docs/configuration.md from the docstrings of the schema; a test compares them.
 reference: $(VENV)/run
 	$(BIN)/python -m vaopd.config.reference docs/configuration.md
+
+# build/site from docs/ and the docstrings; a link that leads nowhere is an error.
+docs: $(DOCS_VENV)/ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
 
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks --device $(DEVICE) --scale $(SCALE)
@@ -108,8 +113,13 @@ $(VLLM)/ready: src/vaopd/assets/vllm/cpu.txt requirements/torch.txt src/vaopd/as
 	  $$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sitecustomize.py
 	touch $@
 
+$(DOCS_VENV)/ready: requirements/docs.txt
+	$(PYTHON) -m venv --clear $(DOCS_VENV)
+	$(DOCS_VENV)/bin/pip install --quiet --no-deps --require-hashes --requirement $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VLLM) $(NEWEST_VENV) runs dist
+	rm -rf $(VENV) $(VLLM) $(NEWEST_VENV) $(DOCS_VENV) runs dist build/site
 
 # Builds the wheel from the sdist, which shows that both are complete; then tests it outside the checkout.
 dist: $(VENV)/run

@@ -31,3 +31,4 @@ lock "$cpu" --config-file requirements/uv.toml requirements/vllm.in \
 cp "$cpu" "$cuda"
 "$uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-config \
   --custom-compile-command "make lock" --output-file "$cuda" requirements/vllm-cuda.in
+lock requirements/docs.txt --config-file requirements/uv.toml requirements/docs.in

@@ -81,6 +81,34 @@ MUTANTS = (
         ("tests/test_records.py",),
     ),
     Mutant(
+        "card with a checksum",
+        "records.py",
+        "if path.is_file() and path.name != CARD)",
+        "if path.is_file())",
+        ("tests/hub/test_card.py",),
+    ),
+    Mutant(
+        "card with the evaluations of other weights",
+        "hub/results.py",
+        'if protocol.get("weights") == origin.weights:',
+        "if protocol:",
+        ("tests/hub/test_card.py",),
+    ),
+    Mutant(
+        "private push to a public repository",
+        "hub/push.py",
+        "if target.is_private and not api.model_info(target.name).private:",
+        "if not api.model_info(target.name):",
+        ("tests/hub/test_push.py",),
+    ),
+    Mutant(
+        "failed push fails the run",
+        "training/export.py",
+        "except Exception as error:",
+        "except ZeroDivisionError as error:",
+        ("tests/hub/test_push.py",),
+    ),
+    Mutant(
         "lock file not compared with its path",
         "lock.py",
         "if self._is_at_path(file):\n                    self.file = file",
@@ -367,8 +395,8 @@ MUTANTS = (
     Mutant(
         "save_dtype dropped",
         RUN,
-        "DTYPES[self.config.training.save_dtype]",
-        'DTYPES["float32"]',
+        "dtype = self.config.training.save_dtype",
+        'dtype = "float32"',
         effect("training.save_dtype-0"),
     ),
     Mutant(

@@ -59,6 +59,9 @@ class Observed:
     files: dict[str, str] = field(default_factory=dict)
     """Digest of each file."""
 
+    said: list[str] = field(default_factory=list)
+    """Lines of the terminal."""
+
     vllm_log: list[str] = field(default_factory=list)
     tracked: list[str] = field(default_factory=list)
     """How a stand-in for the tracker trackio was started."""
@@ -81,11 +84,12 @@ def observe(output: Path, *overrides: str) -> Observed:
     with _watching(seen), pytest.MonkeyPatch.context() as patch:
         # A tracker puts its folder there, as its package expects.
         patch.setenv("TRACKIO_DIR", "")
-        calls = stand_in(patch, "trackio")
+        calls, terminal = stand_in(patch, "trackio"), io.StringIO()
         try:
-            train(config, output, console=Console(file=io.StringIO()))
+            train(config, output, console=Console(file=terminal))
         except VaopdError as error:
             seen.error = str(error)
+        seen.said = terminal.getvalue().splitlines()
         for name, _, options in calls:
             if name == "trackio.init":
                 run_name = options["name"].rpartition("-")[0]

@@ -80,6 +80,11 @@ def tracked(seen: Observed) -> Any:
     return seen.tracked
 
 
+def of_push(seen: Observed) -> Any:
+    """What the run said about a push to the hub."""
+    return [line for line in seen.said if "hub" in line]
+
+
 def vllm_log(seen: Observed) -> Any:
     return seen.vllm_log
 
@@ -277,6 +282,8 @@ EFFECTS: dict[str, list[Effect]] = {
     # Nothing of torchrun is here.
     "training.parallel": [Effect("ddp", error, SFT)],
     "training.save_dtype": [Effect("bfloat16", final_weights, SFT)],
+    # Without a network: the run ends well and says that its push failed.
+    "training.push_to_hub": [Effect("somebody/model", of_push, SFT)],
     "tracking.backend": [Effect("[trackio]", tracked, SFT)],
     "tracking.project": [Effect("other", tracked, TRACKED)],
     "tracking.name": [Effect("other", tracked, TRACKED)],

@@ -29,7 +29,7 @@ MAX_PARAMETERS = 6
 """Of a function that is no command; the options of a command are parameters."""
 
 COMMANDS = {
-    *("cli.py:train", "study/command.py:study", "doctor/command.py:doctor"),
+    *("cli.py:train", "cli.py:export", "study/command.py:study", "doctor/command.py:doctor"),
     *("evaluation/command.py:evaluate", "teacher/command.py:serve_teacher"),
 }
 MANY_PARAMETERS = {

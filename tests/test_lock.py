@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 LOCKS = ROOT / "requirements"
 VLLM = ROOT / "src" / "vaopd" / "assets" / "vllm"
-HASHED = ["pip", "run", "dev", "bench", "cpu", "cuda"]
+HASHED = ["pip", "run", "dev", "bench", "docs", "cpu", "cuda"]
 """The last two are those of vLLM, which ship with the package."""
 
 PYTHONS = ["3.11", "3.12", "3.13"]

@@ -149,18 +149,45 @@ def _score_config(teacher: str, rollouts: Path, overrides: list[str]) -> "RunCon
 @app.command()
 def export(
     source: Annotated[Path, typer.Argument(help="Run folder, checkpoint or LoRA adapters.")],
-    output: Annotated[Path, typer.Option(help="Model folder to write; must not exist.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Model folder to write; must not exist without --push.")
+    ] = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="Precision of the weights.")
-    ] = "float32",
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="Precision of the weights; float32 unless given."),
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to the Hugging Face hub.")
+    ] = None,
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public", help="Of a new repository, which is private unless given."
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch of the repository; main unless given.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Write one plain Hugging Face model folder, with adapters merged into the weights."""
+    """Write one plain Hugging Face model folder, with adapters merged, or push it to the hub."""
+    if push is None and (private is not None or revision is not None):
+        raise ConfigError("--private, --public and --revision belong to --push OWNER/NAME; add it")
+    if push is None and output is None:
+        raise ConfigError("export needs --output DIR to write, --push OWNER/NAME, or both")
+    from vaopd.hub.push import HubTarget
     from vaopd.training.export import export as run
+    from vaopd.training.export import export_and_push
 
     _quiet_weights()
-    folder = run(source, output, dtype)
-    typer.echo(f"exported {folder} in {dtype}: {output}")
+    if push is None:
+        assert output is not None
+        folder = run(source, output, dtype or "float32")
+        typer.echo(f"exported {folder} in {dtype or 'float32'}: {output}")
+        return
+    target = HubTarget(push, is_private=private is not False, revision=revision)
+    folder, address = export_and_push(source, output, dtype, target)
+    typer.echo(f"pushed {folder} to {push}: {address}")
 
 
 app.command()(doctor)

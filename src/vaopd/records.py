@@ -11,8 +11,11 @@ from typing import Any
 
 from vaopd.errors import RunFolderError
 
+CARD = "README.md"
+"""The model card, which users edit, so that it has no checksum."""
+
 CHECKSUMS = "checksums.json"
-"""Holds the SHA-256 of every other file of its folder, so that a damaged file is not used."""
+"""Holds the SHA-256 of the other files of its folder, so that a damaged file is not used."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -161,7 +164,7 @@ def damage(folder: Path) -> str:
 
 def _write_checksums(folder: Path) -> None:
     """Write the checksums of a folder that has files and no checksums yet."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CARD)
     # A copy keeps the checksums of what it copies: new ones would agree with a bad copy.
     if files and not (folder / CHECKSUMS).exists():
         # Without a last newline: no part of the file is valid JSON.

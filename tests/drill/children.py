@@ -160,7 +160,6 @@ def mark_phases(shared: mmap.mmap) -> None:
         (Validator, "examine", "validate"),
         (run_module, "save_checkpoint", "save"),
         (run_module, "mark_best", "save"),
-        (run_module, "new_folder", "export"),
         (export_module, "new_folder", "export"),
         (local.TransformersEngine, "answer", "evaluate"),
     ):

@@ -92,7 +92,7 @@ def test_a_run_leaves_the_files_of_a_run_folder(finished: Finished):
 def test_nothing_in_a_run_folder_is_pickled(finished: Finished):
     files = [path for path in finished.folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {
-        ".json", ".jsonl", ".yaml", ".safetensors", ".jinja", ".txt", ".png"
+        ".json", ".jsonl", ".yaml", ".safetensors", ".jinja", ".txt", ".png", ".md"
     }  # fmt: skip
     for path in files:
         if path.suffix not in (".safetensors", ".png"):

@@ -14,6 +14,8 @@ from vaopd.config.base import (
     Section,
 )
 
+HUB_NAME = r"^(?:[\w-][\w.-]{0,95}/)?[\w-][\w.-]{0,95}$"
+
 
 class TrainingConfig(Section):
     """Optimizer, schedule, batches and bookkeeping."""
@@ -102,6 +104,10 @@ class TrainingConfig(Section):
 
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of ``final/``; resumable checkpoints are always float32."""
+
+    push_to_hub: FreeOnResume[Annotated[str, Field(pattern=HUB_NAME)] | None] = None
+    """``OWNER/NAME`` of a private repository of the Hugging Face hub that gets ``final/`` once the
+    run has ended; a failed push does not fail the run. null = none."""
 
     @model_validator(mode="after")
     def _check_retention(self) -> "TrainingConfig":

@@ -19,7 +19,9 @@ PARTS = ("train", "validation")
 class Given:
     """What a run gets beside its recipe."""
 
-    console: Console | None = None
+    console: Console
+    """Where the main process shows progress."""
+
     callbacks: Sequence[Callback] = ()
     data: Mapping[str, Source] = field(default_factory=dict)
     """Problems by ``train`` and ``validation``, instead of the sources of the recipe."""

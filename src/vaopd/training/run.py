@@ -12,7 +12,6 @@ from typing import Any
 from rich.console import Console
 
 from vaopd.config import RunConfig, load_config
-from vaopd.devices import DTYPES
 from vaopd.display import Display
 from vaopd.distributed.world import World, processes
 from vaopd.errors import ConfigError, told_once
@@ -21,7 +20,7 @@ from vaopd.lock import FolderLock
 from vaopd.methods import Method
 from vaopd.problems.manifest import MANIFEST, check_unchanged
 from vaopd.problems.sources import Source
-from vaopd.records import new_folder, write_json, write_text
+from vaopd.records import write_json, write_text
 from vaopd.training import run_folder
 from vaopd.training.best import Best, better, mark_best, restore_best
 from vaopd.training.callbacks import Callback
@@ -31,9 +30,9 @@ from vaopd.training.checkpoint import (
     newest_checkpoint,
     remove_old_checkpoints,
     save_checkpoint,
-    writing,
 )
 from vaopd.training.data import NOTHING, RunData, read_data
+from vaopd.training.export import push_final, unready, write_final
 from vaopd.training.extension import extension
 from vaopd.training.given import Given, recorded
 from vaopd.training.result import RunResult, describe
@@ -87,15 +86,22 @@ def train(
     told_once(lambda: check_machine(config))
     start: run_folder.Start = "resume" if resume else "overwrite" if overwrite else "new"
     place = processes(config.training.parallel, config.training.device)
+    shown = console or Console(stderr=True)
     with run_folder.shortage_explained(output), place as world:
-        return _train(config, output, world, start, Given(console, callbacks, data))
+        result = _train(config, output, world, start, Given(shown, callbacks, data))
+        is_main = world.is_main
+    name = config.training.push_to_hub
+    if name is not None and is_main and not result.is_stopped:
+        # Here no other process waits for the upload.
+        push_final(output, name, partial(shown.print, markup=False, highlight=False))
+    return result
 
 
 def _train(
     config: RunConfig, output: Path, world: World, start: run_folder.Start, given: Given
 ) -> RunResult:
     world.same("options", f"{config.to_yaml()}{start}")
-    shown = (given.console or Console(stderr=True)) if world.is_main else Console(quiet=True)
+    shown = given.console if world.is_main else Console(quiet=True)
     say = partial(shown.print, markup=False, highlight=False)
     config = settle_engine(config, world, partial(say, soft_wrap=True))
     world.on_main(lambda: run_folder.check_start(config, output, start))
@@ -330,22 +336,10 @@ class Run:
         remove_old_checkpoints(self.output, training.keep_checkpoints, training.keep_every)
 
     def _export(self) -> None:
-        """Write ``final/``, a Hugging Face model folder with whole weights."""
+        """Write ``final/``, a Hugging Face model folder with whole weights and a model card."""
         self.display.say("saving the final model")
-        dtype = DTYPES[self.config.training.save_dtype]
-        weights = self.student.weights(dtype)
-        adapters = self.student.trained_weights() if self.student.has_adapters else None
-
-        def write() -> None:
-            run = self.output
-            with writing("the final model", run), new_folder(run / "final") as folder:
-                self.student.save(folder, dtype, weights)
-                if adapters is not None:
-                    # Use a separate folder: if the adapter were next to config.json, transformers
-                    # would apply it a second time.
-                    self.student.save_trained(folder / "adapter", adapters)
-
-        self.world.on_main(write)
+        dtype = self.config.training.save_dtype
+        self.world.on_main(write_final(self.output, self.student, dtype, self.steps))
 
     def _seconds(self) -> float:
         """Return the seconds that the run took so far, including those before it was resumed."""
@@ -382,7 +376,7 @@ class Run:
 
     def _say_what_comes(self, done: int) -> None:
         about = self.validation_time.describe() if self.validation_time else None
-        said = [*self.data.skipped_lines(), *self.about_prompts, about]
+        said = [*self.data.skipped_lines(), *self.about_prompts, about, unready(self.config)]
         for line in (self._headline(done), unread_line(self.config), *said):
             if line:
                 self.display.say(line)

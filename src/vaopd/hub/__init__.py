@@ -1,0 +1,1 @@
+"""Model cards, and pushing exported models to the Hugging Face hub."""
