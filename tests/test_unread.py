@@ -60,6 +60,8 @@ CASES = [
     (["sampling.engine=vllm", "sampling.batch_tokens=8"],
      ["sampling.batch_tokens (nothing is sampled in process)"]),
     (["sampling.engine=vllm", "sampling.batch_tokens=8", VALIDATED], []),
+    (["data.columns={image: picture}"], ["data.columns (drawn problems have no columns)"]),
+    (["data.columns={image: picture}", "data.validation=held_out.csv"], []),
 ]  # fmt: skip
 """Overrides over a recipe of the bare minimum, and what is said of them."""
 
