@@ -171,6 +171,21 @@ def test_images_of_large_parquet_files_are_read_when_they_are_used(
         load_problems(source)
 
 
+def test_paths_in_large_parquet_files_and_in_saved_folders_are_relative_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(files, "MAX_PARQUET_BYTES", 100)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    made = datasets.Dataset.from_list([{"images": ["a.png"], "problem": "<image>?", "answer": "5"}])
+    made.save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "a.png").write_bytes(png(9))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.png").write_bytes(png(8))
+    made.to_parquet(tmp_path / "folder" / "made.parquet")
+    assert shades(load_problems(str(tmp_path / "saved"))) == [9]
+    assert shades(load_problems(str(tmp_path / "folder"))) == [8]
+
+
 # --- objects of Python ----------------------------------------------------------------------------
 
 

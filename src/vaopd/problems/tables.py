@@ -29,7 +29,9 @@ def table_rows(
     table: "datasets.Dataset",
     name: str,
     columns: Mapping[str, str] = NO_COLUMNS,
-    roots: tuple[Path, ...] | None = None,
+    *,
+    folder: Path | None = None,
+    roots: tuple[Path, ...] = (),
 ) -> Iterator[Row]:
     """Yield the rows of a table; images that it holds become ``MappedImage``.
 
@@ -37,7 +39,9 @@ def table_rows(
         table: The table.
         name: Its name, for errors.
         columns: Names of columns that a recipe maps, by our fields.
-        roots: Folders that hold image files which the table names; the caches of the hub if None.
+        folder: Folder of relative image paths; None = the table is of the hub, whose images are in
+            its caches.
+        roots: See ``Row``.
 
     Raises:
         ConfigError: A mapped column does not exist.
@@ -57,7 +61,8 @@ def table_rows(
         raise ProblemError(f"{name}: {error}") from None
     # As it is stored: decoding images takes time and changes them.
     stored: Any = table.with_format("arrow")
-    roots = _caches() if roots is None else roots
+    if folder is None:
+        folder, roots = Path(), _caches()
     kinds = {field.name: field.type for field in table.data.schema}
     own = {columns.get("image", "image"), *OWN_NAMES["image"]}
     images = {one for one in own.intersection(table.column_names) if _holds_bytes(kinds[one])}
@@ -68,7 +73,7 @@ def table_rows(
             named = dict(zip(cells, row, strict=True))
             named |= {one: _mapped(named[one], stored, number, one) for one in images}
             number += 1
-            yield Row(f"{name} row {number}", named, Path(), roots, is_flat=True)
+            yield Row(f"{name} row {number}", named, folder, roots, is_flat=True)
 
 
 def _holds_bytes(kind: Any) -> bool:
