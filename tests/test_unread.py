@@ -63,7 +63,6 @@ CASES = [
     ([*GRPO, "method.name=papo", "method.mask_pixels=4"], []),
     ([*GRPO, "method.name=papo", "method.mask_pixels=4", "method.perception_coefficient=0"],
      ["method.mask_pixels (method.perception_coefficient is 0)"]),
-    (["data.columns={question: prompt}"], ["data.columns (drawn problems have no columns)"]),
     (["view.name=blank", "view.ratio=0.5"], ["view.ratio (view.name is blank)"]),
     (["sampling.vllm.sleep=true", "sampling.vllm.weights_folder=/tmp"],
      ["sampling.vllm.sleep, sampling.vllm.weights_folder (sampling.engine is transformers)"]),
@@ -77,6 +76,8 @@ CASES = [
     (["sampling.engine=vllm", "method.name=off_policy_kd", "sampling.batch_tokens=8", VALIDATED],
      []),
     (["sampling.engine=auto", "sampling.vllm.sleep=true", "sampling.batch_tokens=8"], []),
+    (["data.columns={image: picture}"], ["data.columns (drawn problems have no columns)"]),
+    (["data.columns={image: picture}", "data.validation=held_out.csv"], []),
 ]  # fmt: skip
 """Overrides over a recipe of the bare minimum, and what is said of them."""
 

@@ -8,15 +8,12 @@ from typing import Any
 import datasets
 import pytest
 from PIL import Image
-from rich.console import Console
 
-from vaopd.config import parse_config
 from vaopd.errors import ConfigError, ProblemError
 from vaopd.problems import files
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.problems.problem import MappedImage
 from vaopd.problems.sources import load_problems, locate, read_source
-from vaopd.training.run import train
 
 
 def png(shade: int) -> bytes:
@@ -166,9 +163,27 @@ def test_images_of_large_parquet_files_are_read_when_they_are_used(
     ]
     assert shades(large) == list(range(70))
     assert large[3].image_sizes() == [(8, 6)]
+    # The cache has the file as it was; another one is read anew.
+    table(*range(1, 71)).to_parquet(tmp_path / "made.parquet")
+    assert shades(load_problems(source)) == list(range(1, 71))
     (tmp_path / "made.parquet").write_bytes(b"nothing " * 50)
     with pytest.raises(ProblemError, match=r"made\.parquet cannot be read as parquet: "):
         load_problems(source)
+
+
+def test_paths_in_large_parquet_files_and_in_saved_folders_are_relative_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(files, "MAX_PARQUET_BYTES", 100)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    made = datasets.Dataset.from_list([{"images": ["a.png"], "problem": "<image>?", "answer": "5"}])
+    made.save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "a.png").write_bytes(png(9))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.png").write_bytes(png(8))
+    made.to_parquet(tmp_path / "folder" / "made.parquet")
+    assert shades(load_problems(str(tmp_path / "saved"))) == [9]
+    assert shades(load_problems(str(tmp_path / "folder"))) == [8]
 
 
 # --- objects of Python ----------------------------------------------------------------------------
@@ -188,6 +203,29 @@ def test_a_dataset_of_decoded_images_and_columns_of_its_own_is_a_source():
     assert (one.prompt, one.answer, shades([one])) == ("<image>x?", "5", [9])
     with pytest.raises(ConfigError, match="the column figures, which the data set does not have"):
         load_problems(made, columns={"image": "figures", "question": "text"})
+
+
+@pytest.mark.parametrize(
+    "cell", [png(9), [png(9)], {"bytes": png(9)}, [{"bytes": png(9), "path": "a.png"}]]
+)
+def test_images_are_encoded_bytes_in_every_layout(cell: Any):
+    rows = [{"image": cell, "text": f"{number}?"} for number in range(3)]
+    problems = load_problems(datasets.Dataset.from_list(rows), columns={"question": "text"})
+    assert all(isinstance(one.images[0], MappedImage) for one in problems)
+    assert shades(problems) == [9, 9, 9]
+
+
+@pytest.mark.parametrize("cell", [3, [3], {"bytes": None, "path": None}, None])
+def test_a_cell_without_an_image_is_a_bad_row(cell: Any):
+    made = datasets.Dataset.from_list([{"image": cell, "question": "x?", "answer": "5"}])
+    with pytest.raises(ProblemError, match=r"^the data set row 1: "):
+        load_problems(made)
+
+
+def test_one_image_and_a_question_without_a_placeholder_are_enough():
+    rows = [{"image": png(9), "question": "How long?", "answer": "5"}]
+    (one,) = load_problems(datasets.Dataset.from_list(rows))
+    assert (one.prompt, one.answer, shades([one])) == ("<image>How long?", "5", [9])
 
 
 def test_a_list_of_problems_is_a_source():
@@ -224,42 +262,3 @@ def test_another_object_is_refused(source: Any, sentence: str):
 def test_an_empty_list_is_refused():
     with pytest.raises(ProblemError, match="the data set has no rows; give at least one problem"):
         load_problems([])
-
-
-def test_a_training_takes_problems_from_python_and_records_that(tmp_path: Path):
-    config = parse_config(
-        {
-            "student": {"model": "tiny:student"},
-            "data": {"train": "nothing that exists", "min_pixels": 1024},
-            "method": {"name": "sft"},
-            "training": {"max_steps": 1, "problems_per_step": 2, "device": "cpu"},
-        }
-    )
-    train_set = list(DrawnProblems(num_problems=2))
-    held_out = datasets.Dataset.from_list(
-        [
-            {"id": one.id, "problem": one.prompt, "images": list(one.images), "answer": one.answer}
-            for one in DrawnProblems(split="validation", num_problems=1)
-        ]
-    )
-    data = {"train": train_set, "validation": held_out}
-    quiet = Console(file=io.StringIO())
-    run = tmp_path / "run"
-    result = train(config, run, data=data, console=quiet)
-    assert result.steps == 1
-    assert result.after is not None
-    recorded = (run / "config.yaml").read_text()
-    assert "train: python:train" in recorded
-    assert "validation: python:validation" in recorded
-    assert json.loads((run / "manifest.json").read_text())["train"]["problems"] == 2
-    again = train(config, run, data=data, console=quiet, resume=True)
-    assert again.steps == 1
-    other = {**data, "train": list(DrawnProblems(num_problems=2, seed=1))}
-    with pytest.raises(ConfigError, match=r"data\.train has changed since"):
-        train(config, run, data=other, console=quiet, resume=True)
-
-
-def test_a_part_that_a_run_does_not_have_is_refused(tmp_path: Path):
-    config = parse_config({"student": {"model": "s"}, "data": {"train": "drawn:train"}})
-    with pytest.raises(ConfigError, match="data has the key 'test'; give the problems of train or"):
-        train(config, tmp_path / "run", data={"test": []})

@@ -54,13 +54,15 @@ def local_rows(
     """
     roots = ((path if path.is_dir() else path.parent).resolve(),)
     if is_saved(path):
-        yield from table_rows(saved_table(path, split), f"{path.name}@{split}", columns, roots)
+        table, name = saved_table(path, split), f"{path.name}@{split}"
+        yield from table_rows(table, name, columns, folder=path, roots=roots)
         return
     files = files_of(path, split)
     is_large = sum(one.stat().st_size for one in files if one.is_file()) > MAX_PARQUET_BYTES
     for file in files:
         if is_large and file.suffix == ".parquet":
-            yield from table_rows(parquet_table(file, columns), file.name, columns, roots)
+            table = parquet_table(file, columns)
+            yield from table_rows(table, file.name, columns, folder=file.parent, roots=roots)
         elif file.stem == METADATA:
             for row in _rows_of(file, roots, columns):
                 yield replace(row, is_flat=True) if isinstance(row, Row) else row

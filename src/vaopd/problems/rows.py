@@ -22,6 +22,10 @@ MAX_JSON_BYTES = 2**30
 """Most bytes of a JSON file, which is read whole."""
 
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
+BY_PARTS: dict[str, Any] = {"pre_buffer": False, "buffer_size": 2**20}
+"""Options of pyarrow to read a column by parts; otherwise a whole row group is in memory, and some
+files have all their rows in one."""
+
 BATCH_ROWS = 64
 """Rows that are in memory together, with their images."""
 
@@ -42,7 +46,7 @@ class Row:
     """Folders that hold the images of the source, without symbolic links; () = ``folder``."""
 
     is_flat: bool = False
-    """Whether every cell is a text, as in CSV: an image is a path, a list is written as JSON."""
+    """Whether an image needs no list and a question no placeholder, as in CSV and in tables."""
 
     @property
     def inside(self) -> tuple[Path, ...]:
@@ -127,7 +131,7 @@ def parquet_rows(
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, **BY_PARTS) as file:
             try:
                 names = readable_columns(file.schema_arrow.names, columns, path.name)
             except ProblemError as error:
