@@ -20,6 +20,8 @@ FURTHER = {
     "loss_memory_over_trl": ("loss", "ours", "trl", "peak_bytes"),
     "loss_time_over_liger": ("loss", "ours", "liger", "seconds"),
     "loss_memory_over_liger": ("loss", "ours", "liger", "peak_bytes"),
+    "contrast_time_over_teacher": ("target", "contrast", "teacher", "seconds"),
+    "contrast_memory_over_teacher": ("target", "contrast", "teacher", "peak_bytes"),
     "update_memory_over_trl": (
         "update", "ours, VA-OPD packed", "trl, OPD (one view)", "peak_bytes",
     ),

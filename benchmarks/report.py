@@ -18,7 +18,13 @@ from benchmarks.suite import Numbers, Results
 
 FOLDER = Path(__file__).parent
 PACKAGES = ("torch", "transformers", "trl", "liger-kernel", "accelerate")
-ROUNDED = {"update": "update", "loss": "loss alone", "sampling": "sampling", "step": "whole step"}
+ROUNDED = {
+    "update": "update",
+    "loss": "loss alone",
+    "target": "target of the loss",
+    "sampling": "sampling",
+    "step": "whole step",
+}
 
 
 def results_path(folder: Path, device: str, scale: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.startup import measure_startup
 
-ROUNDS_PHASES = ("update", "loss", "sampling", "step")
+ROUNDS_PHASES = ("update", "loss", "target", "sampling", "step")
 """Measured in every round; the others once."""
 
 ONCE_PHASES = ("epochs", "probe", "growth")

@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-PHASES = ("update", "loss", "sampling", "step", "epochs", "probe", "growth")
+PHASES = ("update", "loss", "target", "sampling", "step", "epochs", "probe", "growth")
 
 
 def measure_arm(phase: str, arm: str, device: str, scale: str) -> dict[str, Any]:

@@ -64,7 +64,53 @@ WEIGHTS = wiring("weights_of_a_step_follow_the_keys_of_the_method")
 WEIGHT_OPTIONS = ("tests/training/test_weight_options.py",)
 ASKED = wiring("rollouts_are_sampled_as_the_recipe_says")
 
+REWARDS = ("tests/training/test_rewards.py",)
+POLICY = ("tests/objective/test_policy.py",)
+
 MUTANTS = (
+    # Rewards.
+    Mutant(
+        "deviation of rewards over all siblings and not one fewer",
+        "objective/policy.py",
+        "(count - 1).clamp(min=1)",
+        "count",
+        POLICY,
+    ),
+    Mutant(
+        "the better of both policy losses",
+        "objective/policy.py",
+        "return -torch.minimum(",
+        "return -torch.maximum(",
+        POLICY,
+    ),
+    Mutant(
+        "the student stays near the masked image",
+        "methods/papo.py",
+        "loss = loss - options.perception_coefficient * gap",
+        "loss = loss + options.perception_coefficient * gap",
+        REWARDS,
+    ),
+    Mutant(
+        "the student before training has its adapters",
+        "models/adapters.py",
+        "layer.enable_adapters(False)",
+        "layer.enable_adapters(True)",
+        REWARDS,
+    ),
+    Mutant(
+        "wrong responses are rewarded",
+        "training/pipeline.py",
+        "one is not None and one.is_correct",
+        "one is not None and not one.is_correct",
+        REWARDS,
+    ),
+    Mutant(
+        "the KL to the teacher of the first problems for all",
+        "evaluation/teacher_divergence.py",
+        "_some(student, teacher, prompts[part], responses[part])",
+        "_some(student, teacher, prompts[:PROBLEMS], responses[:PROBLEMS])",
+        ("tests/evaluation/test_validation.py",),
+    ),
     # Faults.
     Mutant(
         "checksums of a checkpoint not compared",
@@ -374,7 +420,7 @@ MUTANTS = (
     Mutant(
         "validation by the temperature of training",
         VALIDATION,
-        "temperature=options.temperature,",
+        "temperature=1.0 if is_sampled else options.temperature,",
         "temperature=self.config.sampling.temperature,",
         effect("validation.temperature-0"),
     ),

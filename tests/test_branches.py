@@ -12,6 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "vaopd"
 FILES = [
     *sorted((SOURCE / "training").glob("*.py")),
     SOURCE / "evaluation" / "validation.py",
+    SOURCE / "evaluation" / "teacher_divergence.py",
     SOURCE / "evaluation" / "visual_reliance.py",
     SOURCE / "rollouts" / "vllm" / "sampler.py",
 ]
@@ -69,11 +70,13 @@ BRANCHES = {
     "step._with_scores: needs.reference_logprobs": COMMAND,
     "step._with_scores: needs.student_entropy": COMMAND,
     "step.accumulate_gradient: coming and self.config.training.rollout_lag": DATA,
-    "validation.examine: not self.config.validation.pixelated": COMMAND,
     "validation._sample: (vllm := self.sampler) is not None": COMMAND,
     "validation._sleep: self.sampler is not None": COMMAND,
     "validation.examine: self.sampler is not None": COMMAND,
+    "validation.examine: not options.pixelated": COMMAND,
+    "validation.examine: options.sampled_answers": COMMAND,
     "validation.examine: self.teacher is not None": COMMAND,
+    "validation.examine: self.teacher is not None and options.load_teacher": COMMAND,
     "visual_reliance.score_advantage: own": "the two views",
     "sampler.sleep: self.options.sleep and self.held is not None": f"{COMMAND}; {HISTORY}",
     "sampler.take_weights: self.model.device.type == 'cuda'": "processes of one kind of device",

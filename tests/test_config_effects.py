@@ -244,7 +244,11 @@ EFFECTS: dict[str, list[Effect]] = {
     "validation.temperature": [Effect("4", answers, HELD_OUT)],
     "validation.top_p": [Effect("0.01", answers, (*HELD_OUT, "validation.temperature=4"))],
     "validation.pixelated": [Effect("true", validation, HELD_OUT)],
-    "validation.load_teacher": [Effect("true", validation, BOTH_VIEWS)],
+    "validation.load_teacher": [
+        Effect("true", validation, BOTH_VIEWS),
+        Effect("true", validation, HELD_OUT),
+    ],
+    "validation.sampled_answers": [Effect("2", validation, HELD_OUT)],
     "validation.seed": [Effect("1", answers, (*HELD_OUT, "validation.temperature=4"))],
     "training.problems_per_step": [Effect("1", problems)],
     "training.epochs": [Effect("2", num_steps, (*SFT, "training.max_steps=null", *TWO_PROBLEMS))],

@@ -35,6 +35,12 @@ def _validates_degraded(config: RunConfig) -> bool:
     return _validates(config) and config.validation.pixelated
 
 
+def _scores_validation(config: RunConfig) -> bool:
+    """Return whether a teacher scores answers of the validation."""
+    measures = config.validation.load_teacher or _validates_degraded(config)
+    return _validates(config) and measures and config.loads_teacher
+
+
 def _samples_nothing(config: RunConfig) -> bool:
     return not config.method.needs.sampling
 
@@ -65,14 +71,16 @@ RULES = (
         lambda config: not _validates(config),
     ),
     Rule(
-        ("validation.load_teacher",),
-        "validation.pixelated is false",
-        lambda config: _samples_nothing(config) and not config.validation.pixelated,
-    ),
-    Rule(
-        ("validation.top_p", "validation.seed"),
+        ("validation.top_p",),
         "validation.temperature is 0",
         lambda config: config.validation.temperature == 0,
+    ),
+    Rule(
+        ("validation.seed",),
+        "validation.temperature is 0",
+        lambda config: (
+            config.validation.temperature == 0 and config.validation.sampled_answers == 0
+        ),
     ),
     Rule(
         (
@@ -109,7 +117,7 @@ RULES = (
     Rule(
         ("teacher.batch_tokens",),
         METHOD,
-        lambda config: config.method.needs.views == 0 and not _validates_degraded(config),
+        lambda config: config.method.needs.views == 0 and not _scores_validation(config),
     ),
     Rule(
         ("view",),

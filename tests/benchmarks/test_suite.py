@@ -69,6 +69,18 @@ def test_every_loss_is_the_float64_formula_up_to_rounding():
     assert min(wrong.values()) > 1e-3
 
 
+def test_the_arms_of_the_target_are_the_loss_of_the_paper_and_one_view_more():
+    found = {arm: measure_arm("target", arm, "cpu", "tiny") for arm in arms("target")}
+    assert found.keys() == {"teacher", "contrast"}
+    # The same inputs as the loss alone.
+    alone = measure_arm("loss", "ours", "cpu", "tiny")
+    assert found["teacher"]["loss"] == pytest.approx(alone["loss"])
+    assert found["contrast"]["loss"] > 1.1 * found["teacher"]["loss"]
+    # Three products of the student at width 64, one or two of the teacher at 128.
+    ratio = found["contrast"]["operations"] / found["teacher"]["operations"]
+    assert ratio == pytest.approx((3 * 64 + 2 * 128) / (3 * 64 + 128))
+
+
 def test_sampling_arms_make_all_tokens_or_say_why_not():
     tokens = TINY.problems * TINY.siblings * TINY.response
     found = {arm: measure_arm("sampling", arm, "cpu", "tiny") for arm in arms("sampling")}

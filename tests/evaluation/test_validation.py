@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from plain_forward import double, plain_logprobs
 
 from vaopd.config import RunConfig, parse_config
 from vaopd.errors import ConfigError
-from vaopd.evaluation import validation, visual_reliance
+from vaopd.evaluation import teacher_divergence, validation, visual_reliance
 from vaopd.evaluation.validation import ValidationResult, Validator
 from vaopd.models.loading import load_model
 from vaopd.models.model import VisionLanguageModel
+from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.problems.problem import Problem
@@ -306,3 +308,62 @@ def test_rows_say_what_was_answered_and_what_was_right(
     assert [row["finish_reason"] for row in rows] == ["stop", "stop", "length"]
     assert [row["kind"] for row in rows] == ["circle", "rectangle", "circle"]
     assert {row["view"] for row in rows} == {"original"}
+
+
+def test_sampled_answers_are_drawn_at_temperature_1_beside_greedy_ones(
+    student: VisionLanguageModel, problems: list[Problem], monkeypatch: pytest.MonkeyPatch
+):
+    right = [f"\\boxed{{{problem.answer}}}" for problem in problems]
+    script = Script([["?"]] * 3, [[right[0], right[0], "?"], ["?", right[1], "?"], ["?", "?", "?"]])
+    monkeypatch.setattr(validation, "TransformersSampler", script)
+    options = config(num_samples=1, temperature=0, pixelated=False, sampled_answers=3)
+    found = Validator(options, problems).examine(student)
+    assert (found.result.accuracy, found.result.accuracy_sampled) == (0, pytest.approx(3 / 9))
+    (_, greedy), (_, sampled) = script.asked
+    assert (greedy.temperature, greedy.num_rollouts) == (0, 1)
+    assert (sampled.temperature, sampled.top_p, sampled.num_rollouts) == (1, 1, 3)
+    assert sampled.stream != greedy.stream
+    assert [row["view"] for row in found.rows] == ["original"] * 3 + ["sampled"] * 9
+
+
+@pytest.mark.parametrize("pixelated", [False, True])
+def test_the_kl_to_the_teacher_is_that_of_plain_forwards(
+    student: VisionLanguageModel,
+    problems: list[Problem],
+    monkeypatch: pytest.MonkeyPatch,
+    pixelated: bool,
+):
+    teacher = copied_teacher(student)
+    with torch.no_grad():
+        for weight in teacher.model.model.parameters():
+            weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
+    monkeypatch.setattr(teacher_divergence, "PROBLEMS", 2)
+    options = config(load_teacher=True, pixelated=pixelated)
+    found = Validator(options, problems, teacher).examine(student)
+    own, other = double(student), double(teacher.model)
+    encoder = PromptEncoder(student, options.data, options.view)
+    by_id = {problem.id: encoder.original(problem) for problem in problems}
+    values: list[float] = []
+    for row in found.rows:
+        if row["view"] != "original":
+            assert "teacher_kl" not in row
+            continue
+        ids = torch.tensor(row["token_ids"])
+        with torch.no_grad():
+            p, q = (plain_logprobs(model, by_id[row["problem_id"]], ids) for model in (own, other))
+        expected = (p.exp() * (p - q)).sum(-1).tolist()
+        assert row["teacher_kl"] == pytest.approx(expected, abs=1e-4, rel=1e-3)
+        values += expected
+    assert len(values) > 20
+    assert min(values) > 1e-3
+    assert found.result.teacher_kl == pytest.approx(sum(values) / len(values), rel=1e-3)
+
+
+def test_a_student_that_is_its_teacher_has_no_kl_and_none_is_measured_unasked(
+    student: VisionLanguageModel, problems: list[Problem]
+):
+    teacher = copied_teacher(student)
+    same = Validator(config(load_teacher=True, pixelated=False), problems, teacher).run(student)
+    assert same.teacher_kl == pytest.approx(0, abs=1e-6)
+    unasked = Validator(config(pixelated=False), problems, teacher).run(student)
+    assert unasked.teacher_kl is None

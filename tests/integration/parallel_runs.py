@@ -40,6 +40,14 @@ ALONE = (
 )
 SHORT = ("sampling.max_new_tokens=12", "data.validation=null")
 ADAPTERS = (*SHORT, "student.lora.rank=4", "training.max_steps=2", "training.save_every=1")
+REWARDED = (
+    "method.name=papo",
+    "method.perception_coefficient=0.5",
+    "training.max_steps=2",
+    "training.save_every=null",
+    "validation.load_teacher=true",
+    "validation.sampled_answers=2",
+)
 LAG = (*SHORT, "training.rollout_lag=1", "teacher.addresses=['http://127.0.0.1:1']")
 AUTO = (*SHORT, "training.micro_batch_tokens=auto", "training.max_steps=2")
 VALIDATED = ("data.validation=drawn:validation?count=3", "training.max_steps=1")
@@ -78,6 +86,7 @@ def compare(folder: Path) -> None:
         run(config_of(folder, parallel), folder / kind)
         run(config_of(folder, parallel, *ALONE), folder / f"{kind}-alone")
         run(config_of(folder, parallel, *ADAPTERS), folder / f"{kind}-adapters")
+        run(config_of(folder, parallel, *REWARDED), folder / f"{kind}-rewarded")
         vllm = (parallel, *VLLM, f"sampling.vllm.python={folder / 'python-with-vllm'}")
         run(config_of(folder, *vllm, "sampling.vllm.sleep=true"), folder / f"{kind}-vllm")
         run(config_of(folder, *vllm, "training.rollout_lag=1"), folder / f"{kind}-vllm-lag")

@@ -18,6 +18,7 @@ from parallel_runs import (
     AUTO,
     KINDS,
     LAG,
+    REWARDED,
     VALIDATED,
     VLLM,
     config_of,
@@ -85,6 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(config_of(folder), folder / "one")
     run(config_of(folder, *ALONE), folder / "one-alone")
     run(config_of(folder, *ADAPTERS), folder / "one-adapters")
+    run(config_of(folder, *REWARDED), folder / "one-rewarded")
     prepare_beside(config_of(folder, *LAG), folder / "one-lag")
     run(config_of(folder, *AUTO), folder / "one-auto")
     vllm = (*VLLM, f"sampling.vllm.python={fake_python(folder)}")
@@ -170,6 +172,21 @@ def test_adapters_learn_what_they_learn_in_one_process(folder: Path, kind: str):
     run(config_of(folder, *ADAPTERS), found, resume=True)
     name = "final/adapter/adapter_model.safetensors"
     assert_same_weights(found / name, expected / name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rewards_two_views_of_the_student_and_its_start_are_those_of_one_process(
+    folder: Path, kind: str
+):
+    found, expected = folder / f"{kind}-rewarded", folder / "one-rewarded"
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        assert_same_rows(found / name, expected / name)
+    rows, tested = numbers(found / "metrics.jsonl"), numbers(found / "validation.jsonl")
+    assert rows[0]["kl/masked"] > 0.01
+    assert rows[1]["kl/reference"] > 0
+    assert tested[0]["teacher_kl"] > 0.01
+    assert tested[0]["accuracy_sampled"] is not None
+    assert_same_weights(found / "final/model.safetensors", expected / "final/model.safetensors")
 
 
 def test_threads_that_prepare_the_next_step_do_not_get_between_the_others(folder: Path):

@@ -255,6 +255,9 @@ def test_what_cannot_be_trained_is_said_before_anything_is_loaded(
         VAOPDTrainer("tiny:student", None, make_args(), Dataset.from_list(ROWS))
     with pytest.raises(ConfigError, match="there is no train_dataset"):
         VAOPDTrainer("tiny:student", "tiny:teacher-s", make_args())
+    rewarded = make_args(method="grpo", temperature=1.0, top_p=1.0)
+    with pytest.raises(ConfigError, match="method is 'grpo', which learns from rewards and no"):
+        VAOPDTrainer("tiny:student", "tiny:teacher-s", rewarded, Dataset.from_list(ROWS))
 
 
 def png() -> bytes:

@@ -55,6 +55,22 @@ def test_a_study_is_planned_by_its_name_from_any_folder(here: Path, run: Callabl
     assert (code, out.split()) == (0, list(expected.runs))
 
 
+def test_the_table_of_rewards_gives_each_arm_as_many_choices_as_opd_has(here: Path, run: Callable):
+    code, out, _ = run("study", "study_gain", "--tables", "rewards", "--dry-run", "--output", "o")
+    names = out.split()
+    # Four choices with two tuning seeds, then five seeds of the chosen one, for each of three arms.
+    assert code == 0
+    for arm in ("opd", "grpo", "papo"):
+        assert sum(name.startswith(f"{arm}-") for name in names) == 4 * 2 + 5
+    assert len(names) == 39
+    plan = load_plan("study_gain", tables=["rewards"])
+    configs = {name: arm.runs[0].config for name, arm in plan.tables[0].arms.items()}
+    assert {name: config.method.needs.teacher for name, config in configs.items()} == {
+        "opd": True, "grpo": False, "papo": False
+    }  # fmt: skip
+    assert configs["opd"].validation == configs["papo"].validation
+
+
 @pytest.mark.parametrize("path", ["quickstart.yaml", "./quickstart", "folder/quickstart.yaml"])
 def test_a_path_means_the_file_of_the_user(here: Path, path: str):
     (here / "folder").mkdir()

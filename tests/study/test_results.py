@@ -5,15 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vaopd.records import read_rows, write_rows
 from vaopd.report.statistics import SHARES
-from vaopd.study.measuring import learning_curve, record_of, sparsity
+from vaopd.study.measuring import MeasuredRun, RunMeasures, learning_curve, record_of, sparsity
 from vaopd.study.plan import Plan
 from vaopd.study.recipe import load_plan
 from vaopd.study.results import (
     NEEDS_SAME_VIEW,
     collect,
 )
+from vaopd.study.run import write_study
 from vaopd.study.runs import is_finished, run_folder
+from vaopd.study.speed import speed_sentences, steps_to_baseline
 
 WRONG, ONE, HALF, ALL = [False] * 4, [True] + [False] * 3, [True, True, False, False], [True] * 4
 
@@ -160,3 +163,70 @@ def test_intervals_stay_inside_what_is_possible(plan: Plan, finish: Callable, tm
         assert high is not None
         assert low >= (-1 if mean.metric == "va_correlation" else 0)
         assert high <= 1 or mean.metric in ("seconds", "tokens_trained", "response_length")
+
+
+def test_steps_to_the_baseline_are_the_first_that_reach_its_last_accuracy(
+    plan: Plan, tmp_path: Path
+):
+    # By seed, opd ends at .25 and .5, va_opd at .5 and 1; every student began with .25.
+    curves = {
+        "opd": {0: [0.25, 0.5, 0.25], 1: [0.25, 0.25, 0.5]},
+        "va_opd": {0: [0.2, 0.2, 0.5], 1: [0.25, 0.75, 1.0]},
+    }
+    for arm, by_seed in curves.items():
+        for seed, accuracies in by_seed.items():
+            folder = run_folder(tmp_path / "out", plan.tables[0].arms[arm].runs[seed])
+            rows = [{"step": n, "accuracy": a} for n, a in enumerate(accuracies)]
+            write_rows(folder / "validation.jsonl", rows)
+    assert values(plan, tmp_path / "out", "steps_to_opd") == {"opd": [0, 2], "va_opd": [2, 1]}
+    study = write_study(plan, tmp_path / "out", {}, ["vaopd"])
+    assert any(row["metric"] == "steps_to_opd" for row in study["rows"])
+    page = (tmp_path / "out" / "study.html").read_text("utf-8")
+    assert "va_opd reaches the last accuracy of opd in 2 of 2 seeds at step 1.5 in the" in page
+
+
+def test_a_seed_that_never_reaches_the_baseline_counts_and_has_no_step(plan: Plan):
+    def record(*accuracies: float) -> RunMeasures:
+        curve = [{"steps": n, "accuracy": a} for n, a in enumerate(accuracies)]
+        nothing = MeasuredRun((), (), {}, {})
+        return RunMeasures(nothing, nothing, curve, {})
+
+    table = plan.tables[0]
+    records = {
+        "opd": {0: record(0.1, 0.2, 0.9), 1: record(0.1, 0.2, 0.3)},
+        "va_opd": {0: record(0.1, 0.8, 0.8), 1: record(0.1, 0.4, 0.8)},
+    }
+    rows = steps_to_baseline(table, records)
+    assert [(row["seed"], row["value"]) for row in rows if row["arm"] == "va_opd"] == [
+        (0, None), (1, 1)
+    ]  # fmt: skip
+    (sentence,) = speed_sentences(table, rows)
+    assert "in 1 of 2 seeds at step 1 in the median" in sentence
+    short = {arm: {0: record(0.1, 0.9)} for arm in records}
+    assert steps_to_baseline(table, short) == []
+
+
+def test_sampled_accuracy_and_the_kl_to_the_teacher_are_metrics_where_they_were_measured(
+    plan: Plan, tmp_path: Path
+):
+    for arm in ("opd", "va_opd"):
+        for run in plan.tables[0].arms[arm].runs.values():
+            for file in (run_folder(tmp_path / "out", run) / "validation").glob("*.jsonl"):
+                rows = read_rows(file)
+                drawn = [
+                    {**row, "view": "sampled", "sibling": k, "is_correct": k == 0}
+                    for row in rows
+                    if row["view"] == "original"
+                    for k in range(4)
+                ]
+                known = [
+                    {**row, "teacher_kl": [0.1, 0.3]} if row["view"] == "original" else row
+                    for row in rows
+                ]
+                write_rows(file, [*known, *drawn])
+    assert values(plan, tmp_path / "out", "accuracy_sampled")["va_opd"] == [0.25, 0.25]
+    assert values(plan, tmp_path / "out", "teacher_kl")["opd"] == pytest.approx([0.2, 0.2])
+    write_study(plan, tmp_path / "out", {}, ["vaopd"])
+    page = (tmp_path / "out" / "study.html").read_text("utf-8")
+    assert "accuracy, sampled, %" in page
+    assert "KL to teacher, nats" in page

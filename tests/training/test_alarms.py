@@ -50,6 +50,7 @@ def validated(**changes: Any) -> ValidationResult:
         ({"va__mean": 0.0002}, (), "no_advantage", "0.0002 nats, which is none: the two views may"),
         ({"response__truncated_share": 1.0}, (), "truncated", "sampling.max_new_tokens=6: raise"),
         ({"response__unparsed_share": 1.0}, (), "unparsed", "may not ask for \\boxed"),
+        ({"reward__equal_share": 1.0}, (), "equal_rewards", "all right or all wrong"),
         ({"weights__rollout_max": 0.8808}, TWO, "two_siblings", "always 0.881 and 0.119: their"),
         # tau = 2: w = 1 / (1 + e^-1) = .731059.
         ({"weights__rollout_max": 0.7311}, (*TWO, "method.rollout_temperature=2"),
@@ -69,6 +70,7 @@ def test_what_all_responses_of_a_step_share_is_warned_of(
     [
         ({}, ()),
         ({"va__mean": 0.001}, ()),
+        ({"reward__equal_share": 0.99}, ()),
         ({"response__repeated_share": 0.49, "response__same_share": 0.99}, ()),
         ({"response__same_share": 1.0}, ("sampling.num_rollouts=1", "method.name=token_only")),
         ({"response__truncated_share": 0.99, "response__unparsed_share": 0.99}, ()),

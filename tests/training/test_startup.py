@@ -110,6 +110,19 @@ def test_processes_share_the_time_and_two_views_double_it(make_config: Callable)
     )
 
 
+def test_sampled_answers_count_beside_the_others(make_config: Callable):
+    estimate, said = timed(
+        make_config, 1, "validation.sampled_answers=6", "validation.load_teacher=true"
+    )
+    assert estimate.describe() == (
+        "a validation samples 10 problems x (4 + 6 at temperature 1) = 100 responses of at most "
+        "101 tokens"
+    )
+    for tokens in range(9):
+        estimate.on_token(16, tokens)
+    assert said[0].endswith("; scoring them comes on top")
+
+
 def test_a_validation_without_a_teacher_scores_nothing(make_config: Callable):
     estimate, said = timed(make_config, 1, "validation.pixelated=true", "method.name=sft")
     for tokens in range(9):

@@ -136,7 +136,7 @@ class RunConfig(Section):
     @property
     def loads_teacher(self) -> bool:
         """Whether the method or the validation needs a teacher, here or elsewhere."""
-        measures = self.validation.pixelated and self.validation.load_teacher
+        measures = self.data.validation is not None and self.validation.load_teacher
         return self.method.needs.teacher or measures
 
     @property

@@ -337,9 +337,13 @@ class ValidationConfig(Section):
     """Also answer with the degraded image and, where a teacher is loaded, measure visual
     advantage."""
 
+    sampled_answers: Annotated[int, Field(ge=0)] = 0
+    """Also this many responses for each problem at temperature 1 from the whole distribution, as
+    the paper reports accuracy (avg@8), beside a greedy accuracy by the keys above; 0 = none."""
+
     load_teacher: bool = False
-    """With ``pixelated``, load the teacher to measure visual advantage where the method needs
-    none."""
+    """Load the teacher also where the method needs none, to measure the KL of the student to it on
+    the student's answers and, with ``pixelated``, visual advantage."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """Seed of the sampling noise, apart from ``training.seed``: all runs answer alike."""

@@ -2,15 +2,19 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import fmean
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from vaopd.config import RunConfig
 from vaopd.config.methods import high_fraction
 from vaopd.distributed.world import World
 from vaopd.errors import ConfigError
+from vaopd.evaluation.teacher_divergence import teacher_divergence
 from vaopd.evaluation.visual_reliance import TokenAdvantage, answer_changes, score_advantage
 from vaopd.grading.grades import Grade, grade
 from vaopd.models.model import VisionLanguageModel
@@ -35,6 +39,12 @@ class ValidationResult:
 
     response_length: float
     accuracy_by_kind: dict[str, float]
+    accuracy_sampled: float | None = None
+    """Accuracy of ``validation.sampled_answers`` at temperature 1 (avg@k)."""
+
+    teacher_kl: float | None = None
+    """Mean over response tokens of KL(student || teacher), nats."""
+
     accuracy_pixelated: float | None = None
     """Accuracy with the degraded image, for every ``view.name``."""
 
@@ -65,7 +75,7 @@ class Answers:
     """Responses of all problems to one view, with their grades."""
 
     view: str
-    """``original`` or ``degraded``."""
+    """``original``; ``degraded``; or ``sampled``: the original at temperature 1."""
 
     problems: Sequence[Problem]
     rollouts: list[list[Rollout]]
@@ -128,20 +138,30 @@ class Validator:
             progress: Called with the number of responses that were finished.
             version: Number of updates of the student's weights, for a sampler with a copy of them.
         """
-        settings = self._settings(version)
         if self.sampler is not None:
             self.sampler.take_weights(version)
         problems = [problem for problem in self.problems if problem.answer is not None]
         turn = self.world.my_slice(problems)
         encoder = PromptEncoder(student, self.config.data, self.config.view)
         originals = self.world.agree(lambda: [encoder.original(problem) for problem in turn])
-        sample = partial(self._sample, student, settings, progress)
-        seen = self._answers("original", student, problems, sample(originals))
-        if not self.config.validation.pixelated:
+        sample = partial(self._sample, student, progress)
+        settings = self._settings(version)
+        seen = self._answers("original", student, problems, sample(originals, settings))
+        options, drawn, divergence = self.config.validation, None, None
+        if options.sampled_answers:
+            responses = sample(originals, self._settings(version, is_sampled=True))
+            drawn = self._answers("sampled", student, problems, responses)
+        if self.teacher is not None and options.load_teacher:
+            divergence = teacher_divergence(
+                student, self.teacher, originals, seen.rollouts, self.world
+            )
+        more = _rows(student, drawn) if drawn else []
+        if not options.pixelated:
             self._sleep()
-            return Validation(_result(seen), _rows(student, seen))
+            rows = [*_rows(student, seen, divergence=divergence), *more]
+            return Validation(_result(seen, drawn, divergence), rows)
         degraded = self.world.agree(lambda: _degraded(encoder, turn, originals))
-        blind = self._answers("degraded", student, problems, sample(degraded))
+        blind = self._answers("degraded", student, problems, sample(degraded, settings))
         self._sleep()
         advantage = None
         if self.teacher is not None:
@@ -154,30 +174,39 @@ class Validator:
                 world=self.world,
             )
         changes = answer_changes(seen.grades, blind.grades)
-        rows = _rows(student, seen, advantage) + [
+        rows = _rows(student, seen, advantage, divergence) + [
             {**row, "is_changed": is_changed}
             for row, is_changed in zip(_rows(student, blind), changes, strict=True)
         ]
-        return Validation(_result(seen, blind, changes, advantage), rows)
+        result = replace(
+            _result(seen, drawn, divergence),
+            accuracy_pixelated=blind.accuracy,
+            answer_change_rate=fmean(changes),
+            teacher_va=advantage.teacher_va if advantage else None,
+            student_va=advantage.student_va if advantage else None,
+            va_correlation=advantage.correlation if advantage else None,
+        )
+        return Validation(result, [*rows, *more])
 
-    def _settings(self, version: int) -> SamplingSettings:
+    def _settings(self, version: int, *, is_sampled: bool = False) -> SamplingSettings:
+        """Return how problems are answered: by the protocol, or sampled at temperature 1."""
         options = self.config.validation
         return SamplingSettings(
-            num_rollouts=options.num_samples,
-            temperature=options.temperature,
-            top_p=options.top_p,
+            num_rollouts=options.sampled_answers if is_sampled else options.num_samples,
+            temperature=1.0 if is_sampled else options.temperature,
+            top_p=1.0 if is_sampled else options.top_p,
             max_new_tokens=self.config.sampling.max_new_tokens,
             seed=options.seed,
-            stream="validation",
+            stream="validation sampled" if is_sampled else "validation",
             weights_version=version,
         )
 
     def _sample(
         self,
         student: VisionLanguageModel,
-        settings: SamplingSettings,
         progress: Callable[[int], None],
         prompts: Sequence[EncodedPrompt],
+        settings: SamplingSettings,
     ) -> list[list[Rollout]]:
         """Return the responses to the prompts of this process."""
         if (vllm := self.sampler) is not None:
@@ -230,10 +259,7 @@ def _degraded(
 
 
 def _result(
-    seen: Answers,
-    blind: Answers | None = None,
-    changes: list[bool] | None = None,
-    advantage: TokenAdvantage | None = None,
+    seen: Answers, drawn: Answers | None, divergence: list[Tensor] | None
 ) -> ValidationResult:
     by_kind: dict[str, list[bool]] = defaultdict(list)
     for (problem, _), verdict in zip(seen.flat, seen.grades, strict=True):
@@ -245,18 +271,18 @@ def _result(
         truncated=fmean(rollout.finish_reason == "length" for rollout in rollouts),
         response_length=fmean(len(rollout.response_ids) for rollout in rollouts),
         accuracy_by_kind={kind: fmean(values) for kind, values in sorted(by_kind.items())},
-        accuracy_pixelated=blind.accuracy if blind else None,
-        answer_change_rate=fmean(changes) if changes else None,
-        teacher_va=advantage.teacher_va if advantage else None,
-        student_va=advantage.student_va if advantage else None,
-        va_correlation=advantage.correlation if advantage else None,
+        accuracy_sampled=drawn.accuracy if drawn else None,
+        teacher_kl=torch.cat(divergence).mean().item() if divergence else None,
     )
 
 
 def _rows(
-    student: VisionLanguageModel, answers: Answers, advantage: TokenAdvantage | None = None
+    student: VisionLanguageModel,
+    answers: Answers,
+    advantage: TokenAdvantage | None = None,
+    divergence: list[Tensor] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return a row for each response, with the advantages of its tokens if they are given."""
+    """Return a row for each response, with what was measured at its tokens."""
     rows = []
     for index, (problem, rollout) in enumerate(answers.flat):
         verdict = answers.grades[index]
@@ -276,6 +302,11 @@ def _rows(
                 "token_ids": list(rollout.response_ids),
                 "tokens": [student.tokenizer.decode([i]) for i in rollout.response_ids],
                 **(advantage.row(index) if advantage else {}),
+                **({"teacher_kl": _rounded(divergence[index])} if divergence else {}),
             }
         )
     return rows
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 6) for value in values.tolist()]

@@ -162,6 +162,11 @@ class VAOPDTrainer(Trainer):
         teacher_model = teacher_model or args.teacher_model_name_or_path
         _check(args, teacher_model, train_dataset)
         config = args.recipe(_name_of(model), _name_of(teacher_model))
+        if config.method.needs.rewards:
+            raise ConfigError(
+                f"method is {args.method!r}, which learns from rewards and no teacher; train with "
+                "`vaopd train`, or with TRL's GRPOTrainer"
+            )
         compute = torch.bfloat16 if args.bf16 else torch.float32
         student = _loaded(model, config.student.model, args, torch.float32, compute)
         teacher = _loaded(teacher_model, config.teacher.model, args, compute, compute)
@@ -179,11 +184,6 @@ class VAOPDTrainer(Trainer):
             raise ConfigError(
                 "method.match_norm scales whole updates, which transformers' Trainer makes; train "
                 "with `vaopd train`"
-            )
-        if method.needs.rewards:
-            raise ConfigError(
-                f"method is {args.method!r}, which learns from rewards and no teacher; train with "
-                "`vaopd train`, or TRL's GRPOTrainer"
             )
         pipeline = Pipeline(config, method, student, scorer, sampler, World(device=args.device))
         # The optimizer is the Trainer's; the step only accumulates gradients.

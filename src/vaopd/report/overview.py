@@ -108,7 +108,10 @@ def _shares(source: Source, step: int) -> dict[str, list[bool]]:
     found: dict[str, list[bool]] = {}
     for record in source.records:
         group = record.group
-        is_here = (group.source, group.step) == ("validation", step) and group.view != "degraded"
+        is_here = (group.source, group.step) == ("validation", step) and group.view in (
+            "",
+            "original",
+        )
         if is_here and record.is_correct is not None:
             found.setdefault(group.problem_id, []).append(record.is_correct)
     return found

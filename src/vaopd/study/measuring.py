@@ -183,7 +183,11 @@ def _by_problem(
         "response_length": _each(seen, lambda row: len(row["token_ids"])),
         "truncated": _each(seen, lambda row: row["finish_reason"] == "length"),
         "student_va": np.array([_student_va(group) for group in seen]),
+        "teacher_kl": np.array([_teacher_kl(group) for group in seen]),
     }
+    if all(("sampled", problem) in groups for problem in ids):
+        drawn = [groups["sampled", problem] for problem in ids]
+        values["accuracy_sampled"] = _each(drawn, lambda row: row["is_correct"])
     kinds = tuple(group[0]["kind"] for group in seen)
     if all(("degraded", problem) in groups for problem in ids):
         blind = [groups["degraded", problem] for problem in ids]
@@ -195,6 +199,12 @@ def _by_problem(
 def _each(groups: list[list[Row]], number: Callable[[Row], float]) -> np.ndarray:
     """Return the mean over the samples of each problem."""
     return np.array([fmean(number(row) for row in group) for group in groups])
+
+
+def _teacher_kl(group: list[Row]) -> float:
+    """Return the mean KL to the teacher over the response tokens of one problem, nats."""
+    values = [value for row in group for value in row.get("teacher_kl", ())]
+    return fmean(values) if values else float("nan")
 
 
 def _student_va(group: list[Row]) -> float:

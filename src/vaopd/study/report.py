@@ -19,6 +19,7 @@ from vaopd.study.pages import REPORT
 from vaopd.study.plan import Arm, Plan, StudyTable
 from vaopd.study.results import Results
 from vaopd.study.runs import is_finished, run_folder
+from vaopd.study.speed import speed_sentences
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -43,11 +44,13 @@ class MetricColumn:
 
 METRICS = (
     MetricColumn("accuracy", "accuracy, %", _percent),
+    MetricColumn("accuracy_sampled", "accuracy, sampled, %", _percent),
     MetricColumn("accuracy_pixelated", "accuracy, pixelated, %", _percent),
     MetricColumn("student_va", "student VA, nats", _number(3)),
     MetricColumn("answer_change_rate", "answers changed, %", _percent),
     MetricColumn("va_correlation", "correlation of VA", _number(2)),
     MetricColumn("va_mass_top_10", "VA in top 10 %, %", _percent),
+    MetricColumn("teacher_kl", "KL to teacher, nats", _number(3)),
     MetricColumn("response_length", "tokens a response", _number(1)),
     MetricColumn("truncated", "truncated, %", _percent),
     MetricColumn("seconds", "seconds", _number(1)),
@@ -113,7 +116,7 @@ def _table(
         "rows": _rows(table, results, shown, output),
         "kinds": kinds,
         "kind_rows": _rows(table, results, kinds, output),
-        "tests": _tests(table, results),
+        "tests": [*_tests(table, results), *speed_sentences(table, results.rows)],
         "failures": [row for row in failures if row["table"] == table.name],
         "figures": _inline(_figures(table, results, output), table.name),
     }

@@ -17,17 +17,28 @@ from vaopd.study.inference import PairedTest, holm, paired_test, smallest_visibl
 from vaopd.study.measuring import MeasuredRun, Row, RunMeasures, record_of
 from vaopd.study.plan import Arm, Plan, PlannedRun, StudyTable
 from vaopd.study.runs import is_finished
+from vaopd.study.speed import steps_to_baseline
 
 NEEDS_SAME_TEACHER = ("student_va", "va_correlation", "va_mass_top_10")
 """Metrics over tokens that the teacher (and ``method.high_fraction``) choose: comparable only where
 both arms have the same."""
+
+NEEDS_SAME_MODEL = ("teacher_kl",)
+"""Metrics that are comparable only where both arms have the same teacher."""
 
 NEEDS_SAME_VIEW = ("accuracy_pixelated", "answer_change_rate", *NEEDS_SAME_TEACHER)
 """Metrics that mean the same in two arms only if both degrade the image in the same way."""
 
 
 RANGES = {"va_correlation": (-1.0, 1.0)} | dict.fromkeys(
-    ("accuracy", "accuracy_pixelated", "answer_change_rate", "truncated", "va_mass_top_10"),
+    (
+        "accuracy",
+        "accuracy_sampled",
+        "accuracy_pixelated",
+        "answer_change_rate",
+        "truncated",
+        "va_mass_top_10",
+    ),
     (0.0, 1.0),
 )
 """Smallest and largest possible value of a metric; the others have no largest one and are not
@@ -103,6 +114,7 @@ def collect(plan: Plan, output: Path) -> Results:
             if name != table.settings.baseline:
                 found += _comparisons(table, name, arms)
         comparisons += corrected(found, table)
+        rows += steps_to_baseline(table, _records(table, cache))
     return Results(rows, means, comparisons)
 
 
@@ -133,6 +145,15 @@ def _measured(
                 cache[run.name] = record_of(output, run)
             found[seed] = cache[run.name].before if arm.is_untrained else cache[run.name].after
     return found
+
+
+def _records(table: StudyTable, cache: dict[str, RunMeasures]) -> dict[str, dict[int, RunMeasures]]:
+    """Return the records of finished runs by trained arm and seed."""
+    return {
+        name: {seed: cache[run.name] for seed, run in arm.runs.items() if run.name in cache}
+        for name, arm in table.arms.items()
+        if not arm.is_untrained
+    }
 
 
 def _same_start(planned: PlannedRun, table: StudyTable, seed: int) -> list[PlannedRun]:
@@ -247,6 +268,8 @@ def _is_comparable(metric: str, arm: Arm, baseline: Arm) -> bool:
     if _protocol(first) != _protocol(second):
         return False
     if metric in NEEDS_SAME_VIEW and first.view != second.view:
+        return False
+    if metric in NEEDS_SAME_MODEL and first.teacher.model != second.teacher.model:
         return False
     same_tokens = first.teacher.model == second.teacher.model and high_fraction(
         first.method

@@ -47,6 +47,12 @@ def step_warnings(row: dict[str, Any], config: RunConfig) -> dict[str, str]:
     if advantage is not None and not is_signed:
         found |= _advantage_warnings(advantage)
     found |= _collapse_warnings(row, config)
+    if row.get("reward/equal_share") == 1:
+        found["equal_rewards"] = (
+            "the siblings of every problem have the same reward, all right or all wrong, so they "
+            "have advantage 0 and only the other terms of the loss teach; raise "
+            "sampling.num_rollouts, or use problems that the student answers sometimes"
+        )
     if isinstance(method, RolloutOptions) and config.sampling.num_rollouts == 2:
         found |= _sibling_warnings(row.get("weights/rollout_max", 0.0), method)
     return found

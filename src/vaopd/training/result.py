@@ -30,6 +30,10 @@ class RunResult:
 def describe(result: ValidationResult) -> str:
     """Return a line of text that describes a validation."""
     text = f"accuracy {result.accuracy:.1%}"
+    if result.accuracy_sampled is not None:
+        text += f", sampled {result.accuracy_sampled:.1%}"
+    if result.teacher_kl is not None:
+        text += f", KL to the teacher {result.teacher_kl:.3f} nats"
     if result.accuracy_pixelated is not None:
         text += f", pixelated {result.accuracy_pixelated:.1%}"
     if result.student_va is not None:

@@ -157,23 +157,33 @@ class ValidationTime:
         self.views = 2 if options.pixelated else 1
         self.limit = config.sampling.max_new_tokens
         self.processes = processes
-        scores = options.pixelated and (config.method.needs.teacher or options.load_teacher)
-        self.beside = "; scoring both views comes on top" if scores else ""
+        self.sampled = options.sampled_answers
+        has_teacher = config.method.needs.teacher or options.load_teacher
+        self.beside = ""
+        if options.load_teacher or (options.pixelated and has_teacher):
+            self.beside = f"; scoring {'both views' if options.pixelated else 'them'} comes on top"
         self.say = say
         self.clock = clock
         self.is_told = False
         self.began = self.first_token = 0.0
 
     @property
+    def of_each(self) -> int:
+        """Number of responses to each problem."""
+        return self.num_samples * self.views + self.sampled
+
+    @property
     def responses(self) -> int:
         """Number of responses of all processes."""
-        return self.num_problems * self.num_samples * self.views
+        return self.num_problems * self.of_each
 
     def describe(self) -> str:
         """Return a sentence with the number of responses that a validation samples."""
-        views = " x 2 views" if self.views == 2 else ""
+        samples = f"{self.num_samples}{' x 2 views' if self.views == 2 else ''}"
+        if self.sampled:
+            samples = f"({samples} + {self.sampled} at temperature 1)"
         return (
-            f"a validation samples {self.num_problems} problems x {self.num_samples}{views} = "
+            f"a validation samples {self.num_problems} problems x {samples} = "
             f"{self.responses} responses of at most {self.limit} tokens"
         )
 
@@ -193,7 +203,7 @@ class ValidationTime:
             self.first_token = now
         elif tokens == min(FIRST_TOKENS, self.limit):
             self.is_told = True
-            own = ceil(self.num_problems / self.processes) * self.num_samples * self.views
+            own = ceil(self.num_problems / self.processes) * self.of_each
             a_token = (now - self.first_token) / (tokens - 1)
             a_batch = self.first_token - self.began + (self.limit - 1) * a_token
             seconds = ceil(own / rows) * a_batch
