@@ -147,32 +147,24 @@ class Validator:
         sample = partial(self._sample, student, progress)
         settings = self._settings(version)
         seen = self._answers("original", student, problems, sample(originals, settings))
-        options, drawn, divergence = self.config.validation, None, None
+        options, degraded = self.config.validation, []
+        drawn = blind = divergence = None
         if options.sampled_answers:
             responses = sample(originals, self._settings(version, is_sampled=True))
             drawn = self._answers("sampled", student, problems, responses)
+        if options.pixelated:
+            degraded = self.world.agree(lambda: _degraded(encoder, turn, originals))
+            blind = self._answers("degraded", student, problems, sample(degraded, settings))
+        self._sleep()  # before the teacher needs the memory
         if self.teacher is not None and options.load_teacher:
             divergence = teacher_divergence(
                 student, self.teacher, originals, seen.rollouts, self.world
             )
         more = _rows(student, drawn) if drawn else []
-        if not options.pixelated:
-            self._sleep()
+        if blind is None:
             rows = [*_rows(student, seen, divergence=divergence), *more]
             return Validation(_result(seen, drawn, divergence), rows)
-        degraded = self.world.agree(lambda: _degraded(encoder, turn, originals))
-        blind = self._answers("degraded", student, problems, sample(degraded, settings))
-        self._sleep()
-        advantage = None
-        if self.teacher is not None:
-            advantage = score_advantage(
-                student,
-                self.teacher,
-                (originals, degraded),
-                seen.rollouts,
-                high_fraction=high_fraction(self.config.method),
-                world=self.world,
-            )
+        advantage = self._advantage(student, (originals, degraded), seen)
         changes = answer_changes(seen.grades, blind.grades)
         rows = _rows(student, seen, advantage, divergence) + [
             {**row, "is_changed": is_changed}
@@ -187,6 +179,23 @@ class Validator:
             va_correlation=advantage.correlation if advantage else None,
         )
         return Validation(result, [*rows, *more])
+
+    def _advantage(
+        self,
+        student: VisionLanguageModel,
+        views: tuple[list[EncodedPrompt], list[EncodedPrompt]],
+        seen: Answers,
+    ) -> TokenAdvantage | None:
+        if self.teacher is None:
+            return None
+        return score_advantage(
+            student,
+            self.teacher,
+            views,
+            seen.rollouts,
+            high_fraction=high_fraction(self.config.method),
+            world=self.world,
+        )
 
     def _settings(self, version: int, *, is_sampled: bool = False) -> SamplingSettings:
         """Return how problems are answered: by the protocol, or sampled at temperature 1."""

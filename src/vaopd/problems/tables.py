@@ -111,7 +111,7 @@ def _lengths(array: Any) -> Any:
         fields = [_lengths(field) for field in array.flatten()]
         return pyarrow.StructArray.from_arrays(fields, [field.name for field in kind])
     if pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind):
-        return pyarrow.compute.binary_length(array)
+        return pyarrow.compute.binary_length(array)  # pyright: ignore[reportAttributeAccessIssue]  # made at import
     return array
 
 

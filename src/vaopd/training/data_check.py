@@ -99,7 +99,7 @@ class DataReport:
         return found
 
 
-def examine(source: Source, data: DataConfig, model: str | None, console: Console) -> DataReport:
+def survey(source: Source, data: DataConfig, model: str | None, console: Console) -> DataReport:
     """Return what a source holds and which of its rows a training would refuse.
 
     Args:

@@ -43,9 +43,9 @@ def check(
         model = config.student.model
     from rich.console import Console
 
-    from vaopd.training.data_check import examine
+    from vaopd.training.data_check import survey
 
-    report = examine(source, config.data, model, Console(stderr=True))
+    report = survey(source, config.data, model, Console(stderr=True))
     if json:
         print_json(report.as_json())
     else:
