@@ -121,7 +121,7 @@ def survey(source: Source, data: DataConfig, model: str | None, console: Console
     problems, bad = _without(problems, damaged), bad + damaged
     measured: Sequence[Any] = ()
     if model is not None:
-        measured, too_long = _measured(problems, data, model, console)
+        measured, too_long = _prompt_sizes(problems, data, model, console)
         problems, bad = _without(problems, too_long), bad + too_long
     sizes = [size for one in problems for size in one.image_sizes()]
     return DataReport(
@@ -140,7 +140,7 @@ def survey(source: Source, data: DataConfig, model: str | None, console: Console
     )
 
 
-def _measured(
+def _prompt_sizes(
     problems: Sequence[Problem], data: DataConfig, model: str, console: Console
 ) -> tuple[list[Any], list[BadRow]]:
     # Imported here, because it imports torch.
