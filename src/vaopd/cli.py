@@ -162,7 +162,7 @@ def export(
     private: Annotated[
         bool | None,
         typer.Option(
-            "--private/--public", help="Of a new repository, which is private unless given."
+            "--private/--public", help="A new repository is private unless --public is given."
         ),
     ] = None,
     revision: Annotated[
