@@ -62,15 +62,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def as_line(row: dict[str, Any]) -> str:
+    """Return a row as the line of a JSONL file."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write a JSONL file atomically."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(map(as_line, rows)))
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """Add one line to a JSONL file."""
     with naming(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.write(as_line(row))
 
 
 @contextmanager

@@ -32,6 +32,8 @@ def run(drill: Drill) -> None:
             damage_a_checkpoint(drill, name, harm, random.Random(f"{drill.seed} {name} {number}"))
     while drill.left("bit flip: run folder") > 0:
         damage_a_record(drill)
+    while drill.left("bit flip: records") > 0:
+        damage_a_row(drill)
     while drill.left("torn last line") > 0:
         tear(drill)
     while drill.left("second run") > 0:
@@ -106,6 +108,28 @@ def damage_a_record(drill: Drill) -> None:
     else:
         outcome = "wrong" if code == 0 else "lost"
         drill.tally.add(name, outcome, 1, f"{path.name}: {child.text()[-300:]}")
+
+
+def damage_a_row(drill: Drill) -> None:
+    """Flip a bit of a record of a step before the newest checkpoint, and try to resume."""
+    name = "bit flip: records"
+    number = drill.tally.count(name).tried
+    run, draw = drill.fresh("row"), random.Random(f"{drill.seed} {name} {number}")
+    shutil.copytree(unfinished(drill), run)
+    step = draw.randint(1, 4)
+    path = (
+        run / ("metrics.jsonl", f"rollouts/step_{step:06d}.jsonl", "validation.jsonl")[number % 3]
+    )
+    lines = path.read_bytes().splitlines(keepends=True)
+    number_of_line = step - 1 if path.name == "metrics.jsonl" else 0
+    lines[number_of_line] = flipped(lines[number_of_line], draw)
+    path.write_bytes(b"".join(lines))
+    child = Child(train(drill.recipe, run, "--resume"), drill.log)
+    code, said = child.wait(), child.errors()
+    is_told = code == 1 and len(said) == 1 and path.name in said[0]
+    outcome = "survived" if is_told and "Traceback" not in child.text() else "wrong"
+    note = "" if outcome == "survived" else f"{path.name}: {child.text()[-300:]}"
+    drill.tally.add(name, outcome, 1, note)
 
 
 def tear(drill: Drill) -> None:

@@ -1,6 +1,6 @@
 """How many cases of each class a drill tries."""
 
-MODULES = ("corruption", "soak", "storage", "memory", "numbers", "worlds")
+MODULES = ("corruption", "soak", "storage", "memory", "numbers", "worlds", "server")
 
 FULL = {
     "SIGKILL: start": 100,
@@ -15,6 +15,7 @@ FULL = {
     "bit flip": 200,
     "truncation": 50,
     "bit flip: run folder": 40,
+    "bit flip: records": 40,
     "torn last line": 30,
     "second run": 20,
     "full disk: run": 60,
@@ -35,6 +36,11 @@ FULL = {
     "equal views": 1,
     "world size": 16,
     "killed worker": 20,
+    "server: 200 clients": 20,
+    "server: clients that die": 20,
+    "server: slow clients": 10,
+    "server: rude requests": 20,
+    "server: killed": 10,
 }
 QUICK = {
     "SIGKILL: start": 1,
@@ -49,6 +55,7 @@ QUICK = {
     "bit flip": 3,
     "truncation": 1,
     "bit flip: run folder": 1,
+    "bit flip: records": 1,
     "torn last line": 1,
     "second run": 1,
     "full disk: run": 1,
@@ -69,4 +76,9 @@ QUICK = {
     "equal views": 1,
     "world size": 2,
     "killed worker": 1,
+    "server: 200 clients": 1,
+    "server: clients that die": 1,
+    "server: slow clients": 1,
+    "server: rude requests": 1,
+    "server: killed": 1,
 }

@@ -147,6 +147,31 @@ def test_an_end_that_is_no_token_is_refused(folder: Path, id: object):
     assert f"has eos_token_id {id!r} in its generation_config.json, which is not" in sentence
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"eos_token_id": [2, 5', "Expecting ',' delimiter"),
+        (b"", "Expecting value"),
+        (b"[2, 5]", "list and not an object"),
+        (b"null", "NoneType and not an object"),
+        (b"[" * 100_000, "maximum recursion depth"),
+    ],
+)
+def test_a_damaged_generation_config_is_not_ignored(folder: Path, content: bytes, reason: str):
+    # transformers goes on without it, and responses would not end where they should.
+    (folder / "generation_config.json").write_bytes(content)
+    sentence = refusal(lambda: load(folder))
+    assert "generation_config.json, which names the ids that end a response, is damaged (" in (
+        sentence
+    )
+    assert reason in sentence
+
+
+def test_a_model_without_a_generation_config_is_read(folder: Path):
+    (folder / "generation_config.json").unlink()
+    assert load(folder).eos_token_ids
+
+
 def test_the_first_difference_of_chat_templates_is_named(folder: Path):
     student, own = load(folder), (folder / "chat_template.jinja").read_text()
     check_same_turns(student, "it", probe_text(student), student.eos_token_ids)

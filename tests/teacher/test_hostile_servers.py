@@ -1,11 +1,16 @@
 """Answers of a wrong or hostile server: each is named, and none is used."""
 
+import gzip
+import socket
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx2
 import pytest
 import torch
+from fastapi import FastAPI, Request, Response
 from safetensors.torch import load, save
 
 from vaopd.errors import EngineError
@@ -152,6 +157,79 @@ def test_an_endless_answer_ends_at_its_limit(status: int):
     with pytest.raises(Unavailable, match="an answer of more than 1048576 bytes"):
         one.ask(Question("GET", "/model"))
     assert sum(sent) <= 2**20 + 2**18
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_the_token_does_not_follow_a_redirect(serve_plain: Callable, status: int, method: str):
+    seen: list[str | None] = []
+    thief, server = FastAPI(), FastAPI()
+
+    @thief.api_route("/{path:path}", methods=["GET", "POST"])
+    def takes(request: Request) -> Response:
+        seen.append(request.headers.get("authorization"))
+        return Response()
+
+    other = serve_plain(thief).url
+
+    @server.api_route("/{path:path}", methods=["GET", "POST"])
+    def redirects() -> Response:
+        return Response(status_code=status, headers={"Location": f"{other}/model"})
+
+    one = Address(serve_plain(server).url, "token", 60.0)
+    with pytest.raises(EngineError, match=rf"redirects to another address \(status {status}\), wh"):
+        one.ask(Question(method, "/score", b"body" if method == "POST" else None))
+    one.http.close()
+    assert seen == []
+
+
+def said_by_socket(answer: bytes) -> str:
+    """Return why a client refuses what a server sends before it closes the connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):  # the client may have read enough
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        one = Address(f"http://127.0.0.1:{listener.getsockname()[1]}", "token", 60.0)
+        with pytest.raises(Unavailable) as caught:
+            one.ask(Question("GET", "/model"))
+        thread.join()
+        one.http.close()
+    return str(caught.value)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"", "RemoteProtocolError: Server disconnected"),
+        (b"HTTP/1.1 2", "RemoteProtocolError"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "RemoteProtocolError"),
+        (OK + b"Content-Length: 100\r\n\r\nhalf", "RemoteProtocolError: peer closed"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhalf", "RemoteProtocolError: peer closed"),
+        (OK + b"X: " + b"x" * 2_000_000, "RemoteProtocolError"),
+        (OK + b"Content-Length: -1\r\n\r\n", "RemoteProtocolError"),
+    ],
+    ids=range(7),
+)
+def test_half_an_answer_of_http_may_be_asked_for_again(answer: bytes, reason: str):
+    said = said_by_socket(answer)
+    assert said.startswith(reason) and len(said) < 300
+
+
+def test_an_answer_that_would_unpack_itself_stays_packed():
+    bomb = gzip.compress(bytes(50_000_000))
+    headers = {"Content-Encoding": "gzip"}
+    stream = httpx2.ByteStream(bomb)
+    one = address(lambda request: httpx2.Response(200, headers=headers, stream=stream))
+    assert one.ask(Question("GET", "/model")) == bomb
 
 
 def test_an_answer_that_drips_ends_in_time(monkeypatch: pytest.MonkeyPatch):

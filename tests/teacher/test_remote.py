@@ -277,6 +277,8 @@ def test_a_wrong_token_is_a_sentence(serve, connect: Connect, model):
         ({"name": "tiny:teacher-m"}, ConfigError, "teacher.model is 'tiny:new-teacher-s', but"),
         ({"quantization": "4bit"}, ConfigError, "teacher.quantization is 'none', but"),
         ({"tokenizer": "0" * 64}, ModelError, "have different tokenizers, of 640 and 640 ids"),
+        ({"vocabulary_size": 9_000_000}, ModelError, "different tokenizers, of 640 and 9000000"),
+        ({"hidden_size": 900_000}, EngineError, "1 fields of its description are wrong"),
         ({"chat_prompt": "<|im_start|>me"}, ModelError, "have different chat templates: from char"),
         ({"end_ids": [5]}, ModelError, "end their responses differently: id 5 "),
         ({"image_settings": {"patch_size": 14}}, ModelError, "prepare images differently"),

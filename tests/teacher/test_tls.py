@@ -58,7 +58,7 @@ def test_a_trainer_uses_a_server_whose_certificate_it_was_given(
     teacher.close()
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(
+def test_a_certificate_of_an_unknown_issuer_is_refused_at_once(
     served: Serving, student, recipe: Recipe, token: str
 ):
     with pytest.raises(EngineError) as caught:

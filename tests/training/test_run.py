@@ -23,6 +23,7 @@ from vaopd.lock import LOCK, FolderLock
 from vaopd.models.loading import load_model
 from vaopd.records import read_rows
 from vaopd.training.data import read_data
+from vaopd.training.ledger import LEDGER, check_records
 from vaopd.training.result import RunResult
 from vaopd.training.run import build_run, train
 from vaopd.training.run_folder import check_free, claim, remove_run
@@ -72,6 +73,7 @@ def test_a_run_leaves_the_files_of_a_run_folder(finished: Finished):
         "manifest.json",
         "metrics.jsonl",
         "validation.jsonl",
+        "checksums.jsonl",
         # Random models end no response within six tokens.
         "warnings.jsonl",
         "validation",
@@ -87,6 +89,20 @@ def test_a_run_leaves_the_files_of_a_run_folder(finished: Finished):
         "step_000003",
     ]
     assert [p.name for p in (finished.folder / "rollouts").glob("*.jsonl")] == ["step_000002.jsonl"]
+
+
+def test_every_record_of_a_run_has_its_checksum(finished: Finished):
+    check_records(finished.folder, 3)
+    noted = [(row["file"], row["step"]) for row in read_rows(finished.folder / LEDGER)]
+    folders = ("rollouts", "validation")
+    files = [path for name in folders for path in (finished.folder / name).glob("*.jsonl")]
+    rows = [
+        (name, row["step"])
+        for name in ("metrics.jsonl", "validation.jsonl")
+        for row in read_rows(finished.folder / name)
+    ]
+    written = [(f"{path.parent.name}/{path.name}", int(path.stem[5:])) for path in files]
+    assert sorted(noted) == sorted(rows + written)
 
 
 def test_nothing_in_a_run_folder_is_pickled(finished: Finished):

@@ -87,8 +87,10 @@ def read_model(loader: Any, source: str | Path, name: str, **options: Any) -> An
     as the multi-token prediction heads of Qwen3.5.
 
     Raises:
-        ModelError: The model cannot be loaded, or its weights do not match those of the folder.
+        ModelError: The model cannot be loaded, its weights do not match those of the folder, or its
+            generation_config.json is damaged.
     """
+    check_generation_settings(source, name)
     model, misfit = read_weights(loader, source, name, **options)
     if misfit:
         raise ModelError(
@@ -122,6 +124,29 @@ def read_weights(loader: Any, source: str | Path, name: str, **options: Any) -> 
                 raise
             raise ModelError(f"{error} [{' '.join(tables[0].split())[-400:]}]") from error
     return model, _misfit(report)
+
+
+def check_generation_settings(source: str | Path, name: str) -> None:
+    """Check that generation_config.json is a JSON object, if the model has one.
+
+    transformers ignores a damaged one, and with it the ids that end a response.
+
+    Raises:
+        ModelError: It is not.
+    """
+    file = _cached(source, "generation_config.json", local_files_only=False)
+    if file is None:
+        return
+    try:
+        value = json.loads(Path(file).read_bytes())
+        reason = "" if isinstance(value, dict) else f"{type(value).__name__} and not an object"
+    except (ValueError, RecursionError) as error:
+        reason = _one_line(error)
+    if reason:
+        raise ModelError(
+            f"model {name!r} cannot be used: its generation_config.json, which names the ids that "
+            f"end a response, is damaged ({reason}); download or copy it again"
+        )
 
 
 def check_finite(model: Any, name: str) -> None:
@@ -166,22 +191,24 @@ def check_stored(model: Any, source: str | Path, name: str) -> None:
 
 def _weight_files(source: str | Path) -> list[str]:
     """Return the safetensors files that transformers has just read."""
-
-    def found(name: str) -> str | None:
-        return cached_file(
-            *(str(source), name),
-            local_files_only=True,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-
-    if whole := found("model.safetensors"):
+    if whole := _cached(source, "model.safetensors"):
         return [whole]
-    index = found("model.safetensors.index.json")
+    index = _cached(source, "model.safetensors.index.json")
     if index is None:
         return []
     names = json.loads(Path(index).read_bytes())["weight_map"].values()
-    return [file for name in sorted(set(names)) if (file := found(name))]
+    return [file for name in sorted(set(names)) if (file := _cached(source, name))]
+
+
+def _cached(source: str | Path, name: str, *, local_files_only: bool = True) -> str | None:
+    """Return the path of a file of a folder or hub model, None if it is not there."""
+    return cached_file(
+        *(str(source), name),
+        local_files_only=local_files_only,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
 
 
 def _misfit(report: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from vaopd.run_records import SCHEMA, schema_of
 from vaopd.training.alarms import WARNINGS_FILE
 from vaopd.training.checkpoint import NO_SPACE, not_written
 from vaopd.training.extension import LENGTH_KEYS
+from vaopd.training.ledger import LEDGER, check_records
 from vaopd.versions import installed_version
 
 Start = Literal["new", "resume", "overwrite"]
@@ -112,9 +113,13 @@ def forget_after(output: Path, step: int) -> None:
     """Delete the records of steps after ``step``, which a resumed run will write again.
 
     The summary is always deleted: studies and reports use it as the sign of a finished run.
+
+    Raises:
+        RunFolderError: A record of an earlier step is damaged; nothing is deleted.
     """
+    check_records(output, step)
     (output / "summary.json").unlink(missing_ok=True)
-    for name in ("metrics.jsonl", "validation.jsonl", WARNINGS_FILE):
+    for name in ("metrics.jsonl", "validation.jsonl", WARNINGS_FILE, LEDGER):
         keep_rows_up_to(output / name, step)
     for name in ("rollouts", "validation"):
         for path in (output / name).glob("step_*.jsonl"):

@@ -13,6 +13,7 @@ from vaopd.problems.problem import Problem
 from vaopd.records import append_row, write_rows
 from vaopd.training.alarms import Alarms
 from vaopd.training.callbacks import Callback
+from vaopd.training.ledger import note_file, note_row
 from vaopd.training.metrics import problem_pictures, rollout_rows, step_metrics
 from vaopd.training.result import RunResult, summary
 from vaopd.training.schedule import is_due
@@ -86,6 +87,7 @@ class Tracker:
             is_own_text=method.needs.responses == "student",
         )
         append_row(self.output / "metrics.jsonl", row)
+        note_row(self.output, "metrics.jsonl", row)
         for callback in self.callbacks:
             callback.on_step(step, row)
         if skipped := result.skipped_in_a_row:
@@ -106,6 +108,7 @@ class Tracker:
                 step=step,
             )
             write_rows(folder / f"step_{step:06d}.jsonl", rows)
+            note_file(self.output, folder / f"step_{step:06d}.jsonl", step)
             for callback in self.callbacks:
                 callback.on_rollouts(step, rows, folder)
         return row
@@ -130,7 +133,10 @@ class Tracker:
         )
         rows = [{"step": step, **row, **pictures[row["problem_id"]]} for row in validation.rows]
         write_rows(folder / f"step_{step:06d}.jsonl", rows)
-        append_row(self.output / "validation.jsonl", {"step": step, **asdict(validation.result)})
+        note_file(self.output, folder / f"step_{step:06d}.jsonl", step)
+        row = {"step": step, **asdict(validation.result)}
+        append_row(self.output / "validation.jsonl", row)
+        note_row(self.output, "validation.jsonl", row)
         num_responses = sum(row["view"] == "original" for row in rows)
         self.alarms.watch_validation(step, validation.result, num_responses)
         for callback in self.callbacks:

@@ -63,7 +63,8 @@ def check_partner(
                 f"teacher.{key} is {value!r}, but {address} serves {served[key]!r}; set it to that "
                 "or start the server with the recipe's"
             )
-    if tokenizer_hash(student) != info.tokenizer:
+    # The number as well: the client reads a head of that many rows.
+    if (tokenizer_hash(student), student.vocab_size) != (info.tokenizer, info.vocabulary_size):
         raise ModelError(
             f"student {student.name!r} and teacher {info.name!r} at {address} have different "
             f"tokenizers, of {student.vocab_size} and {info.vocabulary_size} ids; distillation "

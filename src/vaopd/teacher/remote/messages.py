@@ -59,7 +59,7 @@ class TeacherInfo(Message):
 
     image_settings: dict[str, Any]
     vocabulary_size: int = Field(ge=1, le=10_000_000)
-    hidden_size: int = Field(ge=1, le=1_000_000)
+    hidden_size: int = Field(ge=1, le=65_536)
     dtype: Dtype
     """Precision of its forwards."""
 
@@ -335,7 +335,12 @@ def _check_layout(prompt: EncodedPrompt) -> None:
         return
     is_grid = grid.ndim == 2 and grid.shape[1] == 3 and grid.dtype == torch.int64
     is_small = is_grid and bool(((grid > 0) & (grid < MAX_GRID)).all())
-    if not is_small or int(grid.prod(-1).sum()) != len(pixels) or not pixels.is_floating_point():
+    if (
+        not is_small
+        or not pixels.ndim
+        or int(grid.prod(-1).sum()) != len(pixels)
+        or not pixels.is_floating_point()
+    ):
         raise RuntimeError(
             f"image_grid_thw of problem {prompt.problem_id} is not that of its pixels"
         )
