@@ -36,6 +36,10 @@ IMAGE_SETTINGS = ("patch_size", "merge_size", "temporal_patch_size", "image_mean
 """Without sizes, because images are scaled to the pixel budget before."""
 
 
+IMAGE_INPUTS = ("pixel_values", "image_grid_thw")
+"""Names of what the image processor makes of images."""
+
+
 class QwenVLFamily:
     """Adapter of the Qwen-VL models."""
 
@@ -190,9 +194,12 @@ class QwenVLFamily:
         }
 
     def _images(self, prompts: Sequence[EncodedPrompt], ids: Tensor) -> dict[str, Tensor]:
+        for prompt in prompts:
+            if missing := sorted({*IMAGE_INPUTS} - prompt.image_inputs.keys()):
+                raise AlignmentError(f"problem {prompt.problem_id} has no {missing[0]}")
         inputs = {
             name: torch.cat([prompt.image_inputs[name] for prompt in prompts])
-            for name in ("pixel_values", "image_grid_thw")
+            for name in IMAGE_INPUTS
         }
         # A sampled placeholder id would need a visual token that does not exist.
         grids = inputs["image_grid_thw"]
