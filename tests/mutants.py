@@ -153,6 +153,8 @@ MUTANTS = (
         "except Exception as error:",
         "except ZeroDivisionError as error:",
         ("tests/hub/test_push.py",),
+    ),
+    Mutant(
         "records: checksums not compared",
         "training/ledger.py",
         "if _digest(content) != digest:",

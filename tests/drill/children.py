@@ -145,7 +145,9 @@ class Child:
         return True
 
     def text(self) -> str:
-        """Return what the child has printed."""
+        """Return what the child has printed; '' before it has begun."""
+        if not self.output.exists():
+            return ""
         return self.output.read_text(errors="replace")
 
     def errors(self) -> list[str]:

@@ -70,12 +70,14 @@ class Served:
         self.log = log
         arguments = ["serve-teacher", "tiny:new-teacher-s", "--port", "0"]
         environment = {"VAOPD_TEACHER_TOKEN": TOKEN}
+        log.unlink(missing_ok=True)  # it names the address of an earlier server
         self.child = Child(arguments, log, prepare=prepare, environment=environment)
         while (found := re.search(r"http://127.0.0.1:(\d+)\n", self.child.text())) is None:
             assert self.child.poll() is None, self.child.text()
             time.sleep(0.01)
         self.port = int(found[1])
-        assert self.ask(random.Random(0)) == "", self.child.text()
+        first_answer = self.ask(random.Random(0))
+        assert first_answer == "", (first_answer, self.child.text())
         self.memory = self.megabytes()
 
     @property
