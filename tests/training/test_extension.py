@@ -13,6 +13,7 @@ from vaopd.errors import ConfigError
 from vaopd.records import read_rows
 from vaopd.training.extension import extension
 from vaopd.training.run import train
+from vaopd.training.step import Step
 
 
 def training_of(make_config: Callable, *overrides: str):
@@ -83,13 +84,18 @@ def test_a_finished_run_is_extended_and_a_shorter_one_refused(
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_that_goes_on_is_not_called_finished(make_config: Callable, tmp_path: Path):
+def test_a_run_that_goes_on_is_not_called_finished(
+    make_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     output = tmp_path / "run"
     quiet = Console(file=io.StringIO())
     train(make_config("training.max_steps=1"), output, console=quiet)
-    # The folder can no longer take a step: metrics.jsonl is a folder.
-    (output / "metrics.jsonl").unlink()
-    (output / "metrics.jsonl").mkdir()
-    with pytest.raises(OSError):
+    assert (output / "summary.json").exists()
+
+    def no_step(*arguments: object) -> None:
+        raise OSError("the next step fails")
+
+    monkeypatch.setattr(Step, "run", no_step)
+    with pytest.raises(OSError, match="the next step fails"):
         train(make_config("training.max_steps=2"), output, resume=True, console=quiet)
     assert not (output / "summary.json").exists()
