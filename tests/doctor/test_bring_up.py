@@ -46,7 +46,7 @@ def test_the_list_has_all_checks_in_their_order(run: Run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--bring-up", "--only", "conv3d,conv4d"], "--only names 'conv4d', which is no check"),
+        (["--bring-up", "--only", "conv3d,conv4d"], "--only names 'conv4d', which is not a check"),
         (["--only", "conv3d"], "--only is for the checks of --bring-up"),
         (["--list"], "--list is for the checks of --bring-up"),
         (["--bring-up", "--memory", "24"], "--memory is for the estimate of a recipe"),

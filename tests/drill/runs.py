@@ -129,15 +129,22 @@ def difference(run: Path, whole: Path, *, checkpoints: bool = True) -> str:
         if names != mine:
             return f"{min(map(str, names ^ mine))} is only in one of them"
         for name in sorted(names):
-            if name.name == CARD:  # it names the folder of the run
-                continue
-            if (run / name).read_bytes() != (whole / name).read_bytes():
+            if _content(run / name) != _content(whole / name):
                 return str(name)
     if metrics(run) != metrics(whole):
         return "metrics.jsonl"
     if hidden := [path for path in run.rglob("*") if path.name.endswith(".partial")]:
         return f"{hidden[0].relative_to(run)} is left"
     return ""
+
+
+def _content(path: Path) -> bytes:
+    """Return what a file holds; of a card, all but the command of its run and its own digest."""
+    whole = path.read_bytes()
+    if path.name != CARD:
+        return whole
+    lines = whole.splitlines()[:-1]
+    return b"\n".join(line for line in lines if not line.startswith(b"- command: "))
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

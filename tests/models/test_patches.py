@@ -42,10 +42,15 @@ def test_the_product_and_its_gradients_are_those_of_the_convolution(dtype: torch
         )
 
 
-def test_a_convolution_that_sees_a_patch_several_times_stays() -> None:
-    overlapping = nn.Sequential(nn.Conv3d(1, 1, 3, stride=2))
-    use_patch_products(overlapping)
-    assert type(overlapping[0]) is nn.Conv3d
+@pytest.mark.parametrize(
+    "options",
+    [{"stride": 2}, {"stride": 3, "padding": 1}, {"stride": 3, "dilation": 2}],
+    ids=["overlaps", "padding", "dilation"],
+)
+def test_a_convolution_that_is_not_one_product_for_each_patch_stays(options: dict) -> None:
+    layer = nn.Sequential(nn.Conv3d(1, 1, 3, **options))
+    use_patch_products(layer)
+    assert type(layer[0]) is nn.Conv3d
 
 
 def test_the_patch_embedding_of_a_loaded_model_keeps_its_name(qwen: VisionLanguageModel) -> None:

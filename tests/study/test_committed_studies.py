@@ -1,6 +1,7 @@
 """The numbers of docs/study.md follow from the records in studies/."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -46,3 +47,8 @@ def test_the_page_shows_the_numbers_of_the_committed_study():
         if one["metric"] == "accuracy" and one["arm"] in ("contrast", "sharpened"):
             low, high = (f"{100 * one[key]:.1f}" for key in ("low", "high"))
             assert f"none ({low} to {high})" in text
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "studies").rglob("*.json")), ids=lambda f: f.name)
+def test_a_committed_file_names_no_folder_of_a_machine(file: Path):
+    assert not re.search(r'"/|(/tmp|/home|/root)/', file.read_text())

@@ -28,6 +28,7 @@ class PatchConv3d(nn.Conv3d):
 def use_patch_products(model: nn.Module) -> None:
     """Make the patch embeddings of a model ``PatchConv3d``; weights and their names stay."""
     for module in model.modules():
-        is_plain = type(module) is nn.Conv3d and module.groups == 1
-        if is_plain and module.kernel_size == module.stride:
-            module.__class__ = PatchConv3d
+        if type(module) is nn.Conv3d and module.kernel_size == module.stride:
+            one = (1, 1, 1)
+            if (module.groups, module.dilation, module.padding) == (1, one, (0, 0, 0)):
+                module.__class__ = PatchConv3d

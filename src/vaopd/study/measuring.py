@@ -58,7 +58,7 @@ class RunMeasures:
     """Result of `learning_curve`."""
 
     environment: Row
-    """The run's ``environment.json``."""
+    """The run's ``environment.json`` without its command, which names folders of one machine."""
 
     def as_json(self) -> Row:
         """Return the record for its file; the problems are those of both validations."""
@@ -129,6 +129,7 @@ def measure(folder: Path) -> RunMeasures:
     after.by_run["seconds"] = sum((step_seconds(row) for row in steps), 0.0)
     after.by_run["tokens_trained"] = float(sum(row["response/tokens"] for row in steps))
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    environment.pop("command", None)
     return RunMeasures(before, after, learning_curve(folder), environment)
 
 
