@@ -57,7 +57,9 @@ def choose_checks(only: str | None) -> Sequence[BringUpCheck]:
     wanted = [name.strip() for name in only.split(",")]
     names = [check.name for check in CHECKS]
     if unknown := [name for name in wanted if name not in names]:
-        raise ConfigError(f"--only names {unknown[0]!r}, which is not a check; use {', '.join(names)}")
+        raise ConfigError(
+            f"--only names {unknown[0]!r}, which is not a check; use {', '.join(names)}"
+        )
     return [check for check in CHECKS if check.name in wanted]
 
 
