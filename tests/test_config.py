@@ -329,10 +329,10 @@ def test_what_cannot_be_sharded_is_told_before_anything_is_loaded(tmp_path: Path
     ("overrides", "message"),
     [
         (("rollout_lag=1", "vllm.sleep=true"), "vLLM does nothing while the student trains"),
-        (("rollout_lag=1", "vllm.mode=in_process"), "vLLM does nothing while the student trains"),
-        (("parallel=ddp", "vllm.mode=in_process"), "serves that process alone; use sampling.vllm"),
-        (("vllm.mode=in_process", "vllm.gpus=[1]"), r"sampling\.vllm\.gpus is for servers"),
-        (("vllm.mode=in_process", "vllm.weights_folder=/a"), r"weights_folder is for servers"),
+        (
+            ("vllm.transfer=ipc", "vllm.addresses=['http://a:1']"),
+            "'ipc', which is for a server that",
+        ),
         (("vllm.gpus=[1]", "vllm.addresses=['http://a:1']"), "for a server that the run starts"),
     ],
 )

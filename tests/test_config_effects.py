@@ -232,7 +232,7 @@ EFFECTS: dict[str, list[Effect]] = {
     "sampling.top_p": [Effect("0.01", tokens, ("sampling.temperature=3",))],
     "sampling.max_new_tokens": [Effect("3", tokens), Effect("3", answers, HELD_OUT)],
     "sampling.engine": [Effect("vllm", files)],  # auto: tests/rollouts/test_choice.py
-    "sampling.vllm.mode": [Effect("in_process", error, VLLM)],
+    "sampling.vllm.transfer": [Effect("ipc", error, VLLM)],
     "sampling.vllm.python": [Effect("/nowhere", error, VLLM)],
     "sampling.vllm.arguments": [Effect("[--max-model-len, '99']", vllm_log, VLLM)],
     "sampling.vllm.addresses": [Effect(DEAD, error, VLLM)],

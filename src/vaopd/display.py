@@ -142,7 +142,7 @@ def step_line(row: dict[str, Any]) -> str:
     parts.append(f"{row['tokens_per_second']:.0f} tokens/s")
     phases = [
         f"{phase} {row[f'time/{phase}']:.1f}s"
-        for phase in ("sample", "score", "train")
+        for phase in ("push", "sample", "score", "train")
         if f"time/{phase}" in row
     ]
     return "  ".join([*parts, *phases])

@@ -226,14 +226,16 @@ def test_a_vllm_on_other_gpus_takes_nothing_of_this_one(elsewhere: str):
 
 def test_sampling_elsewhere_needs_no_cache_here_but_the_weights_that_are_handed_over():
     ours = estimate(real_config("student.dtype=bfloat16"), CUDA)
-    mode = "sampling.vllm.mode=in_process"
-    theirs = on_a_gpu(mode, "student.dtype=bfloat16")
+    theirs = on_a_gpu("student.dtype=bfloat16")
     assert "key-value cache" in ours.parts and "key-value cache" not in theirs.parts
     student = sizes_of(read_config("tiny:student"), real_config().student)
     assert theirs.parts["weights for vLLM"] == {"sample": 2 * student.total}
-    # Nothing is rounded, so nothing is copied; a server's weights leave the device one by one.
-    assert "weights for vLLM" not in on_a_gpu(mode, "student.dtype=float32").parts
-    assert "weights for vLLM" not in on_a_gpu("student.dtype=bfloat16").parts
+    # The buffer is no larger than the weights, and these are smaller than the usual buffer.
+    assert theirs.parts["buffer for vLLM"] == {"sample": 2 * student.total}
+    # Nothing is rounded, so nothing is copied; files are written from main memory.
+    assert "weights for vLLM" not in on_a_gpu("student.dtype=float32").parts
+    files = on_a_gpu("sampling.vllm.transfer=files", "student.dtype=bfloat16").parts
+    assert not {"weights for vLLM", "buffer for vLLM"} & set(files)
 
 
 def test_a_share_that_is_not_a_number_is_one_sentence():

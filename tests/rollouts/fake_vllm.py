@@ -8,7 +8,9 @@ import base64
 import io
 import json
 import os
+import pickle
 import signal
+import socketserver
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -54,45 +56,65 @@ class FakeVllm:
 
     def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         if path == "/inference/v1/generate":
-            counts = [visual_tokens(part["url"]) for part in body["content_parts"]]
-            images = iter(counts)
-            ids: list[int] = []
-            for token in body["token_ids"]:
-                ids += [token] * (next(images) if token == IMAGE else 1)
-            options = body["sampling_params"]
-            choices = [choice(k, options["seed"] + k, self.version) for k in range(options["n"])]
-            if self.said:
-                choices[-1]["token_ids"] = self.said
-            if options.get("logprobs") is not None:
-                for one in choices:
-                    content = [{"token_id": i, "logprob": -1 - i / 999} for i in one["token_ids"]]
-                    one["logprobs"] = {"content": content}
-            return {"prompt_token_ids": ids, "choices": choices}
-        if path == "/collective_rpc":
-            self.read(Path(body["kwargs"]["weights_path"]))
+            return self.samples(body)
+        if path == "/v1/chat/completions":
+            return chat(body)
+        if path == "/get_world_size":
+            return {"world_size": 1}
         if path == "/sleep":
             self.say("asleep")
+        self.take(path, body)
+        return {"success": True}
+
+    def samples(self, body: dict[str, Any]) -> dict[str, Any]:
+        counts = [visual_tokens(part["url"]) for part in body["content_parts"]]
+        images = iter(counts)
+        ids: list[int] = []
+        for token in body["token_ids"]:
+            ids += [token] * (next(images) if token == IMAGE else 1)
+        options = body["sampling_params"]
+        choices = [choice(k, options["seed"] + k, self.version) for k in range(options["n"])]
+        if self.said:
+            choices[-1]["token_ids"] = self.said
+        if options.get("logprobs") is not None:
+            for one in choices:
+                content = [{"token_id": i, "logprob": -1 - i / 999} for i in one["token_ids"]]
+                one["logprobs"] = {"content": content}
+        return {"prompt_token_ids": ids, "choices": choices}
+
+    def take(self, path: str, body: dict[str, Any]) -> None:
+        """Take note of new weights and of their version."""
+        if path == "/collective_rpc":
+            self.read(Path(body["kwargs"]["weights_path"]))
+        if path == "/start_weight_update":
+            self.weights.append({})
+        if path == "/update_weights":
+            self.note(unpacked(body), self.weights[-1])
         if path == "/update_weight_version":
             self.version = body["new_version"]
             self.say(f"version {self.version.rpartition(':')[2]}")
-        if path == "/v1/chat/completions":
-            # As in vLLM: choice k has the seed of the request plus k, and usage is their sum.
-            seeds = [body["seed"] + k for k in range(body.get("n", 1))]
-            choices = [
-                {"index": k, "message": {"role": "assistant", "content": f"\\boxed{{{seed}}}"},
-                 "finish_reason": "stop", "token_ids": [1] * (2 + seed % 5)}
-                for k, seed in enumerate(seeds)
-            ]  # fmt: skip
-            spent = sum(len(one["token_ids"]) for one in choices)
-            return {"choices": choices, "usage": {"prompt_tokens": 9, "completion_tokens": spent}}
-        return {"success": True}
 
     def read(self, folder: Path) -> None:
         """Take note of the weights in a model folder."""
-        tensors = tensors_of(folder)
-        self.weights.append({name: tuple(value.shape) for name, value in tensors.items()})
+        self.weights.append({})
+        self.note(tensors_of(folder), self.weights[-1])
+
+    def note(self, tensors: dict[str, Any], weights: dict[str, tuple[int, ...]]) -> None:
+        weights |= {name: tuple(value.shape) for name, value in tensors.items()}
         sums = {name: float(abs(value).sum(dtype=float)) for name, value in tensors.items()}
         self.say(f"weights {json.dumps(sums)}")
+
+
+def chat(body: dict[str, Any]) -> dict[str, Any]:
+    # As in vLLM: choice k has the seed of the request plus k, and usage is their sum.
+    seeds = [body["seed"] + k for k in range(body.get("n", 1))]
+    choices = [
+        {"index": k, "message": {"role": "assistant", "content": f"\\boxed{{{seed}}}"},
+         "finish_reason": "stop", "token_ids": [1] * (2 + seed % 5)}
+        for k, seed in enumerate(seeds)
+    ]  # fmt: skip
+    spent = sum(len(one["token_ids"]) for one in choices)
+    return {"choices": choices, "usage": {"prompt_tokens": 9, "completion_tokens": spent}}
 
 
 def tensors_of(folder: Path) -> dict[str, Any]:
@@ -102,12 +124,38 @@ def tensors_of(folder: Path) -> dict[str, Any]:
     return {k: v for path in folder.glob("*.safetensors") for k, v in load_file(path).items()}
 
 
+def unpacked(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the tensors of an update, whose handle is that of a ``FileBuffer``."""
+    import numpy
+
+    update = body["update_info"]
+    (handle,) = pickle.loads(base64.b64decode(update["ipc_handles_pickled"])).values()
+    content = Path(handle[0]).read_bytes()
+    found, start = {}, 0
+    columns = [update[key] for key in ("names", "dtype_names", "shapes", "tensor_sizes")]
+    for name, dtype, shape, size in zip(*columns, strict=True):
+        values = numpy.frombuffer(content[start : start + size], dtype)
+        found[name] = values.reshape(shape)
+        start += size
+    return found
+
+
+class SocketServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """A server on a socket in the file system; it gives its handlers a port as well."""
+
+    daemon_threads = True
+
+    def get_request(self) -> tuple[Any, Any]:
+        connection, _ = super().get_request()
+        return connection, ("", 0)
+
+
 def handler(state: FakeVllm) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self.reply({})
+            self.reply(state.answer(self.path, {}))
 
         def do_POST(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
@@ -172,8 +220,10 @@ def kill_at(count: int) -> Callable[[str, dict[str, Any]], dict[str, Any]]:
 
 
 def main(arguments: list[str]) -> None:
-    port = int(arguments[arguments.index("--port") + 1])
     state = FakeVllm(say=lambda line: print(line, flush=True))
+    if "--refuses" in arguments:
+        refused = arguments[arguments.index("--refuses") + 1]
+        state.change = lambda path, answer: {"status": 500} if path == refused else answer
     if "--kill-at" in arguments:
         state.change = kill_at(int(arguments[arguments.index("--kill-at") + 1]))
     if "--says" in arguments:
@@ -184,6 +234,9 @@ def main(arguments: list[str]) -> None:
     folder = Path(arguments[arguments.index("--model") + 1])
     if folder.is_dir():
         state.read(folder)
+    if "--uds" in arguments:
+        SocketServer(arguments[arguments.index("--uds") + 1], handler(state)).serve_forever()
+    port = int(arguments[arguments.index("--port") + 1])
     ThreadingHTTPServer(("127.0.0.1", port), handler(state)).serve_forever()
 
 

@@ -116,12 +116,6 @@ def test_a_family_that_was_not_tried_is_sampled_in_process(tmp_path: Path):
     assert "is a llava, and vLLM was tried with" in (choice.line or "")
 
 
-def test_vllm_in_process_must_be_installed_here():
-    choice = choose_engine(recipe("sampling.vllm.mode=in_process"), CUDA)
-    assert choice.engine == "transformers"
-    assert "vLLM is not installed in this environment" in (choice.line or "")
-
-
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"python": 3}', "\xff"])
 def test_a_record_that_cannot_be_read_counts_as_none(text: str, tmp_path: Path):
     (tmp_path / "settings" / "vaopd").mkdir(parents=True)

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import resource
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,6 @@ from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
-from vaopd.rollouts.vllm.in_process import InProcess
 from vaopd.rollouts.vllm.sampler import VllmSampler, request_seed
 
 SETTINGS = SamplingSettings(
@@ -231,12 +229,6 @@ def test_a_started_server_gets_its_gpus(model, prompts, tmp_path):
     assert "gpus: 2,3\n" in (tmp_path / "log").read_text()
 
 
-def test_in_process_without_vllm_is_refused_before_work(model, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ConfigError, match="in_process, but vLLM cannot be imported"):
-        VllmSampler(model, VllmConfig(mode="in_process"), log=tmp_path / "log")
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -376,11 +368,6 @@ def test_processes_on_several_machines_need_servers_that_all_reach(
         VllmSampler(model, options, log=tmp_path / "log", world=world)
     options = VllmConfig(addresses=("http://node-1:8000",))
     VllmSampler(model, options, log=tmp_path / "log", world=world)
-
-
-def test_only_the_first_gpu_can_be_shared_in_process(model, tmp_path):
-    with pytest.raises(ConfigError, match="set CUDA_VISIBLE_DEVICES=1 and training"):
-        InProcess(VllmConfig(mode="in_process"), dtype="bfloat16", device=torch.device("cuda:1"))
 
 
 def test_a_started_server_that_is_killed_names_its_log(model, prompts, tmp_path):

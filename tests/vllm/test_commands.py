@@ -20,7 +20,6 @@ from vaopd.problems.drawn import DrawnProblems
 from vaopd.records import read_rows
 from vaopd.rollouts.sampler import SamplingSettings
 from vaopd.rollouts.transformers import TransformersSampler
-from vaopd.rollouts.vllm.server import PYTHON_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 900
@@ -128,42 +127,6 @@ def same_as_greedy(name: str | Path, rows: list[dict]) -> int:
     said = TransformersSampler(model).sample(prompts, settings)
     pairs = zip(said, rows, strict=True)
     return sum(list(group[0].response_ids) == row["token_ids"] for group, row in pairs)
-
-
-def in_vllms_environment(*command: object) -> subprocess.CompletedProcess[str]:
-    variables = os.environ | {"PYTHONPATH": str(ROOT / "src"), "TORCHDYNAMO_DISABLE": "1"}
-    return subprocess.run(
-        [os.environ[PYTHON_VARIABLE], *map(str, command)],
-        env=variables, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False,
-    )  # fmt: skip
-
-
-def test_vllm_in_process_follows_the_weights_as_they_are(tmp_path: Path):
-    done = in_vllms_environment(Path(__file__).with_name("in_process.py"))
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["versions"] == [0, 1]
-    assert found["greedy_as_transformers"] == [8, 8]
-    assert max(found["largest_difference"]) < 1e-3
-    # The old weights would not have done.
-    assert found["distance_of_the_weights"] > 0.1
-    assert found["slept"] is True
-    assert found["random_state_kept"] is True
-
-
-def test_the_demo_trains_with_vllm_in_its_process(tmp_path: Path):
-    output = tmp_path / "run"
-    done = in_vllms_environment(
-        "-m", "vaopd", "train", ROOT / "recipes" / "quickstart.yaml", "sampling.engine=vllm",
-        "sampling.vllm.mode=in_process", "sampling.vllm.sleep=true", "training.max_steps=4",
-        "training.problems_per_step=8", "training.log_rollouts_every=1",
-        "data.validation=drawn:validation?count=8&seed=7", "--output", output,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert all(0 < row["kl/mean"] < 2 for row in read_rows(output / "metrics.jsonl"))
-    for step in range(1, 5):
-        rollouts = read_rows(output / "rollouts" / f"step_{step:06d}.jsonl")
-        assert {row["weights_version"] for row in rollouts} == {step - 1}
 
 
 def test_an_evaluation_goes_on_and_answers_like_the_transformers_engine(tmp_path: Path):

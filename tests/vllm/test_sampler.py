@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from rescoring import largest_difference
 
 from vaopd.config import DataConfig, ViewConfig, VllmConfig
 from vaopd.errors import EngineError
 from vaopd.models.loading import load_model
 from vaopd.models.model import VisionLanguageModel
-from vaopd.models.packing import micro_batches, response_hidden_states, split_by_rollout
 from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.models.prompts import EncodedPrompt
-from vaopd.objective.divergence import sampled_logprobs
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
 from vaopd.rollouts.transformers import TransformersSampler
@@ -64,36 +63,6 @@ def draw(
     return sampler.sample(prompts, settings)
 
 
-def our_logprobs(
-    model: VisionLanguageModel, prompts: list[EncodedPrompt], responses: list[list[torch.Tensor]]
-) -> dict[int, torch.Tensor]:
-    lengths = [len(response) for group in responses for response in group]
-    found = {}
-    with torch.no_grad():
-        for micro in micro_batches(model, prompts, responses, budget_tokens=10_000):
-            hidden = response_hidden_states(model, micro.batch)
-            # Like vLLM's, over all rows of the head.
-            values = sampled_logprobs(hidden, model.head, micro.batch.targets)
-            found |= dict(split_by_rollout(values, micro, lengths))
-    return found
-
-
-def largest_difference(
-    sampler: VllmSampler, model: VisionLanguageModel, prompts: list[EncodedPrompt]
-) -> float:
-    """Ask for log-probs as well, and return the largest distance to ours, nats."""
-    differences = []
-    for prompt in prompts:
-        request = sampler.request(prompt, SETTINGS)
-        request.parameters["logprobs"] = 0
-        choices = sampler.engine.generate([request])[0]["choices"]
-        ours = our_logprobs(model, [prompt], [[torch.tensor(c["token_ids"]) for c in choices]])
-        for number, choice in enumerate(choices):
-            theirs = torch.tensor([entry["logprob"] for entry in choice["logprobs"]["content"]])
-            differences.append((ours[number] - theirs).abs().max().item())
-    return max(differences)
-
-
 def test_the_samples_are_problems_solved_and_the_same_ones_again(sampler, model, prompts):
     groups = draw(sampler, prompts, SETTINGS)
     responses = [r.response_ids for group in groups for r in group]
@@ -118,7 +87,7 @@ def test_greedy_samples_are_those_of_the_transformers_sampler(sampler, model, pr
 
 def test_log_probs_of_sampled_tokens_agree_with_ours(sampler, model, prompts):
     draw(sampler, prompts[:1], SETTINGS)
-    assert largest_difference(sampler, model, prompts) < 1e-3
+    assert largest_difference(sampler, model, prompts, SETTINGS) < 1e-3
 
 
 def test_the_openai_engine_gets_k_samples_of_a_benchmark(
@@ -150,10 +119,10 @@ def test_after_an_update_the_samples_come_from_the_new_weights(sampler, model, p
         for token in (model.family.image_token_id, model.vocab_size + 3):
             model.head[token] *= 30
     # Old images and prefixes are in the server's caches: the new weights must not meet them.
-    assert largest_difference(sampler, model, prompts) > 1
+    assert largest_difference(sampler, model, prompts, SETTINGS) > 1
     groups = draw(sampler, prompts, dataclasses.replace(SETTINGS, weights_version=1))
     assert {r.weights_version for group in groups for r in group} == {1}
-    assert largest_difference(sampler, model, prompts) < 1e-3
+    assert largest_difference(sampler, model, prompts, SETTINGS) < 1e-3
     allowed = set(range(model.vocab_size)) - set(model.forbidden_ids)
     assert all(set(r.response_ids) <= allowed for group in groups for r in group)
 
@@ -183,7 +152,7 @@ def test_a_server_that_slept_samples_from_the_weights_it_wakes_to(sampler, model
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.01)
     sampler.take_weights(3)
     assert client.get("is_sleeping").json() == {"is_sleeping": False}
-    assert largest_difference(sampler, model, prompts) < 1e-3
+    assert largest_difference(sampler, model, prompts, SETTINGS) < 1e-3
     sampler.options = sampler.options.model_copy(update={"sleep": False})
 
 

@@ -100,17 +100,10 @@ class RunConfig(Section):
         vllm, training = self.sampling.vllm, self.training
         if self.sampling.engine == "transformers":
             return self
-        if training.rollout_lag and (vllm.sleep or vllm.mode == "in_process"):
+        if training.rollout_lag and vllm.sleep:
             raise ValueError(
-                "training.rollout_lag is 1, but with sampling.vllm.sleep or "
-                "sampling.vllm.mode=in_process vLLM does nothing while the student trains; set "
-                "training.rollout_lag=0, or leave them at their defaults"
-            )
-        if training.parallel != "none" and vllm.mode == "in_process":
-            raise ValueError(
-                f"sampling.vllm.mode is in_process and training.parallel is {training.parallel!r}: "
-                "a vLLM in the process of a training serves that process alone; use "
-                "sampling.vllm.mode=server, whose servers serve all of them"
+                "training.rollout_lag is 1, but with sampling.vllm.sleep vLLM does nothing while "
+                "the student trains; set training.rollout_lag=0, or sampling.vllm.sleep=false"
             )
         return self
 

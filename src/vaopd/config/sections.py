@@ -1,6 +1,6 @@
 """The sections of a recipe but ``method`` and ``training``: models, data, views, sampling, ..."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -244,10 +244,6 @@ class ViewConfig(Section):
 class VllmConfig(Section):
     """The vLLM of ``sampling.engine=vllm``, which follows the student's weights."""
 
-    mode: Literal["server", "in_process"] = "server"
-    """``server``: in processes of its own. ``in_process``: in that of a training of one process,
-    whose environment must then hold vLLM."""
-
     python: str | None = None
     """Interpreter of an environment with vLLM; null = VAOPD_VLLM_PYTHON, else the one that
     ``vaopd setup-vllm`` built last, else this one."""
@@ -264,20 +260,21 @@ class VllmConfig(Section):
     sleep: bool = False
     """Whether vLLM lets its GPU memory go while the student trains."""
 
-    @model_validator(mode="after")
-    def _check_mode(self) -> "VllmConfig":
-        of_servers = {
-            "python": self.python,
-            "addresses": self.addresses,
-            "gpus": self.gpus,
-            "weights_folder": self.weights_folder,
-        }
-        given = ", ".join(f"sampling.vllm.{name}" for name, value in of_servers.items() if value)
-        if self.mode == "in_process" and given:
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_mode(cls, values: Any) -> Any:
+        # An earlier version wrote it into every config.yaml, and had another mode.
+        if isinstance(values, dict) and values.get("mode") == "server":
+            return {key: value for key, value in values.items() if key != "mode"}
+        if isinstance(values, dict) and values.get("mode") == "in_process":
             raise ValueError(
-                f"sampling.vllm.mode is in_process, but {given} is for servers; leave it out, "
-                "or use sampling.vllm.mode=server"
+                "sampling.vllm.mode is 'in_process', which no longer exists; leave it out: a "
+                "server takes weights from the memory of the GPU (sampling.vllm.transfer)"
             )
+        return values
+
+    @model_validator(mode="after")
+    def _check_servers(self) -> "VllmConfig":
         if any(argument.startswith("--api-key") for argument in self.arguments):
             raise ValueError(
                 "sampling.vllm.arguments holds --api-key, but a recipe is written into the run "
@@ -288,10 +285,19 @@ class VllmConfig(Section):
                 "sampling.vllm.gpus are for a server that the run starts, and "
                 "sampling.vllm.addresses names others; leave one of them out"
             )
+        if self.transfer == "ipc" and self.addresses:
+            raise ValueError(
+                "sampling.vllm.transfer is 'ipc', which is for a server that the run starts, and "
+                "sampling.vllm.addresses names others; leave one of them out"
+            )
         return self
 
+    transfer: Literal["auto", "ipc", "files"] = "auto"
+    """How new weights reach a server: ``ipc``, through memory of the GPU, or ``files``, through a
+    folder. ``auto`` is ipc on a GPU where the run starts the server, else files."""
+
     weights_folder: str | None = None
-    """Folder through which weights pass; the server must see it. null = shared memory."""
+    """Folder for files of weights; the server must see it. null = shared memory."""
 
 
 class SamplingConfig(Section):

@@ -19,6 +19,7 @@ from vaopd.errors import ConfigError
 from vaopd.models.architecture import read_config
 from vaopd.objective.chunks import SCRATCH_SHARE, fitting_tokens
 from vaopd.rollouts.vllm.choice import choose_engine
+from vaopd.rollouts.vllm.transfer import BUFFER_BYTES, IpcTransfer, choose_transfer
 from vaopd.training.reference import needs_copy
 from vaopd.training.step import first_budget
 
@@ -249,8 +250,11 @@ class _Plan:
         """Add the copy of the weights for vLLM, and vLLM itself if it shares the device."""
         vllm, source = self.config.sampling.vllm, self.sampled_from
         is_copied = self.compute_dtype != self.master_dtype or self.config.student.has_adapters
-        if is_copied and vllm.mode == "in_process":  # for a server: to main memory, one by one
-            result.add("weights for vLLM", source.total * self.compute_dtype.itemsize, "sample")
+        # Files are written from main memory, one tensor after the other.
+        if isinstance(choose_transfer(vllm, self.device), IpcTransfer):
+            whole, head = (n * self.compute_dtype.itemsize for n in (source.total, source.head))
+            result.add("buffer for vLLM", min(whole, max(BUFFER_BYTES, head)), "sample")
+            result.add("weights for vLLM", whole if is_copied else 0, "sample")
         if vllm.gpus or vllm.addresses:
             result.notes.append("vLLM runs on other devices, which are not counted")
         elif self.device.type != "cuda" or capacity is None:

@@ -17,7 +17,7 @@ from vaopd.models import adapters, tiny
 from vaopd.models.attention import choose_kernels
 from vaopd.models.families import Family, generic, qwen_vl
 from vaopd.models.model import VisionLanguageModel
-from vaopd.models.patches import use_patch_products
+from vaopd.models.patches import use_float32_products, use_patch_products
 from vaopd.models.pretrained import check_finite, read_pretrained, read_processor
 from vaopd.models.quantization import quantization_config
 from vaopd.models.supported import check_parts, read_supported
@@ -171,6 +171,7 @@ def wrap_model(
     """
     choose_kernels()
     use_patch_products(model)
+    use_float32_products(model)
     name = name or str(source)
     check_parts(model, name)
     if model.config.model_type in qwen_vl.MODEL_TYPES:

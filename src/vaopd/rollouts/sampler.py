@@ -58,10 +58,10 @@ class SamplingSettings:
 class Sampler(Protocol):
     """Draws sibling responses to prompts from the current student."""
 
-    def take_weights(self, version: int) -> None:
+    def take_weights(self, version: int) -> int:
         """Copy the current weights of the student, which had ``version`` updates, for sampling.
 
-        A collective. A sampler without a copy does nothing.
+        A collective. Returns how many bytes were copied: 0 for a sampler without a copy.
         """
         ...
 

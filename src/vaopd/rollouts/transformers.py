@@ -119,8 +119,9 @@ class TransformersSampler:
         self.cache_argument = cache_argument(model.base.forward)
         self.check_every = 1 if model.device.type == "cpu" else CHECK_EVERY
 
-    def take_weights(self, version: int) -> None:
+    def take_weights(self, version: int) -> int:
         """Do nothing: samples come from the trained model itself."""
+        return 0
 
     def sleep(self) -> None:
         """Do nothing: caches are freed after each call."""

@@ -67,6 +67,8 @@ def step_metrics(
         **{f"beside/{phase}": round(s, 4) for phase, s in result.seconds_beside.items()},
         "tokens_per_second": sum(lengths) / sum(seconds.values()),
     }
+    if result.sent_bytes:
+        row["push/bytes"] = result.sent_bytes
     if result.noise_floor is not None:
         row["va/noise_floor"] = result.noise_floor
     # The student's accuracy is measured only on responses that the student wrote.

@@ -100,6 +100,8 @@ class Pipeline:
         self.sampled: Future[Sampled] | None = None
         self.prepared: Future[ScoredBatch] | None = None
         self.beside_watch: Stopwatch | None = None
+        self.sent_bytes = 0
+        """Weights that the sampler got in the present step."""
 
     def encode_ahead(self, problems: Sequence[Problem]) -> None:
         """Start to encode the prompts of a later step in a thread."""
@@ -113,6 +115,7 @@ class Pipeline:
         """
         sampled, prepared, beside = self.sampled, self.prepared, self.beside_watch
         self.sampled = self.prepared = self.beside_watch = None
+        self.sent_bytes = 0
         if prepared is not None:
             ready = prepared.result()
             # The thread uses its channel for another step: exchange the rest on the main channel.
@@ -137,8 +140,8 @@ class Pipeline:
         self.beside_watch = beside = Stopwatch(torch.device("cpu"))
         if self.samples_beside:
             # vLLM copies the weights before they change.
-            self.sampler.take_weights(self._weights_version(step, 1))
             watch.lap("sample")
+            self._send_weights(step, 1, watch)
             self.sampled = self.executor.submit(
                 self._sample, problems, step, 1, self.beside, beside
             )
@@ -175,6 +178,13 @@ class Pipeline:
         sampled = Sampled(groups=groups, views=views, prompt_tokens=sizes, lag=1)
         self.sampled = _done(sampled)
 
+    def _send_weights(self, step: int, lag: int, watch: Stopwatch) -> None:
+        """Give the sampler the student's weights, if it has a copy that is older."""
+        num_bytes = self.sampler.take_weights(self._weights_version(step, lag))
+        if num_bytes:
+            self.sent_bytes = num_bytes
+            watch.lap("push")
+
     def _sample(
         self,
         problems: Sequence[Problem],
@@ -188,7 +198,7 @@ class Pipeline:
         own = world.my_slice(problems)
         if self.method.needs.sampling:
             # With a lag, `begin` has already handed over the weights, and this does nothing.
-            self.sampler.take_weights(self._weights_version(step, lag))
+            self._send_weights(step, lag, watch)
         together = world.agree if self.samples_beside else world.agree_unless_sharded
         groups = world.in_order(together(lambda: self._rollouts(own, views[0], step, lag)))
         self.sampler.sleep()

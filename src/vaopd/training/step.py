@@ -128,6 +128,7 @@ class Step:
             noise_floor=batch.noise_floor,
             seconds=watch.seconds,
             seconds_beside=batch.seconds_beside,
+            sent_bytes=pipeline.sent_bytes,
         )
 
     def _with_scores(

@@ -55,3 +55,6 @@ class StepResult:
 
     seconds_beside: dict[str, float] = field(default_factory=dict)
     """Seconds by phase of the work for this step that was done during the previous step."""
+
+    sent_bytes: int = 0
+    """Weights that the sampler got in this step."""

@@ -91,8 +91,9 @@ class FixedLengthSampler:
     def __init__(self, length: int) -> None:
         self.length = length
 
-    def take_weights(self, version: int) -> None:
+    def take_weights(self, version: int) -> int:
         """Do nothing: no weights are asked."""
+        return 0
 
     def sleep(self) -> None:
         """Do nothing: it holds nothing."""

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -78,11 +77,4 @@ def _place(options: VllmConfig) -> str:
     """
     if options.addresses:
         return f"at {', '.join(options.addresses)}"
-    if options.mode == "server":
-        return f"in the environment of {find_python(options.python, PYTHON_KEY)}"
-    if find_spec("vllm") is None:
-        raise ConfigError(
-            "sampling.vllm.mode is in_process, but vLLM is not installed in this environment; "
-            "install vaopd into vLLM's environment, or use sampling.vllm.mode=server"
-        )
-    return "in this process"
+    return f"in the environment of {find_python(options.python, PYTHON_KEY)}"

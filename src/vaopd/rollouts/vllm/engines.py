@@ -1,15 +1,14 @@
-"""The interface to a running vLLM, and its implementation by servers over HTTP."""
+"""vLLM servers over HTTP: one that the run starts, or some that run already."""
 
 import asyncio
 import contextlib
 import os
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import httpx2
 from PIL.Image import Image
@@ -18,10 +17,15 @@ from vaopd.config import VllmConfig
 from vaopd.distributed.world import World
 from vaopd.errors import ConfigError, EngineError
 from vaopd.pictures import data_url
-from vaopd.rollouts.vllm.server import VllmServer, find_python
-from vaopd.rollouts.vllm.weights import Snapshot
+from vaopd.rollouts.vllm.server import VllmServer, connection, find_python
+from vaopd.rollouts.vllm.transfer import (
+    FileTransfer,
+    IpcTransfer,
+    choose_transfer,
+    shared_folder,
+)
+from vaopd.rollouts.vllm.weights import Snapshot, bytes_of_weights
 
-SHARED_MEMORY = Path("/dev/shm")
 SECONDS_TO_DIE = 5.0
 """Wait for the exit of a killed server, which closes its connections first."""
 
@@ -43,36 +47,16 @@ class SamplingRequest:
     """Of vLLM's ``SamplingParams``."""
 
 
-class SamplingEngine(Protocol):
-    """A vLLM that samples from the weights that it received last."""
+@dataclass(frozen=True)
+class SentWeights:
+    """Weights that a vLLM holds now."""
 
-    def give(self, weights: Snapshot, version: str) -> tuple[str, ...]:
-        """Load new weights, in the main process; return its addresses for all processes.
+    version: str
+    places: tuple[str, ...]
+    """Its addresses, for all processes."""
 
-        Raises:
-            EngineError: It does not start, does not answer, or refuses.
-        """
-        ...
-
-    def connect(self, places: Sequence[str]) -> None:
-        """Prepare connections to these addresses."""
-        ...
-
-    def generate(self, requests: Sequence[SamplingRequest]) -> list[dict[str, Any]]:
-        """Return vLLM's answers in order, in the format of its ``/inference/v1/generate``.
-
-        Raises:
-            EngineError: It ended, or refused a request.
-        """
-        ...
-
-    def sleep(self) -> None:
-        """Free its memory until it receives weights; in the main process."""
-        ...
-
-    def close(self) -> None:
-        """Stop what this object has started."""
-        ...
+    num_bytes: int
+    """What was sent."""
 
 
 def own_arguments(options: VllmConfig, dtype: str, *, on_gpu: bool) -> list[str]:
@@ -83,9 +67,10 @@ def own_arguments(options: VllmConfig, dtype: str, *, on_gpu: bool) -> list[str]
 
 
 class VllmServers:
-    """Servers that run already, or one that the main process starts, asked in turn.
+    """Servers that sample from the weights that they received last, asked in turn.
 
-    Weights go through one model folder in shared memory, which vLLM's ``reload_weights`` reads.
+    A server that the run starts reads its first weights from a model folder; ``transfer`` brings
+    the others.
     """
 
     def __init__(
@@ -121,121 +106,151 @@ class VllmServers:
         self.python = find_python(options.python, "sampling.vllm.python") if is_started_here else ""
         self.resources = contextlib.ExitStack()
         self.server: VllmServer | None = None
+        self.transfer = choose_transfer(options, world.device)
+        self.has_sent = False
+        self.places: tuple[str, ...] = ()
         self.clients: list[httpx2.Client] = []
         if world.is_main:
             for address in options.addresses:
                 _check_health(address)
 
-    def give(self, weights: Snapshot, version: str) -> tuple[str, ...]:
-        """Start the server with these weights, or make every server load them."""
+    def give(self, weights: Snapshot, version: str) -> SentWeights:
+        """Start the server with these weights, or make every server load them; in the main process.
+
+        Raises:
+            EngineError: It does not start, does not answer, or refuses.
+        """
         if not self.options.addresses and self.server is None:
-            self._start(weights)
+            num_bytes = self._start(weights)
         else:
             self.connect(self.options.addresses)
-            self._reload(weights)
-        self._post_all("update_weight_version", {"new_version": version})
-        return tuple(str(client.base_url) for client in self.clients)
+            num_bytes = self._reload(weights)
+        self.post("update_weight_version", {"new_version": version})
+        return SentWeights(version, self.places, num_bytes)
 
     def connect(self, places: Sequence[str]) -> None:
         """Hold a client for each address."""
         if self.clients:
             return
+        self.places = tuple(places)
         for place in places:
-            # Without a time limit, because the recipe decides how long responses are.
-            limits = httpx2.Limits(max_connections=MAX_REQUESTS)
-            client = httpx2.Client(base_url=place, timeout=None, limits=limits)
+            client = httpx2.Client(**connection(place, MAX_REQUESTS))
             self.clients.append(self.resources.enter_context(client))
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[dict[str, Any]]:
-        """Distribute requests over the servers; see ``SamplingEngine``."""
-        # By the number of the problem in the step, so that all servers get the same load.
-        numbers = range(self.world.rank, self.world.rank + len(requests) * self.world.size,
-                        self.world.size)  # fmt: skip
-        places = [self.clients[number % len(self.clients)].base_url for number in numbers]
+        """Distribute requests over the servers.
+
+        Returns:
+            vLLM's answers in order, in the format of its ``/inference/v1/generate``.
+
+        Raises:
+            EngineError: A server ended, or refused a request.
+        """
         try:
-            return asyncio.run(self._answers(places, requests))
+            return asyncio.run(self._answers(requests))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
     def sleep(self) -> None:
-        """Put all servers to sleep; see ``SamplingEngine``. Level 2 frees the weights too."""
-        self._post_all("sleep?level=2")
+        """Free the servers' memory until they receive weights; in the main process."""
+        self.post("sleep?level=2")
 
     def close(self) -> None:
         """Stop a server that was started here."""
         self.resources.close()
-        self.clients, self.server = [], None
+        self.clients, self.places, self.server = [], (), None
 
-    def _start(self, weights: Snapshot) -> None:
+    def _start(self, weights: Snapshot) -> int:
         options = self.options
         on_gpu = weights.model.device.type == "cuda"
-        environment = {"VLLM_SERVER_DEV_MODE": "1"}  # for new weights
+        # The first variable opens the endpoints for new weights.
+        environment = {"VLLM_SERVER_DEV_MODE": "1", **self.transfer.server_environment}
         if options.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, options.gpus))
         # vLLM reads configuration and tokenizer there later too.
-        folder = Path(self.resources.enter_context(self._shared_folder()))
+        folder = Path(self.resources.enter_context(shared_folder(options.weights_folder)))
         weights.write(folder)
+        num_bytes = bytes_of_weights(folder)
+        own = own_arguments(options, self.dtype, on_gpu=on_gpu)
         self.server = VllmServer(
             folder,
             python=self.python,
             log=self.log,
             # The model's files decide the rest; sampling settings are sent with each request.
-            arguments=["--enable-scale-out", *own_arguments(options, self.dtype, on_gpu=on_gpu)],
+            arguments=["--enable-scale-out", *self.transfer.server_arguments, *own],
             on_gpu=on_gpu,
             environment=environment,
+            is_private=self.transfer.is_private,
             say=self.say,
         )
         self.resources.callback(self.server.close)
         for path in folder.glob("*.safetensors"):
             path.unlink()
         self.connect([self.server.address])
+        return num_bytes
 
-    def _reload(self, weights: Snapshot) -> None:
-        with self._shared_folder() as name:
-            weights.write(Path(name))
-            # Another run may have left it asleep; a server that is awake ignores this.
-            self._post_all("wake_up?tags=weights")
-            # Both caches hold values of the old weights. The scheduler's list of encoded images
-            # must be emptied too, or the next request looks for an image that is not there.
-            for client, answer in zip(
-                self.clients, self._post_all("reset_prefix_cache"), strict=True
-            ):
-                if not answer["success"]:
-                    raise EngineError(
-                        f"the vLLM server {self._place(client.base_url)} is answering other "
-                        "requests, so its weights cannot be changed; give each run its own server"
-                    )
-            self._post_all("reset_encoder_cache")
-            call = {"method": "reload_weights", "kwargs": {"weights_path": name}}
-            self._post_all("collective_rpc", call)
-            self._post_all("wake_up?tags=kv_cache")
+    def _reload(self, weights: Snapshot) -> int:
+        # Another run may have left it asleep; a server that is awake ignores this.
+        self.post("wake_up?tags=weights")
+        # Both caches hold values of the old weights. The scheduler's list of encoded images
+        # must be emptied too, or the next request looks for an image that is not there.
+        for place, answer in zip(self.places, self.post("reset_prefix_cache"), strict=True):
+            if not answer["success"]:
+                raise EngineError(
+                    f"the vLLM server {self._name(place)} is answering other requests, so its "
+                    "weights cannot be changed; give each run its own server"
+                )
+        self.post("reset_encoder_cache")
+        try:
+            num_bytes = self.transfer.send(weights, self)
+        except (EngineError, RuntimeError) as error:
+            # A driver or a container may forbid it, which shows at the first attempt.
+            if self.options.transfer != "auto" or self.has_sent or not self._is_ipc:
+                raise
+            return self._start_with_files(weights, error)
+        self.has_sent = True
+        self.post("wake_up?tags=kv_cache")
+        return num_bytes
 
-    def _shared_folder(self) -> tempfile.TemporaryDirectory[str]:
-        place = self.options.weights_folder
-        if place is None and SHARED_MEMORY.is_dir():
-            place = str(SHARED_MEMORY)
-        return tempfile.TemporaryDirectory(prefix="vaopd-weights-", dir=place)
+    @property
+    def _is_ipc(self) -> bool:
+        return isinstance(self.transfer, IpcTransfer)
 
-    async def _answers(
-        self, places: Sequence[httpx2.URL], requests: Sequence[SamplingRequest]
-    ) -> list[dict[str, Any]]:
+    def _start_with_files(self, weights: Snapshot, error: Exception) -> int:
+        """Start another server, which gets its weights from files from now on."""
+        reason = " ".join(str(error).split())[:300]
+        self.say(
+            f"weights do not reach vLLM through memory of the GPU ({reason}), so vLLM starts again "
+            "and gets them through files; sampling.vllm.transfer=files begins with that"
+        )
+        self.close()
+        self.transfer = FileTransfer(self.options.weights_folder)
+        return self._start(weights)
+
+    async def _answers(self, requests: Sequence[SamplingRequest]) -> list[dict[str, Any]]:
         """Send all requests at once; the first failure, or Ctrl-C, cancels the others.
 
         asyncio and not threads, because a thread that waits for an answer cannot be stopped.
         """
-        limits = httpx2.Limits(max_connections=MAX_REQUESTS * len(self.clients))
-        async with (
-            httpx2.AsyncClient(timeout=None, limits=limits) as client,
-            asyncio.TaskGroup() as group,
-        ):
-            tasks = [
-                group.create_task(self._answer(client, place, request))
-                for place, request in zip(places, requests, strict=True)
+        async with contextlib.AsyncExitStack() as stack:
+            clients = [
+                await stack.enter_async_context(
+                    httpx2.AsyncClient(**connection(place, MAX_REQUESTS, is_async=True))
+                )
+                for place in self.places
             ]
+            tasks = []
+            async with asyncio.TaskGroup() as group:
+                for number, request in enumerate(requests):
+                    # By the number of the problem in the step, so that all servers get the same
+                    # load.
+                    turn = (self.world.rank + number * self.world.size) % len(clients)
+                    answer = self._answer(clients[turn], self.places[turn], request)
+                    tasks.append(group.create_task(answer))
         return [task.result() for task in tasks]
 
     async def _answer(
-        self, client: httpx2.AsyncClient, place: httpx2.URL, request: SamplingRequest
+        self, client: httpx2.AsyncClient, place: str, request: SamplingRequest
     ) -> dict[str, Any]:
         parts = [{"type": "image_url", "url": data_url(image)} for image in request.images]
         body = {
@@ -246,46 +261,53 @@ class VllmServers:
         }
         path = "inference/v1/generate"
         try:
-            response = await client.post(place.join(path), json=body)
+            response = await client.post(path, json=body)
         except httpx2.TransportError as error:
             raise self._lost(place, error) from None
         return self._checked(place, path, response)
 
-    def _post_all(self, path: str, body: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    def post(self, path: str, body: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         """Post to all servers at the same time, so that they load weights in parallel."""
+        return self._ask_all("POST", path, body)
+
+    def get(self, path: str) -> list[dict[str, Any]]:
+        """Return what all servers answer."""
+        return self._ask_all("GET", path)
+
+    def _ask_all(
+        self, verb: str, path: str, body: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        def ask(client: httpx2.Client, place: str) -> dict[str, Any]:
+            try:
+                response = client.request(verb, path, json=body)
+            except httpx2.TransportError as error:
+                raise self._lost(place, error) from None
+            return self._checked(place, path, response)
+
         with ThreadPoolExecutor(len(self.clients)) as pool:
-            return list(pool.map(lambda client: self._post(client, path, body), self.clients))
+            return list(pool.map(ask, self.clients, self.places))
 
-    def _post(
-        self, client: httpx2.Client, path: str, body: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        try:
-            response = client.post(path, json=body)
-        except httpx2.TransportError as error:
-            raise self._lost(client.base_url, error) from None
-        return self._checked(client.base_url, path, response)
-
-    def _lost(self, place: httpx2.URL, error: Exception) -> EngineError:
+    def _lost(self, place: str, error: Exception) -> EngineError:
         if self.server is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.server.process.wait(SECONDS_TO_DIE)
             self.server.check()
         return EngineError(
-            f"the vLLM server {self._place(place)} does not answer ({type(error).__name__}); "
+            f"the vLLM server {self._name(place)} does not answer ({type(error).__name__}); "
             "--resume goes on from the newest checkpoint"
         )
 
-    def _checked(self, place: httpx2.URL, path: str, response: httpx2.Response) -> dict[str, Any]:
+    def _checked(self, place: str, path: str, response: httpx2.Response) -> dict[str, Any]:
         if response.status_code != 200:
             text = " ".join(response.text.split())[:300]
             raise EngineError(
-                f"the vLLM server {self._place(place)} refuses {path} with status "
+                f"the vLLM server {self._name(place)} refuses {path} with status "
                 f"{response.status_code} ({text}); docs/scaling.md says how to start one"
             )
         return response.json() if response.content else {}
 
-    def _place(self, place: httpx2.URL) -> str:
-        return str(place) if self.options.addresses else f"(log {self.log})"
+    def _name(self, place: str) -> str:
+        return place if self.options.addresses else f"(log {self.log})"
 
 
 def _check_health(address: str) -> None:

@@ -19,7 +19,7 @@ from vaopd.errors import AlignmentError, ConfigError, EngineError
 from vaopd.models.model import VisionLanguageModel
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
-from vaopd.rollouts.vllm.engines import SamplingEngine, SamplingRequest, VllmServers
+from vaopd.rollouts.vllm.engines import SamplingRequest, VllmServers
 from vaopd.rollouts.vllm.weights import needs_own_head, snapshot
 
 NEVER = -1e9
@@ -72,13 +72,7 @@ class VllmSampler:
                 "starts a server whose head is not tied"
             )
         dtype = str(model.compute_dtype).removeprefix("torch.")
-        self.engine: SamplingEngine
-        if options.mode == "in_process":
-            from vaopd.rollouts.vllm.in_process import InProcess
-
-            self.engine = InProcess(options, dtype=dtype, device=model.device)
-        else:
-            self.engine = VllmServers(options, self.world, dtype=dtype, log=log, say=say)
+        self.engine = VllmServers(options, self.world, dtype=dtype, log=log, say=say)
         self.never = {
             token: NEVER
             for token in (*model.forbidden_ids, *range(model.vocab_size, model.head.shape[0]))
@@ -88,28 +82,30 @@ class VllmSampler:
         self.held: int | None = None
         self.version = ""
 
-    def take_weights(self, version: int) -> None:
+    def take_weights(self, version: int) -> int:
         """Give vLLM the student's weights, unless it has this version of them; a collective.
+
+        Returns:
+            How many bytes were sent.
 
         Raises:
             EngineError: vLLM does not start, does not answer, or refuses.
         """
         if version == self.held:
-            return
+            return 0
         try:
             if self.model.device.type == "cuda":
                 # vLLM may share the GPU, so the allocator's unused memory is freed.
                 self.world.agree(torch.cuda.empty_cache)
             weights = snapshot(self.model)
             name = f"{self.run}:{version}"
-            self.version, places = self.world.on_main(
-                lambda: (name, self.engine.give(weights, name))
-            )
-            self.engine.connect(places)
+            given = self.world.on_main(lambda: self.engine.give(weights, name))
+            self.engine.connect(given.places)
         except BaseException:
             self.close()
             raise
-        self.held = version
+        self.version, self.held = given.version, version
+        return given.num_bytes
 
     def sample(
         self, prompts: Sequence[EncodedPrompt], settings: SamplingSettings

@@ -14,9 +14,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
@@ -27,6 +29,9 @@ PYTHON_VARIABLE = "VAOPD_VLLM_PYTHON"
 
 STARTUP_SECONDS = 3600.0
 """Loading tens of gigabytes and compiling take minutes; a server that fails ends by itself."""
+
+SOCKET = "unix:"
+"""Begins the address of a server that listens on a socket in the file system."""
 
 SECONDS_BETWEEN_LINES = 15.0
 SECONDS_TO_STOP = 30.0
@@ -113,6 +118,7 @@ class VllmServer:
         arguments: Sequence[str] = (),
         on_gpu: bool = False,
         environment: dict[str, str] | None = None,
+        is_private: bool = False,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Start the server and wait until it answers.
@@ -124,16 +130,24 @@ class VllmServer:
             arguments: Further arguments of vLLM; of two equal ones the last is used.
             on_gpu: See ``engine_arguments``.
             environment: Further environment variables.
+            is_private: Listen on a socket in a folder that only this user can open, and not on a
+                port, which every user of the machine can.
             say: Shows a line of progress.
 
         Raises:
             EngineError: The server ended before it answered.
         """
         self.log = log
-        port = _free_port()
-        self.address = f"http://127.0.0.1:{port}"
-        command = [python, "-P", "-c", LAUNCH, "--model", str(model), "--host", "127.0.0.1"]
-        command += ["--port", str(port), *engine_arguments(on_gpu=on_gpu)]
+        self.folder = tempfile.TemporaryDirectory(prefix="vaopd-vllm-") if is_private else None
+        if self.folder is not None:
+            socket_path = f"{self.folder.name}/socket"
+            self.address, listen = f"{SOCKET}{socket_path}", ["--uds", socket_path]
+        else:
+            port = str(_free_port())
+            self.address = f"http://127.0.0.1:{port}"
+            listen = ["--host", "127.0.0.1", "--port", port]
+        command = [python, "-P", "-c", LAUNCH, "--model", str(model), *listen]
+        command += engine_arguments(on_gpu=on_gpu)
         eager = {} if on_gpu else EAGER
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
@@ -172,6 +186,8 @@ class VllmServer:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        if self.folder is not None:
+            self.folder.cleanup()
 
     def _wait(self, say: Callable[[str], None]) -> None:
         start = last = time.monotonic()
@@ -190,11 +206,33 @@ class VllmServer:
         say(f"vLLM answers after {time.monotonic() - start:.0f} s")
 
 
+def connection(place: str, max_requests: int, *, is_async: bool = False) -> dict[str, Any]:
+    """Return the arguments of an HTTP client for an address of a ``VllmServer``.
+
+    Without a time limit, because the recipe decides how long responses are.
+    """
+    limits = httpx2.Limits(max_connections=max_requests)
+    if not place.startswith(SOCKET):
+        return {"base_url": place, "timeout": None, "limits": limits}
+    kind = httpx2.AsyncHTTPTransport if is_async else httpx2.HTTPTransport
+    transport = kind(uds=place.removeprefix(SOCKET), limits=limits)
+    return {"base_url": "http://vllm", "timeout": None, "transport": transport}
+
+
 def _answers(address: str) -> bool:
+    if address.startswith(SOCKET) and not _listens(address.removeprefix(SOCKET)):
+        return False
     try:
-        return httpx2.get(f"{address}/health", timeout=5.0).status_code == 200
+        with httpx2.Client(**connection(address, 1)) as client:
+            return client.get("health", timeout=5.0).status_code == 200
     except httpx2.TransportError:
         return False
+
+
+def _listens(path: str) -> bool:
+    """Return whether a socket takes connections; vLLM makes its file minutes earlier."""
+    with socket.socket(socket.AF_UNIX) as one:
+        return one.connect_ex(path) == 0
 
 
 def _free_port() -> int:

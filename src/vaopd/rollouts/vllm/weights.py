@@ -1,7 +1,6 @@
 """The student in vLLM's formats: a model folder, or tensors under the names of its files."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,12 +62,14 @@ class Snapshot:
         write_json(path, config)
         save_file({HEAD: self.head}, folder / "head.safetensors")
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors of such a folder, on the device; not for sharded models."""
-        weights = self.model.weights(self.model.compute_dtype)
-        yield from revert_weight_conversion(self.model.model, weights).items()
-        if self.head is not None:
-            yield HEAD, self.head
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of such a folder: on the device, or gathered ones of a sharded model.
+
+        Those that are not at the precision of the forwards, or have adapters, are copies.
+        """
+        weights = self.gathered or self.model.weights(self.model.compute_dtype)
+        own_head = {} if self.head is None else {HEAD: self.head}
+        return {**revert_weight_conversion(self.model.model, weights), **own_head}
 
 
 def needs_own_head(model: VisionLanguageModel) -> bool:
@@ -85,3 +86,8 @@ def snapshot(model: VisionLanguageModel) -> Snapshot:
         with torch.no_grad(), model.whole_head():
             head = model.head.to(model.compute_dtype, copy=True)
     return Snapshot(model, gathered, head)
+
+
+def bytes_of_weights(folder: Path) -> int:
+    """Return the size of the weights in a model folder."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
