@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from vaopd.allocator import let_segments_grow
 from vaopd.doctor.command import doctor
 from vaopd.errors import (
     ConfigError,
@@ -78,6 +79,8 @@ def train(
         _show_dry_run(config)
         _show_unread(config)
         return
+    if config.training.device != "cpu":
+        let_segments_grow()
     from vaopd.training.run import train as run
 
     _quiet_weights()

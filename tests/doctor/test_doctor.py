@@ -12,6 +12,7 @@ from vaopd.doctor.remedies import remedies
 from vaopd.doctor.trace import LiveBytes, by_depth
 from vaopd.errors import ConfigError
 from vaopd.models.architecture import read_config
+from vaopd.records import read_json, write_json
 
 CONFIGS = Path(__file__).parent / "configs"
 CUDA = torch.device("cuda")  # a name only: estimates touch no device
@@ -97,8 +98,12 @@ def test_adapters_have_no_gradient_of_the_head_and_few_moments():
 
 @pytest.mark.parametrize(
     ("name", "total"),
-    # Published: 2,127,532,032 and 8,767,123,696 parameters.
-    [("qwen3-vl-2b", 2_127_532_032), ("qwen3-vl-8b", 8_767_123_696)],
+    # Published: 2,127,532,032 and 8,767,123,696 parameters, and 31 billion.
+    [
+        ("qwen3-vl-2b", 2_127_532_032),
+        ("qwen3-vl-8b", 8_767_123_696),
+        ("qwen3-vl-30b-a3b", 31_070_754_032),
+    ],
 )
 def test_sizes_come_from_a_configuration_alone(name: str, total: int):
     sizes = sizes_of(read_config(str(CONFIGS / name)))
@@ -162,11 +167,52 @@ def test_deep_models_are_extended_from_shallow_ones_as_a_line():
     assert config.text_config.num_hidden_layers == 40
 
 
+def test_each_token_of_a_teacher_with_experts_is_computed_by_few_of_them(tmp_path: Path):
+    config = read_json(CONFIGS / "qwen3-vl-30b-a3b" / "config.json")
+    config["text_config"]["num_hidden_layers"] = config["vision_config"]["depth"] = 1
+    config["vision_config"]["deepstack_visual_indexes"] = [0]
+    write_json(tmp_path / "config.json", config)
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        parts = expected(f"teacher.model={tmp_path}", f"teacher.dtype={dtype}").parts
+        found[dtype] = parts["activations"]["score"]
+        # All 128 experts of 3 x 2,048 x 768 weights, embeddings and head.
+        experts = 128 * 3 * 2048 * 768 + 2 * 151_936 * 2048
+        size = getattr(torch, dtype).itemsize
+        assert experts < parts["teacher weights"]["score"] / size < 1.1 * experts
+    # A copy of the chosen experts for each token would be larger than all experts.
+    assert found["float32"] < 4 * 128 * 3 * 2048 * 768 / 2
+    assert 0.45 < found["bfloat16"] / found["float32"] < 0.6
+
+
 def test_several_processes_share_the_problems_of_a_step():
     one, four = expected(), expected(processes=4)
     states = "teacher hidden states"
     assert four.parts[states]["score"] == one.parts[states]["score"] / 4
     assert four.parts["student weights"] == one.parts["student weights"]
+
+
+def test_a_sharded_teacher_that_writes_the_responses_is_gathered_whole(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("vaopd.doctor.estimate.by_depth", lambda config, measure: 0)
+    shape = (
+        f"student.model={CONFIGS / 'qwen3-vl-2b'}",
+        f"teacher.model={CONFIGS / 'qwen3-vl-8b'}",
+        "training.parallel=fsdp2",
+    )
+    own, teachers, vllm = (
+        estimate(real_config(*shape, *more), CUDA, processes=8).parts["gathered weights"]["sample"]
+        for more in (
+            ("method.name=va_opd",),
+            ("method.name=off_policy_kd",),
+            ("method.name=off_policy_kd", "sampling.engine=vllm"),
+        )
+    )
+    # Bfloat16, and the head in float32.
+    assert own == 2 * 2_127_532_032 + 4 * 151_936 * 2_048
+    assert teachers == 2 * 8_767_123_696 + 4 * 151_936 * 4_096
+    assert vllm == 4 * 151_936 * 4_096
 
 
 def test_a_contrast_keeps_the_hidden_states_of_both_views():

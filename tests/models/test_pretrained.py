@@ -61,6 +61,22 @@ def rewrite(folder: Path, change: Change, file: str = "model.safetensors") -> No
     save_file(weights, folder / file, metadata={"format": "pt"})
 
 
+def test_experts_are_read_as_they_are_published(tmp_path: Path):
+    # Qwen3-VL-30B-A3B stores (experts, in, out), transformers computes with (experts, out, in).
+    model = untied()
+    rewrite(
+        save(model, tmp_path),
+        lambda weights: weights.update(
+            {n: t.mT.contiguous() for n, t in weights.items() if ".experts." in n}
+        ),
+    )
+    stored = load_file(tmp_path / "model.safetensors")
+    assert stored["model.language_model.layers.0.mlp.experts.gate_up_proj"].shape == (4, 32, 48)
+    loaded = load(tmp_path).model.state_dict()
+    expected = model.model.state_dict()
+    assert [name for name in expected if not expected[name].equal(loaded[name])] == []
+
+
 def refusal(folder: Path, **options: str) -> str:
     with pytest.raises(ModelError) as caught:
         load(folder, **options)

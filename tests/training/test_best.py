@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from vaopd.config import RunConfig
 from vaopd.evaluation.validation import Validation, ValidationResult, Validator
 from vaopd.models.loading import load_model
 from vaopd.models.model import VisionLanguageModel
 from vaopd.records import read_rows
-from vaopd.training import best as best_module
 from vaopd.training import run as run_module
 from vaopd.training import setup
 from vaopd.training.best import Best, best_path, better, mark_best, restore_best
@@ -115,6 +115,37 @@ def test_a_step_that_is_not_saved_can_be_best_and_retention_leaves_it(
     assert weights(best_path(done.output)) != weights(checkpoint_path(whole.output, 4))
     # Only validations that are best so far save what was not due.
     assert len(checkpoints(whole.output)) == 5
+
+
+def stored(folder: Path) -> int:
+    """Return the bytes of the weights and moments on disk: a file of several names counts once."""
+    found = {(f := path.stat()).st_ino: f.st_size for path in folder.rglob("*.safetensors")}
+    return sum(found.values())
+
+
+@pytest.mark.usefixtures("scripted")
+@pytest.mark.parametrize(
+    ("overrides", "weights", "moments"),
+    [
+        # The checkpoint after the last step, and the best weights of step 2.
+        ((), 2, 1),
+        (("training.save_dtype=bfloat16",), 2.5, 1),
+        # The last step is the best.
+        (("training.max_steps=2",), 1, 1),
+        # Steps 1 and 2 were the best so far; 3 and 5 are newer.
+        (("training.save_every=1", "training.keep_checkpoints=null"), 5, 5),
+    ],
+)
+def test_no_weight_is_stored_twice(
+    config: Callable, tmp_path: Path, overrides: tuple[str, ...], weights: float, moments: int
+):
+    done = train(config(*overrides), tmp_path / "run", console=quiet())
+    loaded = load_file(done.output / "final" / "model.safetensors")
+    numbers = sum(tensor.numel() for tensor in loaded.values())
+    expected = 4 * numbers * weights + 2 * 4 * numbers * moments
+    assert expected < stored(done.output) < 1.02 * expected
+    seen = checkpoint_path(done.output, done.steps) / "model.safetensors"
+    assert all(t.to(loaded[n].dtype).equal(loaded[n]) for n, t in load_file(seen).items())
 
 
 @pytest.mark.usefixtures("scripted")
@@ -220,7 +251,7 @@ def test_where_there_are_no_hard_links_the_weights_are_copied(
     def refuse(*_: object) -> None:
         raise PermissionError("no links here")
 
-    monkeypatch.setattr(best_module.os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     mark_best(saved, Best("accuracy", 4, 0.5))
     assert weights(best_path(saved)) == weights(checkpoint_path(saved, 4))
 

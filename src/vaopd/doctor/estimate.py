@@ -216,9 +216,10 @@ class _Plan:
         if self.is_sharded:
             layers = 2 * student.largest_layer * self.compute_dtype.itemsize
             result.add("gathered weights", layers + 4 * student.head, "train")
-            whole = student.total * self.compute_dtype.itemsize + 4 * student.head
+            source = self.sampled_from
+            whole = source.total * self.compute_dtype.itemsize + 4 * source.head
             if self.config.sampling.engine == "vllm":  # copied to main memory layer by layer
-                whole = 4 * max(student.largest_layer, student.head)
+                whole = 4 * max(source.largest_layer, source.head)
             result.add("gathered weights", whole, "sample")
             if self.teacher is not None:
                 dtype = pick_dtype(self.config.teacher.dtype, self.device)

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForImageTextToText
+from transformers.integrations.moe import ExpertsInterface
 from transformers.modeling_utils import AttentionInterface
 
 from vaopd.config import StudentConfig
@@ -27,6 +28,7 @@ from vaopd.models.adapters import choose_trainable, recompute_activations
 from vaopd.models.attention import PackedRows, pack_row, packed_attention
 
 ATTENTION = "vaopd_fused_shapes"
+EXPERTS = "vaopd_grouped_shapes"
 TRACED_LAYERS = (2, 3)
 FEW_LAYERS = 6
 """Models with at most this number of layers are traced completely."""
@@ -108,12 +110,13 @@ class Traced:
     ) -> None:
         packed = functools.partial(packed_attention, kernel=_fused_attention)
         AttentionInterface.register(ATTENTION, packed)
+        ExpertsInterface.register(EXPERTS, _grouped_experts)
         self.mode = FakeTensorMode()
         self.compute_dtype = compute_dtype
         self.is_autocast = dtype != compute_dtype
         with torch.device("meta"):
             self.model: Any = AutoModelForImageTextToText.from_config(
-                config, attn_implementation=ATTENTION, dtype=dtype
+                config, attn_implementation=ATTENTION, experts_implementation=EXPERTS, dtype=dtype
             )
         if student is None:
             self.model.requires_grad_(False)
@@ -288,6 +291,20 @@ def _fused_attention(
         bias = query.new_empty(attention_mask.shape)
     output: Tensor = _FusedShapes.apply(query, key, value, bias)  # pyright: ignore
     return output.transpose(1, 2).contiguous(), None
+
+
+def _grouped_experts(experts: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """Return what transformers' grouped products return, in their shapes.
+
+    Torch's own grouped product has no form for fake tensors in float32; that of transformers has.
+    """
+    product = torch.ops.transformers.grouped_mm_fallback
+    ends = torch.empty(experts.num_experts, dtype=torch.int32)
+    first, second = experts.gate_up_proj, experts.down_proj
+    tokens = hidden.repeat_interleave(chosen.shape[-1], dim=0)
+    inner = experts._apply_gate(product(tokens.to(first.dtype), first.mT, ends))
+    output = product(inner.to(second.dtype), second.mT, ends) * weights.reshape(-1, 1)
+    return output.view(*chosen.shape, -1).sum(1).to(hidden.dtype)
 
 
 class _Elsewhere(torch.autograd.graph.saved_tensors_hooks):

@@ -4,7 +4,6 @@ Only the held-out problems of the recipe decide. The student before training is 
 because it already has a folder.
 """
 
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from vaopd.evaluation.validation import ValidationResult
 from vaopd.records import new_folder, read_json, write_json
-from vaopd.training.checkpoint import STATE, checkpoint_path
+from vaopd.training.checkpoint import checkpoint_path, link_model
 
 METRIC = "accuracy"
 
@@ -41,18 +40,10 @@ def best_path(run: Path) -> Path:
 def mark_best(run: Path, best: Best) -> None:
     """Replace ``checkpoints/best`` by the model of a checkpoint that is on disk.
 
-    Weights are hard links if the file system supports them: they need no extra space while the
-    checkpoint exists, and they stay complete when the checkpoint is removed or the folder is
-    copied.
+    See ``link_model``. The folder stays complete when the checkpoint is removed or it is copied.
     """
     with new_folder(best_path(run)) as partial:
-        shutil.copytree(
-            checkpoint_path(run, best.step),
-            partial,
-            ignore=shutil.ignore_patterns(STATE),
-            copy_function=_link_weights,
-            dirs_exist_ok=True,
-        )
+        link_model(checkpoint_path(run, best.step), partial)
     write_json(_record(run), asdict(best))
 
 
@@ -82,14 +73,3 @@ def _is_marked(run: Path, best: Best) -> bool:
 
 def _record(run: Path) -> Path:
     return run / "checkpoints" / "best.json"
-
-
-def _link_weights(source: str, target: str) -> None:
-    """Link the large files, which are never edited in place; copy files that a user may edit."""
-    if source.endswith(".safetensors"):
-        try:
-            os.link(source, target)
-            return
-        except OSError:
-            pass  # the file system has no hard links: a copy only needs more space
-    shutil.copy2(source, target)

@@ -7,6 +7,7 @@ trained, it holds only the adapters, which are much smaller than the model.
 import copy
 import errno
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -78,6 +79,32 @@ def remove_old_checkpoints(run: Path, keep: int | None, keep_every: int | None =
         step = int(folder.name.removeprefix("step_"))
         if keep_every is None or step % keep_every:
             shutil.rmtree(folder)
+
+
+def link_model(checkpoint: Path, folder: Path) -> None:
+    """Fill a folder with the model of a checkpoint.
+
+    Weights are hard links if the file system supports them: they need no extra space while the
+    checkpoint exists, and they stay when it is removed.
+    """
+    shutil.copytree(
+        checkpoint,
+        folder,
+        ignore=shutil.ignore_patterns(STATE),
+        copy_function=_link_weights,
+        dirs_exist_ok=True,
+    )
+
+
+def _link_weights(source: str, target: str) -> None:
+    """Link the large files, which are never edited in place; copy files that a user may edit."""
+    if source.endswith(".safetensors"):
+        try:
+            os.link(source, target)
+            return
+        except OSError:
+            pass  # the file system has no hard links: a copy only needs more space
+    shutil.copy2(source, target)
 
 
 @contextmanager

@@ -18,7 +18,13 @@ from vaopd.models.adapters import is_adapter_folder
 from vaopd.models.loading import load_model
 from vaopd.models.model import VisionLanguageModel
 from vaopd.records import CARD, new_folder, read_json, write_json
-from vaopd.training.checkpoint import STATE, newest_checkpoint, writing
+from vaopd.training.checkpoint import (
+    STATE,
+    checkpoint_path,
+    link_model,
+    newest_checkpoint,
+    writing,
+)
 
 RECORD = "export.json"
 """Says which weights were exported, so that a push goes on with the folder that it wrote."""
@@ -100,15 +106,19 @@ def write_final(
 ) -> Callable[[], None]:
     """Return what writes ``final/`` of a run, a plain model folder with its card.
 
-    Collecting the weights is a collective if the student is sharded; the result is for the main
-    process alone.
+    In float32 it is the model of the last checkpoint, which is not stored twice. Collecting other
+    weights is a collective if the student is sharded; the result is for the main process alone.
     """
-    weights = student.weights(DTYPES[dtype])
+    is_saved = dtype == "float32" and not student.is_changed
+    weights = None if is_saved else student.weights(DTYPES[dtype])
     adapters = student.trained_weights() if student.has_adapters else None
 
     def write() -> None:
         with writing("the final model", run), new_folder(run / "final") as folder:
-            student.save(folder, DTYPES[dtype], weights)
+            if is_saved:
+                link_model(checkpoint_path(run, step), folder)
+            else:
+                student.save(folder, DTYPES[dtype], weights)
             if (before := run / "final" / CARD).is_file():
                 shutil.copy(before, folder)  # a card that was edited stays as it is
             write_card(folder, Origin(run=run, step=step), dtype=dtype)

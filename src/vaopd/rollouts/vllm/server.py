@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx2
 
+from vaopd.allocator import GROWING, VARIABLE
 from vaopd.errors import ConfigError, EngineError
 from vaopd.rollouts.vllm.environment import recorded_python
 
@@ -252,4 +253,6 @@ def server_environment(further: dict[str, str]) -> dict[str, str]:
     }
     if "TORCHELASTIC_RUN_ID" in os.environ and kept.get("OMP_NUM_THREADS") == "1":
         del kept["OMP_NUM_THREADS"]  # torchrun's own, for processes that share the cores
+    if kept.get(VARIABLE) == GROWING:
+        del kept[VARIABLE]  # the run's own; vLLM's pools of memory need segments of fixed sizes
     return {**SETTINGS, **kept, **further}
