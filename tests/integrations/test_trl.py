@@ -294,6 +294,14 @@ def test_rows_as_people_keep_them_are_one_problem(row: dict[str, Any]):
     assert problem.id == problem_of(row).id
 
 
+@pytest.mark.parametrize("name", ["teacher_images", "teacher_image"])
+def test_a_row_may_have_an_image_for_the_teacher(name: str):
+    row = {"prompt": "What is it?", "image": png()}
+    problem = problem_of(row | {name: Image.new("RGB", (80, 60))})
+    assert problem.for_teacher().load_images()[0].size == (80, 60)
+    assert problem.load_images()[0].size == (40, 30)
+
+
 def test_a_row_without_a_question_or_an_image_is_one_sentence():
     with pytest.raises(ProblemError, match="the row has no question"):
         problem_of({"image": png()})

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,45 @@ def test_mapped_columns_are_read_from_every_kind_of_file(suffix: str, tmp_path: 
     assert first.images == second.images == (tmp_path / "a.png",)
 
 
+@pytest.mark.parametrize("name", ["teacher_images", "teacher_image", "marked"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+def test_images_of_the_teacher_are_a_column_of_every_kind_of_file(
+    suffix: str, name: str, tmp_path: Path
+):
+    Image.new("L", (16, 12)).save(tmp_path / "b.png")
+    columns = {**MAPPING, **({"teacher_images": name} if name == "marked" else {})}
+    cell = "b.png" if suffix == ".csv" else ["b.png"]
+    rows = [ROWS[0] | {name: cell}, ROWS[1] | {name: None if suffix == ".csv" else []}]
+    first, second = load_problems(write(tmp_path, suffix, rows), columns=columns)
+    assert first.teacher_images == (tmp_path / "b.png",)
+    assert first.images == second.images == (tmp_path / "a.png",)
+    assert second.teacher_images == ()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"problem": "<image>Why?", "images": ["a.png"], "answer": "1"},
+        {"question": "<image>Why?", "image": ["a.png"], "answer": "1"},
+        {"messages": [{"role": "user", "content": "Why?"}], "image": "a.png"},
+        {"prompt": "Why?", "images": ["a.png"]},
+    ],
+)
+def test_images_of_the_teacher_are_read_in_every_layout(row: dict[str, Any], tmp_path: Path):
+    path = write(tmp_path, ".jsonl", [row | {"teacher_images": ["a.png"]}, row])
+    first, second = load_problems(path)
+    assert (first.teacher_images, second.teacher_images) == ((tmp_path / "a.png",), ())
+    assert first.for_teacher() == replace(first, images=first.images, teacher_images=())
+    assert second.for_teacher() is second
+
+
+def test_another_number_of_images_for_the_teacher_is_a_bad_row(tmp_path: Path):
+    row = {"problem": "<image>Why?", "images": ["a.png"], "answer": "1", "id": "x"}
+    path = write(tmp_path, ".jsonl", [row | {"teacher_images": ["a.png", "a.png"]}])
+    with pytest.raises(ProblemError, match="x has 2 teacher_images and 1 images; give one for"):
+        load_problems(path)
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
 def test_a_mapped_column_that_does_not_exist_is_one_sentence(suffix: str, tmp_path: Path):
     with pytest.raises(ConfigError) as caught:
@@ -103,7 +143,7 @@ def test_a_later_row_without_a_mapped_column_is_a_bad_row(tmp_path: Path):
     ("columns", "sentence"),
     [
         ("{picture: image}", "data.columns has the key picture, which is not a field of a problem; "
-         "the fields are question, image, answer, id, kind, references, messages; write FIELD"),
+         "the fields are question, image, answer, id, kind, references, messages, "),
         ("{image: a, images: b}", "data.columns maps image twice (images is another name of it)"),
         ("[a]", "data.columns is ['a']: input should be a valid dictionary"),
         ("{question: 3}", "data.columns.question is 3: input should be a valid string"),

@@ -101,6 +101,19 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_other_images_of_the_teacher_are_noticed(tmp_path: Path):
+    held_out = [replace(problem("x", image=b"three"), teacher_images=(b"large",))]
+    write_json(tmp_path / MANIFEST, manifest(TRAIN, held_out))
+    check_unchanged(tmp_path, manifest(TRAIN, held_out))
+    for images in ((), (b"other",)):
+        changed = [replace(held_out[0], teacher_images=images)]
+        with pytest.raises(ConfigError, match=r"data\.validation has changed"):
+            check_unchanged(tmp_path, manifest(TRAIN, changed))
+    annotated = [replace(TRAIN[0], teacher_images=(b"large",)), *TRAIN[1:]]
+    with pytest.raises(ConfigError, match=r"data\.train has changed"):
+        check_unchanged(tmp_path, manifest(annotated, held_out))
+
+
 def test_the_same_data_is_not_a_change(run: Path):
     check_unchanged(run, manifest(list(TRAIN), [problem("x", image=b"three")]))
 

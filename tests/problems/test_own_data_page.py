@@ -20,6 +20,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write the files of the page, and stand beside them."""
     (tmp_path / "figures").mkdir()
     Image.new("L", (8, 6)).save(tmp_path / "figures" / "1.png")
+    Image.new("L", (16, 12)).save(tmp_path / "figures" / "2.png")
     for name, text in BLOCKS.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -41,10 +42,16 @@ ONE = ("<image>How long is AB?", "5")
         ("rows.json", [("<image>\nHow long is AB?", "5")]),
         ("rows.csv", [ONE, ('<image>Is AB longer than BC, in "cm"?', "yes")]),
         ("figures", [ONE]),
+        ("annotated.jsonl", [ONE]),
     ],
 )
 def test_each_form_is_read(folder: Path, name: str, expected: list[tuple[str, str]]):
     assert asked(load_problems(name)) == expected
+
+
+def test_the_teacher_has_the_image_of_its_own(folder: Path):
+    (problem,) = load_problems("annotated.jsonl")
+    assert problem.for_teacher().load_images()[0].size == (16, 12)
 
 
 def test_the_mapping_is_read(folder: Path):
@@ -65,6 +72,6 @@ def test_the_example_in_python_gives_problems(folder: Path):
 
 def test_every_example_is_tested():
     assert set(BLOCKS) == {
-        *("rows.jsonl", "rows.json", "rows.csv", "figures/metadata.csv"),
+        *("rows.jsonl", "rows.json", "rows.csv", "figures/metadata.csv", "annotated.jsonl"),
         *("mapped.yaml", "mapped.jsonl", "example.py"),
     }

@@ -171,6 +171,22 @@ def test_validation_rollouts_show_the_students_own_advantage(make_run: Callable[
     assert set(data["scales"]) == {"v", "s", "k", "w"}
 
 
+def test_images_that_only_the_teacher_saw_are_a_picture_of_their_own(make_run: Callable[..., Path]):
+    run = make_run()
+    (run / "rollouts" / "images").mkdir(exist_ok=True)
+    columns = ("images", "teacher_images", "degraded_images")
+    for number, column in enumerate(columns):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(run / "rollouts" / "images" / f"{column}.png")
+    views = {column: [f"images/{column}.png"] for column in columns}
+    write_rows(run / "rollouts" / "step_000001.jsonl", [row(["a"], **views)])
+    data = data_of(write_report([run], run / "report.html").path)
+    with_own, without = data["groups"][0], data["groups"][-1]
+    keys = [with_own[view][0] for view in ("original", "teacher", "degraded")]
+    assert len(set(keys)) == 3
+    assert set(keys) <= set(data["pictures"])
+    assert without["teacher"] == []
+
+
 def test_left_out_rollouts_are_counted_and_groups_stay_whole(make_run: Callable[..., Path]):
     run = make_run()
     report = write_report([run], run / "report.html", max_rollouts=5)

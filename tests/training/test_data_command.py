@@ -196,6 +196,26 @@ def test_a_prepared_folder_is_read_as_the_source_is(run: Run, folder: Path):
     assert shown[0]["images"][0].size == (90, 60)
 
 
+def test_images_of_the_teacher_are_counted_and_prepared(run: Run, folder: Path):
+    rows = [row("0.png", teacher_images=["1.png"]), row("1.png", teacher_images=[])]
+    source = write(folder, *rows)
+    _, out, _ = run("data", "check", source)
+    assert "problems with teacher_images: 1" in out
+    code, _, err = run("data", "prepare", source, folder / "out")
+    assert code == 0, err
+    first, second = load_problems(str(folder / "out"))
+    assert first.teacher_images == ((folder / "1.png").read_bytes(),)
+    assert second.teacher_images == ()
+    assert "teacher_images" in json.loads((folder / "out" / "manifest.json").read_text())["columns"]
+    broken = write(folder, row("0.png", teacher_images=["broken.png"]))
+    code, out, _ = run("data", "check", broken)
+    assert code == 1
+    assert "  1 x teacher_images: image 1 of problem made:train:0" in out
+    code, _, err = run("data", "prepare", broken, folder / "no")
+    assert (code, "teacher_images: image 1 of problem" in err) == (1, True)
+    assert not (folder / "no").exists()
+
+
 def test_near_duplicates_are_reported_within_the_set_and_against_others(run: Run, folder: Path):
     Image.open(folder / "0.png").resize((180, 120)).save(folder / "large.png")
     Image.open(folder / "1.png").save(folder / "test.jpg")

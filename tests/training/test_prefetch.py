@@ -8,17 +8,18 @@ from vaopd.errors import ProblemError
 from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.problems.drawn import DrawnProblems
 from vaopd.problems.problem import Problem
-from vaopd.training.prefetch import PromptsAhead
+from vaopd.training.prefetch import Encoded, PromptsAhead
 from vaopd.training.run import train
 
 PROBLEMS = list(DrawnProblems(num_problems=4))
+NOTHING = Encoded([], [], None)
 
 
 def test_a_begun_step_is_encoded_once_and_in_another_thread():
     threads = []
-    ahead = PromptsAhead(lambda problems: threads.append(threading.current_thread()) or ([], None))
+    ahead = PromptsAhead(lambda problems: threads.append(threading.current_thread()) or NOTHING)
     ahead.begin(PROBLEMS[:2])
-    assert ahead.take(PROBLEMS[:2]) == ([], None)
+    assert ahead.take(PROBLEMS[:2]) is NOTHING
     assert [thread is threading.main_thread() for thread in threads] == [False]
     # What was taken is gone: the same problems in a later epoch are encoded anew.
     ahead.take(PROBLEMS[:2])
@@ -27,7 +28,7 @@ def test_a_begun_step_is_encoded_once_and_in_another_thread():
 
 def test_other_problems_do_not_get_the_prompts_that_wait():
     seen = []
-    ahead = PromptsAhead(lambda problems: seen.append([p.id for p in problems]) or ([], None))
+    ahead = PromptsAhead(lambda problems: seen.append([p.id for p in problems]) or NOTHING)
     ahead.begin(PROBLEMS[:2])
     ahead.take(PROBLEMS[2:])
     ahead.take(PROBLEMS[:2])

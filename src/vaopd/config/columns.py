@@ -12,6 +12,7 @@ OWN_NAMES = {
     "kind": ("kind", "category"),
     "references": ("references",),
     "messages": ("messages", "conversations"),
+    "teacher_images": ("teacher_images", "teacher_image"),
 }
 """Fields of a problem that ``data.columns`` maps, with the columns that hold them otherwise."""
 

@@ -153,8 +153,8 @@ class DataConfig(Section):
 
     columns: dict[str, str] | None = None
     """Names of your columns by ours, such as ``{question: prompt, answer: solution, image:
-    picture}``, in both sources. Ours are question, image, answer, id, kind, references and
-    messages; a field that is not named is looked for under its own names."""
+    picture}``, in both sources. Ours are question, image, answer, id, kind, references, messages
+    and teacher_images; a field that is not named is looked for under its own names."""
 
     system_prompt: str | None = None
     """System turn before every question, in training, validation and scoring; ``vaopd evaluate``

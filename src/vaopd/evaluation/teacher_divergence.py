@@ -22,7 +22,7 @@ PROBLEMS = 8
 def teacher_divergence(
     student: VisionLanguageModel,
     teacher: Teacher,
-    prompts: Sequence[EncodedPrompt],
+    prompts: tuple[Sequence[EncodedPrompt], Sequence[EncodedPrompt]],
     rollouts: Sequence[Sequence[Rollout]],
     world: World,
 ) -> list[Float[Tensor, " _"]]:
@@ -34,7 +34,8 @@ def teacher_divergence(
     Args:
         student: The model that wrote the responses.
         teacher: Local, or on servers.
-        prompts: With the original images, for this process's share of the problems.
+        prompts: Original views of the student and of the teacher, for this process's share of the
+            problems.
         rollouts: Responses by problem and sibling, of all problems.
         world: The processes that measure together.
 
@@ -51,7 +52,9 @@ def teacher_divergence(
         return [
             values
             for part in parts
-            for values in _some(student, teacher, prompts[part], responses[part])
+            for values in _some(
+                student, teacher, (prompts[0][part], prompts[1][part]), responses[part]
+            )
         ]
 
     by_problem = world.in_order(world.agree_unless_sharded(measure))
@@ -62,18 +65,19 @@ def teacher_divergence(
 def _some(
     student: VisionLanguageModel,
     teacher: Teacher,
-    prompts: Sequence[EncodedPrompt],
+    prompts: tuple[Sequence[EncodedPrompt], Sequence[EncodedPrompt]],
     responses: Responses,
 ) -> list[list[Tensor]]:
     """Return the KL of some problems, by problem and sibling."""
-    if not prompts and student.sharding is None:
+    own_prompts, teacher_prompts = prompts
+    if not own_prompts and student.sharding is None:
         return []
     lengths = [len(ids) for group in responses for ids in group]
     found = [torch.zeros(0)] * len(lengths)
-    hidden = teacher.score(prompts, None, responses).hidden
+    hidden = teacher.score(teacher_prompts, None, responses).hidden
     batches = micro_batches(
         student,
-        prompts,
+        own_prompts,
         responses,
         budget_tokens=teacher.batch_tokens,
         share_prefix=teacher.share_prefix,

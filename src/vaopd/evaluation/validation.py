@@ -15,7 +15,12 @@ from vaopd.config.methods import high_fraction
 from vaopd.distributed.world import World
 from vaopd.errors import ConfigError
 from vaopd.evaluation.teacher_divergence import teacher_divergence
-from vaopd.evaluation.visual_reliance import TokenAdvantage, answer_changes, score_advantage
+from vaopd.evaluation.visual_reliance import (
+    Pair,
+    TokenAdvantage,
+    answer_changes,
+    score_advantage,
+)
 from vaopd.grading.grades import Grade, grade
 from vaopd.models.model import VisionLanguageModel
 from vaopd.models.prompt_encoder import PromptEncoder
@@ -157,14 +162,13 @@ class Validator:
             blind = self._answers("degraded", student, problems, sample(degraded, settings))
         self._sleep()  # before the teacher needs the memory
         if self.teacher is not None and options.load_teacher:
-            divergence = teacher_divergence(
-                student, self.teacher, originals, seen.rollouts, self.world
-            )
+            both = originals, self._seen_by_teacher(encoder.original, seen, originals)
+            divergence = teacher_divergence(student, self.teacher, both, seen.rollouts, self.world)
         more = _rows(student, drawn) if drawn else []
         if blind is None:
             rows = [*_rows(student, seen, divergence=divergence), *more]
             return Validation(_result(seen, drawn, divergence), rows)
-        advantage = self._advantage(student, (originals, degraded), seen)
+        advantage = self._advantage(student, encoder, (originals, degraded), seen)
         changes = answer_changes(seen.grades, blind.grades)
         rows = _rows(student, seen, advantage, divergence) + [
             {**row, "is_changed": is_changed}
@@ -180,18 +184,38 @@ class Validator:
         )
         return Validation(result, [*rows, *more])
 
+    def _seen_by_teacher(
+        self,
+        encode: Callable[[Problem], EncodedPrompt],
+        seen: Answers,
+        prompts: Sequence[EncodedPrompt],
+    ) -> list[EncodedPrompt]:
+        """Return the teacher's prompts: the student's, except for problems with its own images."""
+        turn = self.world.my_slice(seen.problems)
+        return self.world.agree(
+            lambda: [
+                encode(problem.for_teacher()) if problem.teacher_images else prompt
+                for problem, prompt in zip(turn, prompts, strict=True)
+            ]
+        )
+
     def _advantage(
         self,
         student: VisionLanguageModel,
-        views: tuple[list[EncodedPrompt], list[EncodedPrompt]],
+        encoder: PromptEncoder,
+        views: Pair,
         seen: Answers,
     ) -> TokenAdvantage | None:
         if self.teacher is None:
             return None
+        original = self._seen_by_teacher(encoder.original, seen, views[0])
+        degraded = self._seen_by_teacher(encoder.degraded, seen, views[1])
+        for pair in zip(original, degraded, strict=True):
+            check_same_prompt(*pair)
         return score_advantage(
             student,
             self.teacher,
-            views,
+            (views, (original, degraded)),
             seen.rollouts,
             high_fraction=high_fraction(self.config.method),
             world=self.world,

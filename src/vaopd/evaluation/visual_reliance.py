@@ -23,6 +23,9 @@ from vaopd.rollouts.sampler import Rollout
 from vaopd.teacher.local import score_view
 from vaopd.teacher.teacher import Teacher, TeacherScores
 
+Pair = tuple[Sequence[EncodedPrompt], Sequence[EncodedPrompt]]
+"""Prompts with the original and with the degraded images."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TokenAdvantage:
@@ -74,7 +77,7 @@ class TokenAdvantage:
 def score_advantage(
     student: VisionLanguageModel,
     teacher: Teacher,
-    views: tuple[Sequence[EncodedPrompt], Sequence[EncodedPrompt]],
+    views: tuple[Pair, Pair],
     rollouts: Sequence[Sequence[Rollout]],
     *,
     high_fraction: float,
@@ -85,8 +88,7 @@ def score_advantage(
     Args:
         student: The model that wrote the responses.
         teacher: Its advantage decides which tokens need the image.
-        views: Prompts with the original and with the degraded images, for this process's share
-            of the problems.
+        views: Of the student and of the teacher, for this process's share of the problems.
         rollouts: Responses by problem and sibling, of all problems.
         high_fraction: Share of a response's tokens in the teacher's high group.
         world: The processes that score together; by default only this one.
@@ -114,9 +116,9 @@ def score_advantage(
                 budget_tokens=teacher.batch_tokens,
                 share_prefix=teacher.share_prefix,
             )[1]
-            for prompts in views
+            for prompts in views[0]
         ]
-        return teacher.score(*views, responses, with_hidden=False), own
+        return teacher.score(*views[1], responses, with_hidden=False), own
 
     scores, own = world.agree_unless_sharded(score)
     assert scores.degraded_logprobs is not None

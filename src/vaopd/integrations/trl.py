@@ -7,7 +7,7 @@ logging, callbacks and checkpoints are those of transformers' ``Trainer``.
 import io
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -263,9 +263,13 @@ def problem_of(row: Mapping[str, Any], rules: ReadingRules = PLAIN) -> Problem:
     columns = mapped_columns(row, rules.columns) if rules.columns else columns_of(row)
     question, images = columns["problem"], tuple(_encoded(cell) for cell in columns["images"])
     answer = None if columns["answer"] is None else str(columns["answer"])
-    problem = Problem("", question, images, answer, "train_dataset", "train")
+    cells = columns.get("teacher_images") or columns.get("teacher_image") or []
+    teacher = tuple(map(_encoded, cells if isinstance(cells, list | tuple) else [cells]))
+    problem = Problem(
+        "", question, images, answer, "train_dataset", "train", teacher_images=teacher
+    )
     name = str(columns.get("id") or problem.content_hash()[:16])
-    return rules.asked(Problem(name, question, images, answer, "train_dataset", "train"))
+    return rules.asked(replace(problem, id=name))
 
 
 def _encoded(cell: Any) -> bytes:

@@ -1,7 +1,7 @@
 """Measures prompts and their images without decoding an image or encoding a prompt."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vaopd.config import DataConfig
 from vaopd.errors import ProblemError, VaopdError
@@ -38,22 +38,40 @@ def measure(
 ) -> tuple[list[Measured], list[BadRow]]:
     """Return the sizes of the usable prompts, and the problems whose prompts cannot be used.
 
+    A problem whose teacher has images of its own must fit with either; the sizes are the student's.
     It reads only headers of images and tokenizes texts, so many thousands of problems take seconds.
     """
     measured: list[Measured] = []
     bad: list[BadRow] = []
     for start in range(0, len(problems), AT_ONCE):
         some = problems[start : start + AT_ONCE]
-        readable = _readable(some, data, bad)
-        sizes = family.measure([one for one, _, _ in readable], [size for _, _, size in readable])
-        for (problem, stored, fitted), prompt in zip(readable, sizes, strict=True):
-            if isinstance(prompt, PromptSize) and prompt.tokens > data.max_prompt_tokens:
-                prompt = too_long(problem, prompt.tokens, data)
-            if isinstance(prompt, VaopdError):
-                bad.append(BadRow(str(prompt), problem.id))
-            else:
-                measured.append(Measured(prompt, stored, fitted))
+        own = [one.for_teacher() for one in some if one.teacher_images]
+        refused = [
+            replace(row, reason=f"teacher_images: {row.reason}")
+            for row in _measure(own, family, data)[1]
+        ]
+        unfit = {row.id for row in refused}
+        found, more = _measure([one for one in some if one.id not in unfit], family, data)
+        measured += found
+        bad += refused + more
         progress(len(some))
+    return measured, bad
+
+
+def _measure(
+    problems: Sequence[Problem], family: Family, data: DataConfig
+) -> tuple[list[Measured], list[BadRow]]:
+    measured: list[Measured] = []
+    bad: list[BadRow] = []
+    readable = _readable(problems, data, bad)
+    sizes = family.measure([one for one, _, _ in readable], [size for _, _, size in readable])
+    for (problem, stored, fitted), prompt in zip(readable, sizes, strict=True):
+        if isinstance(prompt, PromptSize) and prompt.tokens > data.max_prompt_tokens:
+            prompt = too_long(problem, prompt.tokens, data)
+        if isinstance(prompt, VaopdError):
+            bad.append(BadRow(str(prompt), problem.id))
+        else:
+            measured.append(Measured(prompt, stored, fitted))
     return measured, bad
 
 

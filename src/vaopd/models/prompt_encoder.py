@@ -15,7 +15,10 @@ from vaopd.problems.problem import Problem
 
 
 class PromptEncoder:
-    """Encodes problems for one model: pixel budget, degraded view, limits, alignment."""
+    """Encodes problems for one model: pixel budget, degraded view, limits, alignment.
+
+    For the prompts of the teacher, give it ``problem.for_teacher()``.
+    """
 
     def __init__(self, model: VisionLanguageModel, data: DataConfig, view: ViewConfig) -> None:
         self.family = model.family

@@ -19,6 +19,7 @@ def damaged_images(
     def check(problem: Problem) -> BadRow | None:
         try:
             problem.load_images()
+            check_teacher_images(problem)
         except ProblemError as error:
             return BadRow(str(error), problem.id)
         return None
@@ -26,6 +27,19 @@ def damaged_images(
     # Threads, because Pillow decodes outside the interpreter's lock.
     with ThreadPoolExecutor() as pool:
         return list(_reported(pool.map(check, problems), progress))
+
+
+def check_teacher_images(problem: Problem) -> None:
+    """Decode the images that only the teacher sees, if there are any.
+
+    Raises:
+        ProblemError: One of them is missing, in no known format, or cut short.
+    """
+    try:
+        if problem.teacher_images:
+            problem.for_teacher().load_images()
+    except ProblemError as error:
+        raise ProblemError(f"teacher_images: {error}") from None
 
 
 def _reported(

@@ -6,6 +6,8 @@ Three layouts of rows are read; their columns decide which one it is:
   ``category``), ``references``;
 - ViRL39K: ``question``, ``answer``, ``image`` (list of paths); optional ``qid``, ``category``;
 - conversations: ``messages``, ``conversations`` or ``prompt``, see `conversations`.
+
+All of them may have ``teacher_images``.
 """
 
 from collections.abc import Collection, Mapping
@@ -38,7 +40,8 @@ class Layout:
     @property
     def readable(self) -> frozenset[str]:
         """All columns that are read; others are ignored."""
-        return self.required | {self.id, "kind", "category", "references"}
+        rest = {self.id, "kind", "category", "references", *OWN_NAMES["teacher_images"]}
+        return self.required | rest
 
 
 GEOMETRY3K = Layout(question="problem", images="images", id="id")
@@ -137,6 +140,7 @@ def mapped_columns(cells: Mapping[str, Any], columns: Mapping[str, str]) -> dict
     found = {field: _cell(cells, field, columns) for field in OWN_NAMES}
     images, references = _several(found["image"]), _several(found["references"])
     rest = {name: found[name] for name in ("id", "kind", "answer")}
+    rest["teacher_images"] = _several(found["teacher_images"])
     question, turns = found["question"], found["messages"]
     if isinstance(question, list):
         question, turns = None, question

@@ -10,7 +10,7 @@ from vaopd.config import MAX_STORED_PIXELS, DataConfig
 from vaopd.errors import ProblemError
 from vaopd.problems.bad_rows import shown
 from vaopd.problems.fetching import fetch_image
-from vaopd.problems.problem import MappedImage
+from vaopd.problems.problem import MappedImage, StoredImage
 
 MAX_IMAGES = 1000
 """Most images of a problem; no model takes as many in one prompt."""
@@ -31,7 +31,7 @@ class ImageRules:
 
     def read(
         self, cells: Any, column: str, folder: Path, roots: tuple[Path, ...]
-    ) -> tuple[bytes | Path | MappedImage, ...]:
+    ) -> tuple[StoredImage, ...]:
         """Return the images of one cell, in order: encoded, or where they are stored.
 
         Args:
@@ -53,9 +53,7 @@ class ImageRules:
             )
         return tuple(self._image(cell, column, folder, roots) for cell in cells)
 
-    def _image(
-        self, cell: Any, column: str, folder: Path, roots: tuple[Path, ...]
-    ) -> bytes | Path | MappedImage:
+    def _image(self, cell: Any, column: str, folder: Path, roots: tuple[Path, ...]) -> StoredImage:
         if isinstance(cell, Mapping):
             cell = cell.get("bytes") or cell.get("path")
         if isinstance(cell, bytes | MappedImage):

@@ -28,13 +28,21 @@ def manifest(
         ConfigError: A held-out problem is also a training problem, by id or by content.
         ProblemError: An image file cannot be read.
     """
-    listed = [{"id": one.id, "sha256": one.content_hash()} for one in held_out or ()]
+    listed = [_listed(one) for one in held_out or ()]
     if not allow_overlap:
         _check_disjoint(train, held_out or (), {row["id"]: row["sha256"] for row in listed})
     return {
         "train": {"problems": len(train), "sha256": digest(train)},
         "validation": listed if held_out is not None else None,
     }
+
+
+def _listed(problem: Problem) -> dict[str, str]:
+    """Return what the manifest says of a held-out problem."""
+    found = {"id": problem.id, "sha256": problem.content_hash()}
+    if problem.teacher_images:
+        found["teacher_sha256"] = problem.for_teacher().content_hash()
+    return found
 
 
 def check_unchanged(folder: Path, now: dict[str, Any]) -> None:
@@ -54,7 +62,7 @@ def check_unchanged(folder: Path, now: dict[str, Any]) -> None:
             f"data.train has changed since {folder} began ({counts[0]} problems then, {counts[1]} "
             f"now, with other ids or texts); {advice}"
         )
-    old, new = ({r["id"]: r["sha256"] for r in m["validation"] or ()} for m in (then, now))
+    old, new = ({r["id"]: r for r in m["validation"] or ()} for m in (then, now))
     changed = [id for id in old | new if old.get(id) != new.get(id)]
     if changed:
         raise ConfigError(
@@ -98,13 +106,18 @@ def _contents_among(train: Sequence[Problem], held_out: Sequence[Problem]) -> se
 
 
 def digest(problems: Sequence[Problem]) -> str:
-    """Return a hash of the ids and texts of problems, or of how they are drawn."""
+    """Return a hash of the ids and texts of problems, or of how they are drawn.
+
+    Images are not read; the number of images for the teacher counts.
+    """
     sha = hashlib.sha256()
     if isinstance(problems, DrawnProblems):
         sha.update(repr(problems).encode())
         return sha.hexdigest()
     for one in problems:
-        row = [one.id, one.prompt, one.answer, one.references]
+        row: list[Any] = [one.id, one.prompt, one.answer, one.references]
+        # Added only where there are some, so that other data keep the hash of earlier versions.
+        row += [len(one.teacher_images)] if one.teacher_images else []
         sha.update(json.dumps(row, ensure_ascii=False).encode() + b"\n")
     return sha.hexdigest()
 

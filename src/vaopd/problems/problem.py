@@ -6,7 +6,7 @@ import struct
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,10 @@ class MappedImage:
         return one["bytes"] if isinstance(one, Mapping) else one
 
 
+StoredImage = bytes | Path | MappedImage
+"""An encoded image, or where it is stored."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """A question about one or several images, with its reference answer if it is known."""
@@ -74,7 +78,7 @@ class Problem:
     prompt: str
     """The question, with one literal ``<image>`` where each image belongs."""
 
-    images: tuple[bytes | Path | MappedImage, ...]
+    images: tuple[StoredImage, ...]
     """Encoded images, or where they are stored, in the order of the placeholders."""
 
     answer: str | None
@@ -97,6 +101,9 @@ class Problem:
     system_prompt: str = ""
     """System turn before the question; '' = none."""
 
+    teacher_images: tuple[StoredImage, ...] = ()
+    """Images that the teacher sees in place of ``images``, one for each; () = the same."""
+
     def __post_init__(self) -> None:
         check_name(self.id, "id")
         check_name(self.kind, f"kind of problem {self.id}")
@@ -113,6 +120,17 @@ class Problem:
                 f"problem {self.id} has {num_placeholders} {IMAGE_PLACEHOLDER} in its prompt and "
                 f"{len(self.images)} images; write one {IMAGE_PLACEHOLDER} for each image"
             )
+        if self.teacher_images and len(self.teacher_images) != num_placeholders:
+            raise ProblemError(
+                f"problem {self.id} has {len(self.teacher_images)} teacher_images and "
+                f"{num_placeholders} images; give one for each image, in their order, or none"
+            )
+
+    def for_teacher(self) -> "Problem":
+        """Return the problem as the teacher sees it: with its own images, if there are any."""
+        if not self.teacher_images:
+            return self
+        return replace(self, images=self.teacher_images, teacher_images=())
 
     def stored_images(self) -> Iterator[bytes | Path]:
         """Yield the encoded images, or the paths of image files; one image is in memory."""

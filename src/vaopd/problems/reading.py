@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 from vaopd.config import DataConfig
+from vaopd.config.columns import OWN_NAMES
 from vaopd.errors import ConfigError, ProblemError
 from vaopd.problems.bad_rows import BadRow, shown
 from vaopd.problems.boxed import outer_boxes
@@ -163,16 +164,19 @@ def problem_of_row(
             cells = columns_of(cells)
         layout = layout_of(cells)
         kind = "kind" if cells.get("kind") is not None else "category"
+        place = (row.folder, row.inside)
+        teacher = next((n for n in OWN_NAMES["teacher_images"] if cells.get(n) is not None), None)
         problem = Problem(
             id=_text(cells, layout.id) or fallback_id,
             prompt=_text(cells, layout.question),
-            images=rules.images.read(cells[layout.images], layout.images, row.folder, row.inside),
+            images=rules.images.read(cells[layout.images], layout.images, *place),
             answer=_bare_answer(_text(cells, "answer")),
             source=source,
             split=split,
             references=_references(cells.get("references")),
             kind=_text(cells, kind),
             max_stored_pixels=rules.images.max_stored_pixels,
+            teacher_images=rules.images.read(cells[teacher], teacher, *place) if teacher else (),
         )
         return rules.asked(problem)
     except ProblemError as error:

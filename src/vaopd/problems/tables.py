@@ -64,7 +64,8 @@ def table_rows(
     if folder is None:
         folder, roots = Path(), _caches()
     kinds = {field.name: field.type for field in table.data.schema}
-    own = {columns.get("image", "image"), *OWN_NAMES["image"]}
+    own = {name for field in ("image", "teacher_images")
+           for name in (columns.get(field, field), *OWN_NAMES[field])}  # fmt: skip
     images = {one for one in own.intersection(table.column_names) if _holds_bytes(kinds[one])}
     number = 0
     for batch in stored.iter(batch_size=BATCH_ROWS):

@@ -142,9 +142,10 @@ def _group(
 ) -> dict[str, Any]:
     record, row = siblings[0]
     key: GroupKey = record.group
-    original, degraded = (
-        [pictures.add(record.path.parent / name) for name in names] for names in pictures_of(row)
-    )
+    images = {
+        view: [pictures.add(record.path.parent / name) for name in names]
+        for view, names in pictures_of(row).items()
+    }
     prompt = prompt_of(row).replace("<image>", "").strip()
     answer = row.get("answer")
     return {
@@ -156,8 +157,7 @@ def _group(
         "prompt": prompt,
         "promptHtml": readable(prompt) if has_formula(prompt) else None,
         "answer": None if answer is None else str(answer),
-        "original": original,
-        "degraded": degraded,
+        **images,
         "rollouts": [
             _rollout(record, row, number) for number, (record, row) in enumerate(siblings)
         ],

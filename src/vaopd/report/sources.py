@@ -148,7 +148,7 @@ def _records(path: Path, source: str) -> Iterator[Record]:
                 _step(row),
                 str(row.get("problem_id", row.get("id", ""))),
                 str(row.get("view") or ""),
-                json.dumps([prompt_of(row), *pictures_of(row)]),
+                json.dumps([prompt_of(row), pictures_of(row)]),
             ),
             path=path,
             row=number,
@@ -203,10 +203,16 @@ def prompt_of(row: dict[str, Any]) -> str:
     return str(row.get("prompt") or row.get("problem") or row.get("question") or "")
 
 
-def pictures_of(row: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Return the paths of the original and the degraded images, relative to the row's file."""
-    original = row.get("original_images", row.get("images"))
-    return _texts(original), _texts(row.get("degraded_images"))
+def pictures_of(row: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the paths of the images by view, relative to the row's file.
+
+    The teacher's are there only if they differ from the original ones, which the student saw.
+    """
+    return {
+        "original": _texts(row.get("original_images", row.get("images"))),
+        "teacher": _texts(row.get("teacher_images")),
+        "degraded": _texts(row.get("degraded_images")),
+    }
 
 
 def _step(row: dict[str, Any]) -> int:

@@ -49,7 +49,8 @@ def score_file(
 
     A row has a ``response`` (text, scored without any change) or ``token_ids``, and either its
     problem's own columns (``problem`` and ``images``, or ``question`` and ``image``) or a
-    ``problem_id`` of ``problems``. Images of both views are saved in ``OUTPUT-STEM_images/`` and
+    ``problem_id`` of ``problems``. If a problem has ``teacher_images``, they are scored in place of
+    its images. Images of both views are saved in ``OUTPUT-STEM_images/`` and
     named in the columns ``original_images`` and ``degraded_images``; a row's ``images`` stay.
     The output gets its name only when it is complete.
 
@@ -125,10 +126,11 @@ def _score(
     # Ids cannot be the key, because a trainer may repeat them with other images.
     groups: dict[tuple, list[int]] = {}
     for index, row in enumerate(rows):
-        groups.setdefault((row.problem.prompt, row.problem.images), []).append(index)
-    first = [rows[members[0]].problem for members in groups.values()]
+        seen = row.problem.for_teacher()
+        groups.setdefault((seen.prompt, seen.images), []).append(index)
+    first = [rows[members[0]].problem.for_teacher() for members in groups.values()]
     views = [encoder.both(problem) for problem in first]
-    seen = {
+    saved = {
         index: _saved(problem, encoder, pictures)
         for problem, members in zip(first, groups.values(), strict=True)
         for index in members
@@ -147,7 +149,7 @@ def _score(
         high = high_group(advantage, mask, high_fraction=share)
         yield {
             **row.cells,
-            **seen[index],
+            **saved[index],
             "token_ids": list(row.response_ids),
             "tokens": [teacher.model.tokenizer.decode([i]) for i in row.response_ids],
             "original_logprobs": _rounded(original),

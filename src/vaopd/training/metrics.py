@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -160,26 +160,36 @@ def length_correlation(rollout: Float[Tensor, " B"], responses: StepRollouts) ->
 Pictures = dict[str, dict[str, list[str]]]
 """Maps a problem id to the columns ``images`` and ``degraded_images``.
 
-The columns hold paths relative to the folder of the row's file.
+The columns, and ``teacher_images``, hold paths relative to the folder of the row's file.
 """
 
 
 def problem_pictures(
-    problems: Sequence[Problem], encoder: PromptEncoder, folder: Path, *, saw_both: bool
+    problems: Sequence[Problem],
+    encoder: PromptEncoder,
+    folder: Path,
+    *,
+    degraded_for: Literal["student", "teacher"] | None,
 ) -> Pictures:
     """Save the images of every problem, as the models saw them, once, and return their paths.
 
-    A baseline that does not score the degraded view has no ``degraded_images``.
+    A baseline that does not score the degraded view has no ``degraded_images``. Where they are the
+    teacher's, a problem with ``teacher_images`` has these as well.
     """
 
     def saved(images: list[Image.Image]) -> list[str]:
         return [f"images/{save_picture(image, folder / 'images')}" for image in images]
 
-    return {
-        problem.id: {"images": saved(encoder.original_images(problem))}
-        | ({"degraded_images": saved(encoder.degraded_images(problem))} if saw_both else {})
-        for problem in problems
-    }
+    def of(problem: Problem) -> dict[str, list[str]]:
+        seen = problem.for_teacher() if degraded_for == "teacher" else problem
+        found = {"images": saved(encoder.original_images(problem))}
+        if seen is not problem:
+            found["teacher_images"] = saved(encoder.original_images(seen))
+        if degraded_for is not None:
+            found["degraded_images"] = saved(encoder.degraded_images(seen))
+        return found
+
+    return {problem.id: of(problem) for problem in problems}
 
 
 def rollout_rows(

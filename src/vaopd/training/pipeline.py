@@ -174,7 +174,7 @@ class Pipeline:
         """Restore rollouts sampled ahead; the weights that sampled them no longer exist."""
         groups = [[_restored(row) for row in group] for group in rollouts]
         views = self._views(problems, self.world)
-        sizes = self.world.in_order([len(prompt) for prompt in views[0]])
+        sizes = self.world.in_order([len(prompt) for prompt in views.student])
         sampled = Sampled(groups=groups, views=views, prompt_tokens=sizes, lag=1)
         self.sampled = _done(sampled)
 
@@ -200,9 +200,9 @@ class Pipeline:
             # With a lag, `begin` has already handed over the weights, and this does nothing.
             self._send_weights(step, lag, watch)
         together = world.agree if self.samples_beside else world.agree_unless_sharded
-        groups = world.in_order(together(lambda: self._rollouts(own, views[0], step, lag)))
+        groups = world.in_order(together(lambda: self._rollouts(own, views, step, lag)))
         self.sampler.sleep()
-        sizes = world.in_order([len(prompt) for prompt in views[0]])
+        sizes = world.in_order([len(prompt) for prompt in views.student])
         watch.lap("sample")
         return Sampled(groups=groups, views=views, prompt_tokens=sizes, lag=lag)
 
@@ -228,13 +228,13 @@ class Pipeline:
             together = world.agree if self.scores_beside else world.agree_unless_sharded
             scores = shares.all_scores(together(lambda: self._teacher_scores(views, own)))
             if step == 1 and self.method.needs.views == 2:
-                differences = together(lambda: self._differences(views[0], own))
+                differences = together(lambda: self._differences(views.teacher, own))
                 noise_floor = torch.cat(shares.everybodys(differences)).abs().mean().item()
         watch.lap("score")
         return ScoredBatch(
             groups=groups,
             shares=shares,
-            prompts=views[0],
+            prompts=views.student,
             responses=own,
             rollouts=self._step_rollouts(problems, groups, responses, step),
             scores=scores,
@@ -268,15 +268,30 @@ class Pipeline:
         return world.agree(lambda: self.prompts.take(world.my_slice(problems)))
 
     def _encode(self, problems: Sequence[Problem]) -> Encoded:
-        if self.method.needs.views < 2:
-            return [self.encoder.original(problem) for problem in problems], None
-        pairs = [self.encoder.both(problem) for problem in problems]
-        return [original for original, _ in pairs], [degraded for _, degraded in pairs]
+        found = [self._prompts(problem) for problem in problems]
+        degraded = [one for _, _, one in found if one is not None]
+        return Encoded(
+            student=[one for one, _, _ in found],
+            teacher=[one for _, one, _ in found],
+            degraded=degraded if self.method.needs.views == 2 else None,
+        )
+
+    def _prompts(
+        self, problem: Problem
+    ) -> tuple[EncodedPrompt, EncodedPrompt, EncodedPrompt | None]:
+        """Return the student's prompt, and the teacher's with its degraded view if needed."""
+        needs = self.method.needs
+        seen = problem.for_teacher() if needs.teacher else problem
+        if needs.views == 2:
+            teacher, degraded = self.encoder.both(seen)
+        else:
+            teacher, degraded = self.encoder.original(seen), None
+        student = teacher if seen is problem else self.encoder.original(problem)
+        return student, teacher, degraded
 
     def _rollouts(
-        self, problems: Sequence[Problem], prompts: list[EncodedPrompt], step: int, lag: int
+        self, problems: Sequence[Problem], views: Encoded, step: int, lag: int
     ) -> list[list[Rollout]]:
-        # For off_policy_kd the sampler is the teacher's: sequence-level distillation.
         if not self.method.needs.sampling:
             return [reference_rollouts(problem, self.student) for problem in problems]
         options = self.config.sampling
@@ -290,7 +305,9 @@ class Pipeline:
             weights_version=self._weights_version(step, lag),
             with_logprobs=self.method.needs.sampled_logprobs,
         )
-        return self.sampler.sample(prompts, settings)
+        # For off_policy_kd the sampler is the teacher's: sequence-level distillation.
+        is_teacher = self.method.needs.responses == "teacher"
+        return self.sampler.sample(views.teacher if is_teacher else views.student, settings)
 
     def _weights_version(self, step: int, lag: int) -> int:
         """Return the number of updates of the weights that sample a step."""
@@ -301,7 +318,8 @@ class Pipeline:
         assert self.teacher is not None, "only asked for where there is a teacher"
         needs = self.method.needs
         return self.teacher.score(
-            *views,
+            views.teacher,
+            views.degraded,
             responses,
             with_divergence=needs.view_divergence,
             with_degraded_hidden=needs.degraded_hidden,

@@ -2,12 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.problem import Problem
 
-Encoded = tuple[list[EncodedPrompt], list[EncodedPrompt] | None]
-"""The original prompts of a step, and the degraded prompts if the method needs them."""
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """The prompts of a step, one of each kind for each problem."""
+
+    student: list[EncodedPrompt]
+    teacher: list[EncodedPrompt]
+    """The student's own, except for problems with ``teacher_images``."""
+
+    degraded: list[EncodedPrompt] | None
+    """The teacher's, with degraded images, if the method needs them."""
 
 
 class PromptsAhead:

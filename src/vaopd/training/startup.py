@@ -17,7 +17,7 @@ from vaopd.models.prompt_encoder import PromptEncoder
 from vaopd.problems.bad_rows import BadRow
 from vaopd.problems.problem import Problem
 from vaopd.problems.reading import asked_line
-from vaopd.training.data import Bad, RunData
+from vaopd.training.data import Bad, Part, RunData
 from vaopd.training.schedule import problems_of_step
 
 MUCH = 4
@@ -51,8 +51,18 @@ def check_prompts(
             bad[part.key] += _bad_references(part.problems, family)
     data.without(bad)
     lines = describe_prompts(measured, config.data) if measured else []
-    asked = asked_line(config.data)
-    return [*lines, *([asked] if asked else ())], bad
+    said = (asked_line(config.data), *(_teacher_line(part, config) for part in data.stored))
+    return [*lines, *(line for line in said if line)], bad
+
+
+def _teacher_line(part: Part, config: RunConfig) -> str:
+    """Return a line about the images that only the teacher sees; '' if there are none."""
+    count = sum(bool(one.teacher_images) for one in part.problems)
+    if not count:
+        return ""
+    line = f"data.{part.key}: the teacher has images of its own for {count} of "
+    unread = "" if config.loads_teacher else ", which are not read, because there is no teacher"
+    return f"{line}{len(part.problems)} problems (teacher_images){unread}"
 
 
 def _bad_references(problems: Sequence[Problem], family: Family) -> list[BadRow]:
@@ -82,12 +92,13 @@ def encode_first(data: RunData, config: RunConfig, encoder: PromptEncoder) -> No
             "use images with detail that it removes"
         )
     drawn = [one for part in data.parts[1:] if not part.is_stored for one in part.problems]
-    for problem in [*first, *drawn]:
+    seen = [one.for_teacher() for one in first if one.teacher_images]
+    for problem in [*first, *seen, *drawn]:
         encoder.original(problem)
 
 
 def _views_differ(problem: Problem, encoder: PromptEncoder) -> bool:
-    original, degraded = (prompt.image_inputs for prompt in encoder.both(problem))
+    original, degraded = (prompt.image_inputs for prompt in encoder.both(problem.for_teacher()))
     return any(not values.equal(degraded[name]) for name, values in original.items())
 
 

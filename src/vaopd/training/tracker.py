@@ -100,13 +100,9 @@ class Tracker:
         self.alarms.watch_step(row, len(result.rollouts))
         if is_due(training.log_rollouts_every, step) and method.needs.sampling:
             folder = self.output / "rollouts"
-            rows = rollout_rows(
-                result,
-                problems,
-                self.student,
-                problem_pictures(problems, self.encoder, folder, saw_both=method.needs.views == 2),
-                step=step,
-            )
+            whose = "teacher" if method.needs.views == 2 else None
+            pictures = problem_pictures(problems, self.encoder, folder, degraded_for=whose)
+            rows = rollout_rows(result, problems, self.student, pictures, step=step)
             write_rows(folder / f"step_{step:06d}.jsonl", rows)
             note_file(self.output, folder / f"step_{step:06d}.jsonl", step)
             for callback in self.callbacks:
@@ -129,7 +125,7 @@ class Tracker:
             problems,
             self.encoder,
             folder,
-            saw_both=self.config.validation.pixelated,
+            degraded_for="student" if self.config.validation.pixelated else None,
         )
         rows = [{"step": step, **row, **pictures[row["problem_id"]]} for row in validation.rows]
         write_rows(folder / f"step_{step:06d}.jsonl", rows)
