@@ -178,6 +178,29 @@ def test_the_gpus_of_a_server_are_those_of_the_recipe_as_this_process_counts_the
     assert asked == [[1, 2], [1], [0]]
 
 
+def test_an_update_begins_and_ends_around_its_chunks_and_the_connection_is_made_once(
+    model, tmp_path, by_ipc, monkeypatch
+):
+    monkeypatch.setattr(transfer, "BUFFER_BYTES", 300_000)
+    with fake_vllm() as server:
+        options, world = VllmConfig(addresses=(server.url,)), World(device=CPU)
+        engine = VllmServers(options, world, dtype="float32", log=tmp_path / "log", say=print)
+        for version in ("run:0", "run:1"):
+            engine.give(snapshot(model), version)
+        engine.close()
+    paths = [path for path, _ in server.requests]
+    # Runs of the same path count once.
+    order = [path for path, before in zip(paths, [None, *paths], strict=False) if path != before]
+    awake = ["/wake_up?tags=weights", "/reset_prefix_cache", "/reset_encoder_cache"]
+    update = ["/start_weight_update", "/update_weights", "/finish_weight_update"]
+    rest = ["/wake_up?tags=kv_cache", "/update_weight_version"]
+    first = [*awake, "/init_weight_transfer_engine", *update, *rest]
+    assert order == [*first, *awake, *update, *rest]
+    assert paths.count("/update_weights") > 4
+    assert server.weights[0] == server.weights[1]
+    assert server.weights[0]["lm_head.weight"] == tuple(model.head.shape)
+
+
 def test_weights_through_files_report_their_size(model, tmp_path):
     with fake_vllm() as server:
         options = VllmConfig(addresses=(server.url,), weights_folder=str(tmp_path))

@@ -18,6 +18,7 @@ from vaopd.rollouts.sampler import Rollout, Sampler, SamplingSettings
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.rollouts.vllm.sampler import VllmSampler
 from vaopd.rollouts.vllm.server import find_python
+from vaopd.rollouts.vllm.transfer import IpcTransfer
 from vaopd.teacher.local import score_view
 
 SETTINGS = SamplingSettings(
@@ -50,6 +51,8 @@ def vllm_weights(bench: Bench) -> Finding:
     numbers["old weights"] = _difference(sampler, model, prompts)
     numbers["seconds to send weights"] = bench.seconds(lambda: sampler.take_weights(1))
     numbers["after an update"] = _difference(sampler, model, prompts)
+    by_ipc = isinstance(sampler.engine.transfer, IpcTransfer)
+    numbers["way of the weights"] = "memory of the GPU" if by_ipc else "files"
     used = _used_mib(bench)
     sampler.sleep()
     numbers["mib that sleep freed"] = used - _used_mib(bench)
@@ -64,6 +67,8 @@ def vllm_weights(bench: Bench) -> Finding:
             f"old weights are only {numbers['old weights']:.2g} nats from the new ones, so the "
             "other differences show nothing"
         )
+    if bench.is_gpu and not by_ipc:
+        problems.append("vLLM could not open memory of the GPU, so weights go through files")
     if bench.is_gpu and numbers["mib that sleep freed"] < 1024:
         problems.append(f"sleep freed only {numbers['mib that sleep freed']:.0f} MiB")
     shown = ", ".join(f"{numbers[name]:.2g} {name}" for name in (*equal, "old weights"))
