@@ -68,6 +68,34 @@ REWARDS = ("tests/training/test_rewards.py",)
 POLICY = ("tests/objective/test_policy.py",)
 
 MUTANTS = (
+    # Weights for vLLM, and products of bfloat16.
+    Mutant(
+        "a chunk of weights that overwrites the one before",
+        "rollouts/vllm/transfer.py",
+        "        used += tensor.nbytes\n",
+        "",
+        ("tests/rollouts/test_transfer.py::test_every_tensor_arrives_once_and_unchanged",),
+    ),
+    Mutant(
+        "an update of weights that is not finished",
+        "rollouts/vllm/transfer.py",
+        '            servers.post("finish_weight_update")\n',
+        "",
+        (
+            "tests/rollouts/test_transfer.py::"
+            "test_an_update_begins_and_ends_around_its_chunks_and_the_connection_is_made_once",
+        ),
+    ),
+    Mutant(
+        "the gradient of a float32 product by absolute weights",
+        "models/patches.py",
+        "(wide @ weight.float()).to(input.dtype) if needs_input",
+        "(wide @ weight.float().abs()).to(input.dtype) if needs_input",
+        (
+            "tests/models/test_patches.py::test_products_in_float32_and_their_gradients_are_those_of_"
+            "float64_but_for_one_rounding",
+        ),
+    ),
     # Rewards.
     Mutant(
         "deviation of rewards over all siblings and not one fewer",
