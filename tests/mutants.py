@@ -135,8 +135,8 @@ MUTANTS = (
     Mutant(
         "the KL to the teacher of the first problems for all",
         "evaluation/teacher_divergence.py",
-        "_some(student, teacher, prompts[part], responses[part])",
-        "_some(student, teacher, prompts[:PROBLEMS], responses[:PROBLEMS])",
+        "(prompts[0][part], prompts[1][part]), responses[part]",
+        "(prompts[0][:PROBLEMS], prompts[1][:PROBLEMS]), responses[:PROBLEMS]",
         ("tests/evaluation/test_validation.py",),
     ),
     # Faults.

@@ -296,6 +296,7 @@ EFFECTS: dict[str, list[Effect]] = {
 
 UNSEEN = {
     "teacher.offload": "weights move between a GPU and main memory; on a CPU they are there",
+    "training.tf32": "products of float32 are computed by the GPU's units for TF32",
     "teacher.park_hidden": "hidden states move between a GPU and main memory, without any change",
 }
 """Keys whose effect needs a GPU, with what they do there."""

@@ -126,6 +126,11 @@ def list_devices(names: str) -> list[str]:
     return listed
 
 
+def choose_tf32(is_wanted: bool) -> None:
+    """Choose how this process computes products of float32 on a GPU."""
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if is_wanted else "ieee"
+
+
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return a precision; ``auto`` is bfloat16 on a GPU and float32 elsewhere."""
     if name == "auto":

@@ -109,7 +109,7 @@ RULES = (
         lambda config: bool(config.teacher.addresses),
     ),
     Rule(
-        ("teacher.offload",),
+        ("teacher.offload", "training.tf32"),
         "training.device is cpu",
         lambda config: config.training.device == "cpu",
     ),

@@ -48,6 +48,10 @@ class TrainingConfig(Section):
     """``adamw8bit`` holds both moments in 8 bits by blocks of 256 (Dettmers et al. 2022), by
     bitsandbytes (extra ``quantize``): 2 bytes a weight and not 8, and another update."""
 
+    tf32: bool = False
+    """Compute products of float32 on a GPU in TF32: the student's part of the loss, where all
+    weights are trained. docs/gpu.md has the errors."""
+
     max_gradient_norm: Positive = 1.0
     """Gradients are scaled down to this norm."""
 

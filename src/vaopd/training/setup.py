@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from vaopd.config import RunConfig
-from vaopd.devices import check_auto_device
+from vaopd.devices import check_auto_device, choose_tf32
 from vaopd.distributed.world import World
 from vaopd.methods import make_method
 from vaopd.models.compatibility import (
@@ -37,6 +37,7 @@ def check_machine(config: RunConfig) -> None:
     """
     check_installed(config.tracking)
     check_auto_device(config.training.device, config.local_models)
+    choose_tf32(config.training.tf32)
 
 
 def settle_engine(config: RunConfig, world: World, say: Callable[[str], None]) -> RunConfig:
