@@ -18,9 +18,9 @@ FILES = [
 ]
 EXCHANGES = {
     *("gather", "same", "agree", "agree_unless_sharded", "on_main", "sum", "any", "in_order"),
-    *("sum_gradients", "share_weights"),
+    *("sum_gradients", "share_weights", "agree_if_sharded"),
 }
-HANDED = {"agree", "on_main"}
+HANDED = {"agree", "agree_if_sharded", "on_main"}
 """Take work that may fail in one process."""
 
 STRANGERS = {"subprocess", "prompts", "model", "engine"}
@@ -33,6 +33,10 @@ TOLD = "an exchange returned it, the same to all"
 
 BRANCHES = {
     "checkpoint._save_shards: failure is not None": "handed to agree",
+    "reference.load_reference: not config.method.needs.reference_logprobs": COMMAND,
+    "reference.load_reference: not needs_copy(config)": COMMAND,
+    "setup.make_teacher: config.teacher.addresses": COMMAND,
+    "setup.make_teacher: not config.loads_teacher": COMMAND,
     "checkpoint.save_checkpoint: student.sharding is not None": COMMAND,
     "run._reopen: ahead is not None": TOLD,
     "run._reopen: newest is not None": TOLD,

@@ -65,8 +65,14 @@ class World:
 
     @property
     def load_device(self) -> torch.device:
-        """Device for loading weights; before sharding, a whole model may not fit on a GPU."""
-        return torch.device("cpu") if self.shards else self.device
+        """Device for loading weights.
+
+        Before sharding, a whole model may not fit on a GPU. The main process alone reads it, into
+        main memory; the others build it without weights and receive their parts.
+        """
+        if not self.shards:
+            return self.device
+        return torch.device("cpu" if self.is_main else "meta")
 
     def gather(self, value: T) -> list[T]:
         """Return the values of all processes, by rank."""
@@ -137,6 +143,14 @@ class World:
         the others.
         """
         return work() if self.shards else self.agree(work)
+
+    def agree_if_sharded(self, work: Callable[[], T]) -> T:
+        """Return the result of the work; a failure is reported to all in a sharded run only.
+
+        For parts of a larger work, between which a sharded run communicates, and which
+        ``agree_unless_sharded`` holds together in other runs.
+        """
+        return self.agree(work) if self.shards else work()
 
     def on_main(self, work: Callable[[], T]) -> T:
         """Return the result of work that only the main process does; if it fails, all fail."""

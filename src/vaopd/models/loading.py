@@ -4,12 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-)
+from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.utils.hub import cached_file
 
 from vaopd.errors import ConfigError, ModelError
@@ -20,7 +15,7 @@ from vaopd.models.model import VisionLanguageModel
 from vaopd.models.patches import use_float32_products, use_patch_products
 from vaopd.models.pretrained import check_finite, read_pretrained, read_processor
 from vaopd.models.quantization import quantization_config
-from vaopd.models.supported import check_parts, read_supported
+from vaopd.models.supported import build_supported, check_parts, read_supported
 from vaopd.records import CHECKSUMS, damage
 
 
@@ -40,7 +35,7 @@ def load_model(
 
     Args:
         name: Name of the model, as in a recipe.
-        device: Device of the weights.
+        device: Device of the weights; meta builds the model without reading any.
         dtype: Precision of the weights.
         compute_dtype: Precision of forward passes; autocast is used if it differs from ``dtype``.
         seed: Seed of the random weights of ``tiny:new-NAME``.
@@ -52,7 +47,8 @@ def load_model(
         ModelError: The model, its tokenizer or its image processor cannot be loaded, or a file
             differs from the checksums of its folder.
     """
-    check_files(name)
+    if has_weights := device.type != "meta":
+        check_files(name)
     if adapters.is_adapter_folder(name):
         if quantization != "none":
             raise ConfigError(
@@ -63,27 +59,32 @@ def load_model(
     if name.startswith("tiny:new-"):
         if quantization != "none":
             raise ConfigError(f"{key} is {quantization!r}, but {name} has no weights to quantize")
-        torch.manual_seed(seed)
-        model: Any = tiny.new_model(name.removeprefix("tiny:new-"))
-        source = tiny.asset_folder("tokenizer")
+        model = _random_model(name, device, seed)
     else:
-        source = tiny.asset_folder(name.removeprefix("tiny:")) if name.startswith("tiny:") else name
         quantized = quantization_config(key, quantization, compute_dtype)
         # Create quantized weights on their final device; `to` would not move their scales.
         place = {"quantization_config": quantized, "device_map": {"": device}} if quantized else {}
-        model = read_supported(source, name, dtype=dtype, **place)
-        if name.startswith("tiny:"):
-            source = tiny.asset_folder("tokenizer")
+        folder = tiny.asset_folder(name.removeprefix("tiny:")) if name.startswith("tiny:") else name
+        read = read_supported if has_weights else build_supported
+        model: Any = read(folder, name, dtype=dtype, **place)
     # Convert parameters only: buffers such as the rotary frequencies must stay float32.
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(device=device, dtype=dtype)
     if quantization == "none":
         model = model.to(device=device)
-    check_finite(model, name)
+    if has_weights:
+        check_finite(model, name)
+    source = tiny.asset_folder("tokenizer") if name.startswith("tiny:") else name
     loaded = wrap_model(model, source, name=name, compute_dtype=compute_dtype)
     loaded.quantization = quantization
     return loaded
+
+
+def _random_model(name: str, device: torch.device, seed: int) -> Any:
+    torch.manual_seed(seed)
+    with torch.device("meta" if device.type == "meta" else "cpu"):
+        return tiny.new_model(name.removeprefix("tiny:new-"))
 
 
 def load_family(name: str) -> Family:
@@ -95,25 +96,10 @@ def load_family(name: str) -> Family:
     Raises:
         ModelError: The model is not one that sees images, or a part of it cannot be loaded.
     """
-    if adapters.is_adapter_folder(name):
-        return load_family(adapters.read_base(Path(name))[0])
-    source = tokenizer = name
-    if name.startswith("tiny:"):
-        tokenizer = tiny.asset_folder("tokenizer")
-    with torch.device("meta"):
-        if name.startswith("tiny:new-"):
-            model: Any = tiny.new_model(name.removeprefix("tiny:new-"))
-        else:
-            source = tiny.asset_folder(name.removeprefix("tiny:")) if tokenizer != name else name
-            config = read_pretrained(AutoConfig, source, name)
-            try:
-                model = AutoModelForImageTextToText.from_config(config)
-            except (ValueError, KeyError) as error:
-                raise ModelError(
-                    f"model {name!r} is not an image-text-to-text model "
-                    f"({' '.join(str(error).split())[:120]}); name a vision-language model"
-                ) from error
-    return wrap_model(model, tokenizer, name=name).family
+    anything = torch.float32
+    return load_model(
+        name, device=torch.device("meta"), dtype=anything, compute_dtype=anything
+    ).family
 
 
 def check_files(name: str) -> None:
@@ -148,6 +134,9 @@ def _load_adapted(
             raise ModelError(f"the base model of the adapters {folder}: {error}") from error
 
     loaded = load("none")
+    loaded.name = str(folder)
+    if device.type == "meta":
+        return loaded
     if quantization == "none":
         adapters.attach(loaded.model, folder)
         adapters.merge(loaded.model)
@@ -156,7 +145,6 @@ def _load_adapted(
         rounded = load(quantization)
         adapters.attach(rounded.model, folder)
         loaded.model.load_state_dict(rounded.weights(dtype))
-    loaded.name = str(folder)
     check_finite(loaded.model, loaded.name)
     return loaded
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers import AutoProcessor
+from transformers import AutoProcessor, GenerationConfig
 from transformers.utils.hub import cached_file
 
 from vaopd.errors import ModelError, is_out_of_memory
@@ -147,6 +147,18 @@ def check_generation_settings(source: str | Path, name: str) -> None:
             f"model {name!r} cannot be used: its generation_config.json, which names the ids that "
             f"end a response, is damaged ({reason}); download or copy it again"
         )
+
+
+def read_generation_settings(source: str | Path, name: str) -> GenerationConfig | None:
+    """Return what generation_config.json says, such as which ids end a response; None without one.
+
+    Raises:
+        ModelError: It is damaged.
+    """
+    check_generation_settings(source, name)
+    if _cached(source, "generation_config.json") is None:
+        return None
+    return read_pretrained(GenerationConfig, source, name)
 
 
 def check_finite(model: Any, name: str) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 from vaopd.distributed.collectives import check_place
+from vaopd.errors import ModelError
 from vaopd.models.prompts import EncodedPrompt
 
 
@@ -28,7 +29,8 @@ class Sharding:
         """Shard a model in place, block by block.
 
         Args:
-            model: Its parameters become DTensors on the mesh's device.
+            model: Its parameters become DTensors on the mesh's device. Only the first process
+                needs their values; the others may have a model on the meta device.
             mesh: One dimension, over all processes.
             compute_dtype: Precision of gathered weights; the shards keep the model's precision.
             filler: A small prompt for forwards of a process that has no work left.
@@ -45,7 +47,10 @@ class Sharding:
         )
         blocks = set(model._no_split_modules or ())
         modules = [m for m in self.base.modules() if type(m).__name__ in blocks]
+        send_buffers(model, mesh)
         for module in [*modules, self.base]:
+            # Block by block, so that a process never holds more than its part and one block.
+            send_weights(module, mesh)
             # Also set it for the root, which would stay whole after a forward without a backward.
             fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         # This hook must run before FSDP's own hook, which gathers weights.
@@ -59,6 +64,7 @@ class Sharding:
         if is_tied:
             head.weight = embeddings.weight
         else:
+            send_weights(head, mesh)
             head.weight = torch.nn.Parameter(
                 distribute_tensor(head.weight.detach().to(mesh.device_type), mesh, [Shard(0)],
                                   src_data_rank=None),
@@ -128,6 +134,76 @@ class Sharding:
             for module in self.modules:
                 module.reshard()
             self.base.set_reshard_after_forward(True)
+
+
+def send_buffers(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Give all processes the tensors of the first process's model that are not parameters.
+
+    Raises:
+        ModelError: The models have other parameters; raised in all processes.
+    """
+    if mesh.size() == 1:
+        return
+    check_place()
+    shapes = [(n, tuple(p.shape), p.dtype, p.requires_grad) for n, p in model.named_parameters()]
+    layouts: list[Any] = [None] * mesh.size()
+    dist.all_gather_object(layouts, shapes)
+    if other := next((rank for rank, layout in enumerate(layouts) if layout != layouts[0]), 0):
+        raise ModelError(
+            f"process {other} builds a model with other parameters than process 0; install the "
+            "same versions of vaopd, transformers and peft on all machines"
+        )
+    owners = dict(model.named_modules())
+    # Some modules have tensors that are not registered as buffers.
+    found = [
+        {
+            (name, key): value.cpu()
+            for name, owner in owners.items()
+            for key, value in [*owner.named_buffers(recurse=False), *vars(owner).items()]
+            if isinstance(value, Tensor) and not value.is_meta
+        }
+    ]
+    dist.broadcast_object_list(found, src=0)
+    if mesh.get_rank():
+        for (name, key), value in found[0].items():
+            setattr(owners[name], key, value.to(mesh.device_type))
+
+
+def send_weights(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Give all processes the first process's parameters of a module that are not sharded yet.
+
+    They are whole on the mesh's device afterwards. Tied parameters stay one parameter.
+    """
+    if mesh.size() == 1:
+        return
+    check_place()
+    sent: dict[int, nn.Parameter] = {}
+    for owner in module.modules():
+        for name, weight in owner.named_parameters(recurse=False):
+            if isinstance(weight, DTensor):
+                continue
+            if id(weight) not in sent:
+                value = sent_value(None if weight.is_meta else weight.detach(), weight, mesh)
+                sent[id(weight)] = nn.Parameter(value, requires_grad=weight.requires_grad)
+            setattr(owner, name, sent[id(weight)])
+
+
+def sent_value(value: Tensor | None, like: Tensor, mesh: DeviceMesh) -> Tensor:
+    """Return the first process's value of a tensor, whole, on the mesh's device; a collective.
+
+    Args:
+        value: Needed in the first process only.
+        like: Has the shape and the precision of the value; its contents are not used.
+        mesh: All processes.
+    """
+    device = mesh.device_type
+    if mesh.get_rank() == 0:
+        assert value is not None, "the first process has read the weights"
+        whole = value.to(device, like.dtype).contiguous()
+    else:
+        whole = torch.empty(like.shape, dtype=like.dtype, device=device)
+    dist.broadcast(whole, src=0)
+    return whole
 
 
 def spread(value: Tensor, like: Tensor) -> Tensor:

@@ -3,11 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from vaopd.errors import ModelError
 from vaopd.models import adapters
-from vaopd.models.pretrained import check_stored, read_model, read_pretrained
+from vaopd.models.pretrained import (
+    check_stored,
+    read_generation_settings,
+    read_model,
+    read_pretrained,
+)
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "final_logit_softcapping": (None,),
@@ -41,6 +47,29 @@ def read_supported(source: str | Path, name: str, **options: Any) -> Any:
             "clear which is meant; remove that file to use the adapters with their base model, or "
             "adapter_config.json to use the model"
         )
+    return model
+
+
+def build_supported(source: str | Path, name: str, *, dtype: torch.dtype) -> Any:
+    """Return the transformers model of a folder or hub name on the meta device, without weights.
+
+    Raises:
+        ModelError: The kind of model is not supported, or its settings cannot be read.
+    """
+    config = read_pretrained(AutoConfig, source, name)
+    check_configuration(config, name)
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForImageTextToText.from_config(
+                config, attn_implementation="sdpa", dtype=dtype
+            )
+    except (ValueError, KeyError) as error:
+        raise ModelError(
+            f"model {name!r} is not an image-text-to-text model "
+            f"({' '.join(str(error).split())[:120]}); name a vision-language model"
+        ) from error
+    if settings := read_generation_settings(source, name):
+        model.generation_config = settings
     return model
 
 

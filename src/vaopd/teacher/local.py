@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 
 from vaopd.config import RunConfig
 from vaopd.devices import pick_dtype
+from vaopd.distributed.world import World
 from vaopd.errors import AlignmentError
 from vaopd.models.loading import load_model
 from vaopd.models.model import VisionLanguageModel
@@ -121,22 +121,23 @@ class LocalTeacher:
 
 
 def load_teacher(
-    config: RunConfig, device: torch.device, shards: DeviceMesh | None = None
+    config: RunConfig, device: torch.device, world: World | None = None
 ) -> LocalTeacher:
-    """Return the recipe's teacher, frozen, at its precision; sharded if there is a mesh."""
+    """Return the recipe's teacher, frozen, at its precision; a collective if it is sharded."""
+    world = world or World(device=device)
     dtype = pick_dtype(config.teacher.dtype, device)
-    # The whole model may not fit on the device; only its shards are moved there.
-    place = torch.device("cpu") if shards else device
-    model = load_model(
-        config.teacher.model,
-        device=place,
-        dtype=dtype,
-        compute_dtype=dtype,
-        quantization=config.teacher.quantization,
-        key="teacher.quantization",
+    model = world.agree_if_sharded(
+        lambda: load_model(
+            config.teacher.model,
+            device=world.load_device,
+            dtype=dtype,
+            compute_dtype=dtype,
+            quantization=config.teacher.quantization,
+            key="teacher.quantization",
+        )
     )
     model.model.requires_grad_(False)
-    model.shard(shards)
+    model.shard(world.shards)
     if config.teacher.cache_vision_mb:
         cache_vision(model, config.teacher.cache_vision_mb * 10**6)
     return LocalTeacher(

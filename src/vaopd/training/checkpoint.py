@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
@@ -31,7 +31,7 @@ from vaopd.errors import RunFolderError
 from vaopd.models import adapters
 from vaopd.models.model import VisionLanguageModel
 from vaopd.models.pretrained import read_weights
-from vaopd.models.sharding import local, spread
+from vaopd.models.sharding import local, sent_value, spread
 from vaopd.records import damage, new_folder, read_json, write_json
 
 STATE = "trainer_state"
@@ -207,10 +207,15 @@ def load_checkpoint(
         RunFolderError: The checkpoint is damaged or belongs to another model.
     """
     world = world or World()
-    weights, moments, state = world.agree(lambda: _read(folder, student))
+    reads_weights = world.is_main or world.shards is None
+    weights, moments, state = world.agree(lambda: _read(folder, student, reads_weights))
     tensors = student.model.state_dict(keep_vars=True)
-    for name, value in weights.items():
-        local(tensors[name].detach()).copy_(local(spread(value, tensors[name])))
+    mesh = world.shards
+    # Of a sharded model the main process alone has the weights, and sends them one by one.
+    for name in world.on_main(lambda: sorted(weights)):
+        tensor = tensors[name].detach()
+        value = sent_value(weights.get(name), tensor, mesh) if mesh else weights[name]
+        local(tensor).copy_(local(spread(value, tensor)))
     parameters = dict(student.model.named_parameters())
     for key, value in moments.items():
         name, _, kind = key.rpartition("::")
@@ -220,13 +225,13 @@ def load_checkpoint(
 
 
 def _read(
-    folder: Path, student: VisionLanguageModel
+    folder: Path, student: VisionLanguageModel, reads_weights: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor | int], dict[str, Any]]:
     """Return unsharded weights, moments laid out like the parameters, and the state."""
     try:
-        if found := checkpoint_damage(folder):
+        if reads_weights and (found := checkpoint_damage(folder)):
             raise ValueError(found)
-        weights = _saved_weights(folder, student)
+        weights = _saved_weights(folder, student) if reads_weights else {}
         moments = _saved_moments(folder / STATE, student)
         state = json.loads((folder / STATE / "state.json").read_text(encoding="utf-8"))
     except RunFolderError:
@@ -250,8 +255,12 @@ def _saved_moments(folder: Path, student: VisionLanguageModel) -> dict[str, Tens
     device = student.device
     parameters = dict(student.model.named_parameters())
     if not (folder / SHARDS_FILE).is_file():
-        saved = load_file(folder / MOMENTS_FILE)
-        return {key: _restored(value, parameters[_name(key)]) for key, value in saved.items()}
+        with safe_open(folder / MOMENTS_FILE, "pt") as saved:
+            # One by one: a process with shards keeps only its part of each.
+            return {
+                key: _restored(saved.get_tensor(key), parameters[_name(key)])
+                for key in saved.keys()  # noqa: SIM118  # not a dictionary
+            }
     files = read_json(folder / SHARDS_FILE)["files"]
     if missing := [name for name in files if not (folder / name).is_file()]:
         raise FileNotFoundError(f"{missing[0]} is missing")

@@ -35,7 +35,7 @@ class Reference:
 def load_reference(
     config: RunConfig, student: VisionLanguageModel, world: World
 ) -> Reference | None:
-    """Return the student before training, if the method needs it.
+    """Return the student before training, if the method needs it; a collective if it is sharded.
 
     Adapters over frozen weights need no second copy of the weights. Other students do, at the
     precision of forwards; it is read again from ``student.model``, so that a resumed run has the
@@ -47,13 +47,15 @@ def load_reference(
         return Reference(student, None)
     own = config.student
     dtype = pick_dtype(own.dtype, world.device)
-    copy = load_model(
-        own.model,
-        device=world.load_device,
-        dtype=dtype,
-        compute_dtype=dtype,
-        seed=config.training.seed,
-        quantization=own.quantization,
+    copy = world.agree_if_sharded(
+        lambda: load_model(
+            own.model,
+            device=world.load_device,
+            dtype=dtype,
+            compute_dtype=dtype,
+            seed=config.training.seed,
+            quantization=own.quantization,
+        )
     )
     copy.model.eval().requires_grad_(False)
     copy.shard(world.shards)

@@ -112,7 +112,9 @@ def _train(
         if world.on_main(output.is_dir):
             world.on_main(lock.acquire)
         data = read_data(config, world, shown, output if resume else None, given.data)
-        run = world.agree(lambda: build_run(config, output, data, shown, world, resources))
+        run = world.agree_unless_sharded(
+            lambda: build_run(config, output, data, shown, world, resources)
+        )
         run.tracker.callbacks += given.callbacks
         resources.callback(run.end)
         world.same("problems", json.dumps(run.manifest, indent=1))
@@ -133,15 +135,18 @@ def build_run(
 ) -> "Run":
     """Return the run of a recipe; ``resources`` closes the run's teacher and sampler.
 
+    A collective if the models are sharded.
+
     Raises:
         ConfigError: There are too few problems, or some training problems are also held out.
         ModelError: A model cannot be loaded.
     """
     started, display = time.perf_counter(), Display(console)
     # Report errors in the problems before a model is loaded.
-    _ = data.manifest, total_steps(config.training, len(data.train))
+    world.agree_if_sharded(lambda: (data.manifest, total_steps(config.training, len(data.train))))
     step = build_step(config, world, resources, log=output / "vllm.log", say=display.say)
-    run = Run(config, output, data, step, Tracker(config, output, step, display.say), display)
+    tracker = world.agree_if_sharded(lambda: Tracker(config, output, step, display.say))
+    run = Run(config, output, data, step, tracker, display)
     run.started = started
     return run
 

@@ -61,6 +61,8 @@ def build_step(
 ) -> Step:
     """Return the training step of a recipe: student, teacher, sampler, method and optimizer.
 
+    A collective if the models are sharded.
+
     Args:
         config: The resolved recipe.
         world: Processes that share the step.
@@ -72,17 +74,23 @@ def build_step(
     teacher = make_teacher(config, world, student)
     if teacher is not None:
         resources.callback(teacher.close)
-    optimizer = make_optimizer(config, student)
-    model = rollout_model(config, student, teacher)
-    if config.sampling.engine == "vllm" and config.method.needs.sampling:
-        options = config.sampling.vllm
-        sampler: Sampler = VllmSampler(model, options, log=log, world=world, say=say)
-        resources.callback(sampler.close)
-    else:
-        sampler = TransformersSampler(model, batch_tokens=config.sampling.batch_tokens)
-    method = make_method(config.method)
-    pipeline = Pipeline(config, method, student, teacher, sampler, world)
-    return Step(pipeline, optimizer, load_reference(config, student, world))
+    reference = load_reference(config, student, world)
+
+    def assemble() -> Step:
+        optimizer = make_optimizer(config, student)
+        model = rollout_model(config, student, teacher)
+        if config.sampling.engine == "vllm" and config.method.needs.sampling:
+            options = config.sampling.vllm
+            sampler: Sampler = VllmSampler(model, options, log=log, world=world, say=say)
+            resources.callback(sampler.close)
+        else:
+            sampler = TransformersSampler(model, batch_tokens=config.sampling.batch_tokens)
+        method = make_method(config.method)
+        return Step(
+            Pipeline(config, method, student, teacher, sampler, world), optimizer, reference
+        )
+
+    return world.agree_if_sharded(assemble)
 
 
 def make_teacher(config: RunConfig, world: World, student: VisionLanguageModel) -> Teacher | None:
@@ -90,13 +98,21 @@ def make_teacher(config: RunConfig, world: World, student: VisionLanguageModel) 
     if not config.loads_teacher:
         return None
     if config.teacher.addresses:
-        return connect_teacher(config, student, world.device)
-    teacher = load_teacher(config, world.device, world.shards)
-    check_same_tokenizer(student, teacher.model)
-    model = teacher.model
-    check_same_turns(student, model.name, probe_text(model), model.eos_token_ids)
-    check_same_pixels(student, model)
+        return world.agree_if_sharded(lambda: connect_teacher(config, student, world.device))
+    teacher = load_teacher(config, world.device, world)
+    world.agree_if_sharded(lambda: check_pair(student, teacher.model))
     return teacher
+
+
+def check_pair(student: VisionLanguageModel, teacher: VisionLanguageModel) -> None:
+    """Check that the teacher can score what the student reads and writes.
+
+    Raises:
+        ModelError: Tokens, prompts, ends of responses or pixels differ.
+    """
+    check_same_tokenizer(student, teacher)
+    check_same_turns(student, teacher.name, probe_text(teacher), teacher.eos_token_ids)
+    check_same_pixels(student, teacher)
 
 
 def rollout_model(

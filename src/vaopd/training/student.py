@@ -16,11 +16,21 @@ from vaopd.models.model import VisionLanguageModel
 def load_student(config: RunConfig, world: World) -> VisionLanguageModel:
     """Return the student with the adapters, frozen weights and checkpointing of the recipe.
 
+    A collective if it is sharded.
+
     Raises:
         ConfigError: The recipe needs a package that is not installed, or a feature that the device
             does not support.
         ModelError: The model cannot be loaded.
     """
+    student = world.agree_if_sharded(lambda: _unsharded(config, world))
+    student.shard(world.shards)
+    if config.student.gradient_checkpointing:
+        adapters.recompute_activations(student.model)
+    return student
+
+
+def _unsharded(config: RunConfig, world: World) -> VisionLanguageModel:
     own, device = config.student, world.device
     if own.quantization != "none" and device.type != "cuda":
         raise ConfigError(
@@ -38,9 +48,6 @@ def load_student(config: RunConfig, world: World) -> VisionLanguageModel:
         quantization=own.quantization,
     )
     adapters.choose_trainable(student.model, own, config.training.seed)
-    student.shard(world.shards)
-    if own.gradient_checkpointing:
-        adapters.recompute_activations(student.model)
     return student
 
 
