@@ -1,8 +1,10 @@
 """Weights that reach vLLM through shared memory, here through a file under the handle of a GPU."""
 
+import contextlib
 import stat
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -212,3 +214,36 @@ def test_weights_through_files_report_their_size(model, tmp_path):
     expected = sum(p.nbytes for p in model.model.parameters()) + model.head.nbytes
     assert expected < given.num_bytes < 1.1 * expected
     assert isinstance(server, FakeVllm) and list(tmp_path.iterdir()) == []
+
+
+def test_a_buffer_on_several_gpus_holds_the_same_bytes_under_the_handle_of_each(monkeypatch):
+    """Torch's functions for GPUs are replaced; the order in which they are used is ours."""
+    calls: list[object] = []
+    empty = torch.empty
+
+    def allocate(num_bytes: int, dtype: torch.dtype, device: str) -> Tensor:
+        calls.append(device)
+        return empty(num_bytes, dtype=dtype)
+
+    monkeypatch.setattr(torch, "empty", allocate)
+    monkeypatch.setattr(torch.cuda, "device", lambda g: contextlib.nullcontext(calls.append(g)))
+    monkeypatch.setattr(torch.cuda, "MemPool", lambda: "pool")
+    monkeypatch.setattr(torch.cuda, "use_mem_pool", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda gpu: calls.append(f"wait {gpu}"))
+    monkeypatch.setattr(torch.cuda, "ipc_collect", lambda: calls.append("collect"))
+    uuid = "get_device_properties"
+    monkeypatch.setattr(torch.cuda, uuid, lambda gpu: SimpleNamespace(uuid=f"gpu {gpu}"))
+    monkeypatch.setattr(transfer, "reduce_tensor", lambda copy: (None, ("handle", len(copy))))
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", calls.append)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    buffer = transfer.GpuBuffer(6, [1, 3])
+    assert calls == [
+        "expandable_segments:False", 1, "cuda:1", 3, "cuda:3", "expandable_segments:True"
+    ]  # fmt: skip
+    assert buffer.handles == {"gpu 1": ("handle", 6), "gpu 3": ("handle", 6)}
+    copies = buffer.copies
+    buffer.content.copy_(torch.arange(6))
+    buffer.publish()
+    assert [copy.tolist() for copy in copies] == [list(range(6))] * 2
+    buffer.close()
+    assert calls[6:] == ["wait 1", "wait 3", "collect"]

@@ -178,11 +178,16 @@ class GpuBuffer:
     def __init__(self, num_bytes: int, gpus: Sequence[int]) -> None:
         """Allocate the copies; the first one is filled."""
         self.gpus = gpus
-        self.pool = torch.cuda.MemPool()
-        with _plain_segments(), torch.cuda.use_mem_pool(self.pool):
-            self.copies = [
-                torch.empty(num_bytes, dtype=torch.uint8, device=f"cuda:{gpu}") for gpu in gpus
-            ]
+        self.pools: list[Any] = []
+        self.copies: list[Tensor] = []
+        with _plain_segments():
+            for gpu in gpus:
+                # Pools and their use belong to the current GPU.
+                with torch.cuda.device(gpu):
+                    self.pools.append(torch.cuda.MemPool())
+                    with torch.cuda.use_mem_pool(self.pools[-1]):
+                        copy = torch.empty(num_bytes, dtype=torch.uint8, device=f"cuda:{gpu}")
+                self.copies.append(copy)
         self.content = self.copies[0]
         self.handles = {
             str(torch.cuda.get_device_properties(gpu).uuid): reduce_tensor(copy)[1]
@@ -200,7 +205,7 @@ class GpuBuffer:
         """Free the copies."""
         del self.content, self.copies, self.handles
         torch.cuda.ipc_collect()
-        del self.pool
+        del self.pools
 
 
 @contextmanager
