@@ -5,6 +5,7 @@ that should get it. Here each key of the schema is changed in a tiny run, and wh
 has to change with it.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -170,6 +171,7 @@ EFFECTS: dict[str, list[Effect]] = {
     ],
     "data.system_prompt": [Effect("Be brief.", loss), Effect("Be brief.", answers, HELD_OUT)],
     "data.prompt_suffix": [Effect("Be brief.", loss), Effect("Be brief.", answers, HELD_OUT)],
+    "data.allow_text_only": [Effect("true", error, ("data.train={text}", *ONE_A_STEP))],
     "data.allow_overlap": [Effect("true", error, (*SFT, "data.validation=drawn:train?count=1"))],
     "data.max_prompt_tokens": [Effect("10", error, SFT)],
     "data.check_images": [
@@ -357,6 +359,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
             "right": says_answer(),
             "folder": str(folder / "weights"),
             "broken": broken_data(folder),
+            "text": text_data(folder),
             "named": data_of(folder / "named", "x.png", columns=("text", "figure", "solution")),
             "outside": data_of(folder / "elsewhere", str(folder / "good.png")),
             "address": data_of(folder / "web", "http://127.0.0.1/x.png"),
@@ -384,6 +387,14 @@ def broken_data(folder: Path) -> str:
     rows = [{"images": [n], "problem": "<image>What is it?", "answer": "1"} for n in names]
     write_rows(folder / "data.jsonl", rows)
     return str(folder / "data.jsonl")
+
+
+def text_data(folder: Path) -> str:
+    """Write a problem with an image and one without."""
+    path = Path(data_of(folder / "text", "x.png"))
+    row = {"problem": "What is 2 + 2?", "images": [], "answer": "4"}
+    path.write_text(path.read_text() + json.dumps(row) + "\n")
+    return str(path)
 
 
 def data_of(

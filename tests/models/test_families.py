@@ -243,3 +243,25 @@ def test_a_teacher_of_another_family_scores_both_views(idefics, draw_problem, dr
         assert (original - other).abs().max() > 1e-3
         assert advantage.min() >= 0
     idefics.model.requires_grad_(True)
+
+
+def test_a_prompt_without_an_image_is_that_of_the_text(qwen, idefics, draw_problem, draw_response):
+    for model in (qwen, idefics):
+        problem = draw_problem("text", text="What is 2 + 2?")
+        prompt = model.family.encode(problem, [])
+        assert not {"pixel_values", "image_grid_thw"} & prompt.image_inputs.keys()
+        (size,) = model.family.measure([problem], [()])
+        assert (size.tokens, size.visual_tokens) == (len(prompt), 0)
+        # Beside a prompt with an image, its response has the hidden states of a forward of its own.
+        other = draw_problem("image", (64, 32))
+        prompts = [model.family.encode(other, other.load_images()), prompt]
+        responses = [[draw_response(3, 1)], [draw_response(4, 2), draw_response(5, 3)]]
+        lengths, found = [3, 4, 5], {}
+        for micro in micro_batches(model, prompts, responses, budget_tokens=10_000):
+            states = response_hidden_states(model, micro.batch)
+            found |= dict(split_by_rollout(states, micro, lengths))
+        for number, response in ((1, responses[1][0]), (2, responses[1][1])):
+            ids = torch.cat([prompt.input_ids, response])[None]
+            own = model.base(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            expected = own.last_hidden_state[0, len(prompt) - 1 : -1]
+            torch.testing.assert_close(found[number], expected, atol=2e-4, rtol=2e-4)

@@ -72,7 +72,7 @@ ROWS: list[tuple[str, dict[str, Any] | bytes, str]] = [
     ("images is a text", {"images": "images/a.png"}, "images is of type str; write a list of im"),
     ("images is null", {"images": None}, "images is of type NoneType; write a list of images"),
     ("images is an object", {"images": {"path": "x"}}, "images is of type dict; write a list"),
-    ("images is empty", {"images": []}, "has no image, .*; leave text-only problems out"),
+    ("images is empty", {"images": []}, "has no image, and 1 <image> in its prompt; give"),
     ("image is a number", {"images": [3]}, "images holds 3; expected encoded image bytes, or a pa"),
     ("image is null", {"images": [None]}, "images holds None; expected encoded image bytes, or"),
     ("image is empty", {"images": [""]}, "images holds ''; expected encoded image bytes, or a pa"),

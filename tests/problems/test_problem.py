@@ -41,9 +41,12 @@ def test_a_placeholder_count_that_differs_from_the_images_is_refused(prompt: str
         problem(png(), prompt=prompt)
 
 
-def test_a_problem_without_an_image_is_refused():
-    with pytest.raises(ProblemError, match=r"p1 has no image.*leave text-only problems out"):
-        problem()
+def test_a_problem_without_an_image_has_no_place_for_one():
+    with pytest.raises(ProblemError, match=r"p1 has no image, and 1 <image> in its prompt; give"):
+        problem(prompt="<image>What is it?")
+    one = problem(prompt="What is 2 + 2?")
+    assert one.is_text_only
+    assert one.load_images() == one.image_sizes() == []
 
 
 def test_a_missing_image_is_named(tmp_path: Path):

@@ -68,10 +68,15 @@ def equal(one: Pixels, two: Pixels) -> bool:
     return len(one) == len(two) and all(a.equal(b) for a, b in zip(one, two, strict=True))
 
 
-LAYOUTS = ("training.share_prefix=true", "training.share_prefix=false")
+@pytest.fixture(params=["true", "false"])
+def layout(
+    request: pytest.FixtureRequest, teacher: LocalTeacher, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """Pack siblings in the forwards of both models, or in none."""
+    monkeypatch.setattr(teacher, "share_prefix", request.param == "true")
+    return f"training.share_prefix={request.param}"
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_teacher_sees_its_own_images_and_the_student_does_not(
     layout: str, make_step: Callable[..., Step], problems: list[Problem], annotated: list[Problem]
 ):
@@ -90,7 +95,6 @@ def test_the_teacher_sees_its_own_images_and_the_student_does_not(
     assert not result.weights.token.equal(plain.weights.token)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("method", ["va_opd", "opd"])
 def test_images_of_the_teacher_that_are_those_of_the_student_change_no_bit(
     method: str, layout: str, make_step: Callable[..., Step], problems: list[Problem]

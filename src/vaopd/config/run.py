@@ -83,6 +83,8 @@ class RunConfig(Section):
             "student.activation_offload": student.activation_offload,
             "teacher.quantization": self.teacher.quantization != "none",
             "teacher.offload": self.teacher.offload,
+            # Without an image a forward does not enter the vision tower, and the others wait there.
+            "data.allow_text_only": self.data.allow_text_only,
             "training.optimizer": training.optimizer != "adamw",
             # A process that begins again alone would enter forwards that the others do not.
             "training.micro_batch_tokens": training.micro_batch_tokens == "auto",

@@ -163,6 +163,10 @@ class DataConfig(Section):
     prompt_suffix: str | None = None
     """Text after every question, on a line of its own, wherever ``system_prompt`` is used."""
 
+    allow_text_only: bool = False
+    """Train on problems without an image as well, with uniform weights, because they have no visual
+    advantage; otherwise such a row is a bad row."""
+
     allow_overlap: FreeOnResume[bool] = False
     """Let problems be in both sources; otherwise a shared id, or the same question and image, is an
     error."""

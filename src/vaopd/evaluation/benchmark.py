@@ -44,7 +44,7 @@ class Item:
         """Return the item as a problem for a model; reads its images.
 
         Raises:
-            ProblemError: There is no image, or images and placeholders differ in number.
+            ProblemError: Images and placeholders differ in number.
         """
         images = tuple(i if isinstance(i, bytes | Path) else i.load() for i in self.images)
         return Problem(self.id, self.prompt, images, None, source=benchmark, split="")

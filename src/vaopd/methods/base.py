@@ -21,6 +21,7 @@ from vaopd.objective.weights import high_group, uniform_token_weights
 from vaopd.teacher.teacher import TeacherScores
 
 OptionsT = TypeVar("OptionsT", bound=MethodOptions)
+KeptT = TypeVar("KeptT")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -36,6 +37,18 @@ class Weights:
     high: Bool[Tensor, "B T"] | None = None
     constants: Mapping[str, Float[Tensor, "B T"]] = field(default_factory=dict)
     """Other numbers of each token that the method's own ``loss`` reads, by name."""
+
+    def only(self, rollouts: Bool[Tensor, " B"]) -> "Weights":
+        """Return the weights of some of the rollouts, as wide as the longest of them."""
+        longest = int(self.mask[rollouts].sum(-1).max())
+        advantage, high = self.advantage, self.high
+        return Weights(
+            token=self.token[rollouts, :longest],
+            rollout=self.rollout[rollouts],
+            mask=self.mask[rollouts, :longest],
+            advantage=None if advantage is None else advantage[rollouts, :longest],
+            high=None if high is None else high[rollouts, :longest],
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -70,6 +83,38 @@ class StepRollouts:
     masked_logprobs: Sequence[Float[Tensor, " _"]] | None = None
     """Log-prob of each token under the student before this update, with patches of the image
     black, nats; where ``needs.mask``."""
+
+    text_only: Sequence[bool] | None = None
+    """Whether each problem has no image; none = all have one, because a recipe asks for that. Where
+    ``needs.views`` is 2, a method does not get the responses to such problems."""
+
+    @cached_property
+    def has_image(self) -> Bool[Tensor, " B"]:
+        """Whether each rollout answers a question about an image."""
+        groups = zip(self.responses, self.text_only or [False] * len(self.responses), strict=True)
+        return torch.tensor([not is_text for group, is_text in groups for _ in group])
+
+    def with_image(self) -> "StepRollouts":
+        """Return the rollouts of the problems that have an image; there must be one."""
+        seen = self.has_image.tolist()
+
+        def kept(values: Sequence[KeptT] | None) -> list[KeptT] | None:
+            if values is None:
+                return None
+            return [one for one, has in zip(values, seen, strict=True) if has]
+
+        texts = self.text_only or [False] * len(self.responses)
+        return StepRollouts(
+            responses=[
+                one for one, is_text in zip(self.responses, texts, strict=True) if not is_text
+            ],
+            keys=[key for key, has in zip(self.keys, seen, strict=True) if has],
+            student_entropy=kept(self.student_entropy),
+            rewards=None if self.rewards is None else self.rewards[self.has_image],
+            sampled_logprobs=kept(self.sampled_logprobs),
+            reference_logprobs=kept(self.reference_logprobs),
+            masked_logprobs=kept(self.masked_logprobs),
+        )
 
     @cached_property
     def mask(self) -> Bool[Tensor, "B T"]:

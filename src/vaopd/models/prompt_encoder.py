@@ -59,13 +59,16 @@ class PromptEncoder:
         return images
 
     def both(self, problem: Problem) -> tuple[EncodedPrompt, EncodedPrompt]:
-        """Return the original and the degraded prompt.
+        """Return the original and the degraded prompt; without an image they are one.
 
         Raises:
             AlignmentError: The two prompts differ not only in pixel values, or, with
                 ``view.probe=small``, not only in their images.
             ConfigError: ``view.probe=small`` is set and the family of the model is unknown.
         """
+        if problem.is_text_only:
+            only = self.original(problem)
+            return only, only
         if self.view.probe == "small":
             return self._original_and_small(problem)
         original, degraded = self.original(problem), self.degraded(problem)

@@ -60,6 +60,20 @@ def without_answer(problems: Sequence[Problem], purpose: str = "to validate by")
     ]
 
 
+def without_image(problems: Sequence[Problem]) -> list[BadRow]:
+    """Return the problems that cannot be shown with a degraded image."""
+    return [
+        BadRow(
+            f"problem {one.id} has no image, and validation.pixelated=true compares answers to the "
+            "image and to the degraded image; leave it out of data.validation or set "
+            "validation.pixelated=false",
+            one.id,
+        )
+        for one in problems
+        if one.is_text_only
+    ]
+
+
 def without_reference(problems: Sequence[Problem]) -> list[BadRow]:
     """Return the problems without a reference for supervised fine-tuning."""
     return [

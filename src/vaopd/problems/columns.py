@@ -19,6 +19,7 @@ from vaopd.config.columns import OWN_NAMES
 from vaopd.errors import ConfigError, ProblemError
 from vaopd.problems.bad_rows import shown
 from vaopd.problems.conversations import columns_of, listed, with_placeholders
+from vaopd.problems.problem import IMAGE_PLACEHOLDER
 
 NAMED_COLUMNS = 20
 """Number of columns that an error names."""
@@ -64,6 +65,17 @@ def layout_of(columns: Collection[str]) -> Layout:
         "(geometry3k), to question, answer, image (ViRL39K), or to messages and images, or name "
         "them in data.columns; see docs/own_data.md"
     )
+
+
+def with_images(cells: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row of a layout with an empty list if it has no images and no place for any."""
+    fitting = [one for one in (GEOMETRY3K, VIRL39K) if one.required - {one.images} <= cells.keys()]
+    if not fitting or any(cells.get(one.images) is not None for one in fitting):
+        return cells
+    # Its images may be in a column of another name.
+    if IMAGE_PLACEHOLDER in str(cells[fitting[0].question]):
+        return cells
+    return {**cells, fitting[0].images: []}
 
 
 def is_conversation(columns: Collection[str]) -> bool:

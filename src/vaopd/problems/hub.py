@@ -5,9 +5,11 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from vaopd.errors import ProblemError
+from vaopd.errors import ProblemError, VaopdError
 from vaopd.problems.rows import NO_COLUMNS, VIRL39K_NAME, VIRL39K_PARQUET, Row, parquet_rows
+from vaopd.problems.streaming import Stream, streamed_table
 from vaopd.problems.tables import table_rows
 
 
@@ -23,6 +25,14 @@ class HubName:
     revision: str | None = None
     """Branch, tag or commit; None = the main branch."""
 
+    stream: Stream | None = None
+    """Rows that are streamed; None = the data set is downloaded whole."""
+
+    @property
+    def full(self) -> str:
+        """Name with the revision, where one is named."""
+        return f"{self} ({self.revision})" if self.revision else str(self)
+
     def __str__(self) -> str:
         config = f"/{self.config}" if self.config else ""
         return f"{self.name}{config}@{self.split}"
@@ -32,14 +42,25 @@ def hub_rows(hub: HubName, columns: Mapping[str, str] = NO_COLUMNS) -> Iterator[
     """Yield the rows of a data set on the hub.
 
     Raises:
-        ConfigError: A column that a recipe maps does not exist.
+        ConfigError: A column that a recipe maps does not exist, or a stream has fewer rows than are
+            taken.
         ProblemError: The hub cannot be reached or has no such data set, configuration or split.
     """
     # Imported here, because it takes one and a half seconds and local files do not need it.
     import datasets
 
+    options: dict[str, Any] = {"split": hub.split, "revision": hub.revision}
     try:
-        data = datasets.load_dataset(hub.name, hub.config, split=hub.split, revision=hub.revision)
+        if hub.stream is None:
+            data = datasets.load_dataset(hub.name, hub.config, **options)
+        else:
+            data = streamed_table(
+                hub.full,
+                hub.stream,
+                lambda: datasets.load_dataset(hub.name, hub.config, streaming=True, **options),
+            )
+    except VaopdError:
+        raise
     # Unreachable, unknown and gated names are OSErrors; an unknown configuration or split is a
     # ValueError.
     except (OSError, ValueError) as error:

@@ -26,6 +26,9 @@ class ImageRules:
     fetch: Callable[[str], Path] | None = None
     """Downloads an address and returns the path of the file; None = addresses are refused."""
 
+    allow_text_only: bool = False
+    """Whether a problem may have no image."""
+
     max_stored_pixels: int = MAX_STORED_PIXELS
     """Most pixels of all images of a problem together, checked before they are decoded."""
 
@@ -99,5 +102,6 @@ def image_rules(data: DataConfig) -> ImageRules:
     return ImageRules(
         allow_outside=data.allow_outside,
         fetch=fetch_image if data.allow_urls else None,
+        allow_text_only=data.allow_text_only,
         max_stored_pixels=data.max_stored_pixels,
     )

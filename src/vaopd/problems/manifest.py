@@ -31,10 +31,19 @@ def manifest(
     listed = [_listed(one) for one in held_out or ()]
     if not allow_overlap:
         _check_disjoint(train, held_out or (), {row["id"]: row["sha256"] for row in listed})
+    texts = num_text_only(train)
     return {
-        "train": {"problems": len(train), "sha256": digest(train)},
+        "train": {"problems": len(train), "sha256": digest(train)}
+        | ({"text_only": texts} if texts else {}),
         "validation": listed if held_out is not None else None,
     }
+
+
+def num_text_only(problems: Sequence[Problem]) -> int:
+    """Return the number of problems without an image; drawn ones all have one."""
+    if isinstance(problems, DrawnProblems):
+        return 0
+    return sum(one.is_text_only for one in problems)
 
 
 def _listed(problem: Problem) -> dict[str, str]:

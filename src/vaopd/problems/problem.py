@@ -70,7 +70,7 @@ StoredImage = bytes | Path | MappedImage
 
 @dataclass(frozen=True)
 class Problem:
-    """A question about one or several images, with its reference answer if it is known."""
+    """A question, as a rule about images, with its reference answer if it is known."""
 
     id: str
     """Unique within a data set."""
@@ -79,7 +79,8 @@ class Problem:
     """The question, with one literal ``<image>`` where each image belongs."""
 
     images: tuple[StoredImage, ...]
-    """Encoded images, or where they are stored, in the order of the placeholders."""
+    """Encoded images, or where they are stored, in the order of the placeholders; () = the problem
+    is text alone, which a recipe must allow."""
 
     answer: str | None
     """Reference answer without a box; ``None`` if it is not known."""
@@ -109,12 +110,12 @@ class Problem:
         check_name(self.kind, f"kind of problem {self.id}")
         for text in (self.system_prompt, self.prompt, self.answer or "", *self.references):
             _check_whole(text, self.id)
-        if not self.images:
-            raise ProblemError(
-                f"problem {self.id} has no image, and visual advantage needs one; "
-                "leave text-only problems out of the data"
-            )
         num_placeholders = self.prompt.count(IMAGE_PLACEHOLDER)
+        if num_placeholders and not self.images:
+            raise ProblemError(
+                f"problem {self.id} has no image, and {num_placeholders} {IMAGE_PLACEHOLDER} in "
+                "its prompt; give it its images, or leave it out of the data"
+            )
         if num_placeholders != len(self.images):
             raise ProblemError(
                 f"problem {self.id} has {num_placeholders} {IMAGE_PLACEHOLDER} in its prompt and "
@@ -125,6 +126,11 @@ class Problem:
                 f"problem {self.id} has {len(self.teacher_images)} teacher_images and "
                 f"{num_placeholders} images; give one for each image, in their order, or none"
             )
+
+    @property
+    def is_text_only(self) -> bool:
+        """Whether there is no image; such problems have no visual advantage."""
+        return not self.images
 
     def for_teacher(self) -> "Problem":
         """Return the problem as the teacher sees it: with its own images, if there are any."""

@@ -10,7 +10,7 @@ from vaopd.config.columns import OWN_NAMES
 from vaopd.errors import ConfigError, ProblemError
 from vaopd.problems.bad_rows import BadRow, shown
 from vaopd.problems.boxed import outer_boxes
-from vaopd.problems.columns import is_conversation, layout_of, mapped_columns
+from vaopd.problems.columns import is_conversation, layout_of, mapped_columns, with_images
 from vaopd.problems.conversations import columns_of
 from vaopd.problems.images import ImageRules, image_rules
 from vaopd.problems.problem import Problem
@@ -33,7 +33,16 @@ class ReadingRules:
     prompt_suffix: str = ""
 
     def asked(self, problem: Problem) -> Problem:
-        """Return a problem with the system prompt, and with the suffix on a line of its own."""
+        """Return a problem with the system prompt, and with the suffix on a line of its own.
+
+        Raises:
+            ProblemError: It has no image, and that is not allowed.
+        """
+        if problem.is_text_only and not self.images.allow_text_only:
+            raise ProblemError(
+                f"problem {problem.id} has no image, and visual advantage needs one; leave "
+                "text-only problems out of the data, or set data.allow_text_only=true"
+            )
         if self.system_prompt:
             problem = replace(problem, system_prompt=self.system_prompt)
         if self.prompt_suffix:
@@ -145,7 +154,10 @@ def _checked(
             yield "", BadRow(f"problem {number} has the id {one.id} of an earlier one")
         else:
             known.add(one.id)
-            yield "", rules.asked(one)
+            try:
+                yield "", rules.asked(one)
+            except ProblemError as error:
+                yield "", BadRow(str(error), one.id)
 
 
 def problem_of_row(
@@ -162,6 +174,7 @@ def problem_of_row(
             cells = mapped_columns(cells, rules.columns)
         elif is_conversation(cells):
             cells = columns_of(cells)
+        cells = with_images(cells)
         layout = layout_of(cells)
         kind = "kind" if cells.get("kind") is not None else "category"
         place = (row.folder, row.inside)

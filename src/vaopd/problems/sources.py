@@ -24,6 +24,7 @@ from vaopd.problems.images import ImageRules
 from vaopd.problems.problem import Problem
 from vaopd.problems.reading import ReadingRules, given_problems, placed_problems
 from vaopd.problems.rows import NO_COLUMNS, VIRL39K_NAME, Row
+from vaopd.problems.streaming import Stream, kept_file
 
 ASSETS = Path(__file__).parents[1] / "assets"
 PACKAGED = ("geometry3k_sample",)
@@ -59,6 +60,14 @@ class Location:
     revision: str | None = None
     """Branch, tag or commit of a data set on the hub."""
 
+    stream: Stream | None = None
+    """Rows of a data set on the hub that is not downloaded whole."""
+
+    @property
+    def hub(self) -> HubName:
+        """Name of a data set on the hub."""
+        return HubName(self.name, self.split, self.config, self.revision, self.stream)
+
     @property
     def title(self) -> str:
         """Name of the data set with its configuration."""
@@ -74,7 +83,7 @@ class Location:
             return local_rows(self.path, self.split, columns)
         if self.name == VIRL39K_NAME:
             return virl39k_rows(columns)
-        return hub_rows(HubName(self.name, self.split, self.config, self.revision), columns)
+        return hub_rows(self.hub, columns)
 
     def chosen(self, count: int) -> Sequence[int]:
         """Return the numbers, from 0, of the rows that are taken.
@@ -106,7 +115,8 @@ def load_problems(
 
     ==============================  ==========================================================
     ``owner/name[@split]``          Hugging Face hub; the split is ``train`` unless named
-    ``hub:NAME[?config=..&..]``     the same, with ``config``, ``split`` and ``revision``
+    ``hub:NAME[?config=..&..]``     the same, with ``config``, ``split`` and ``revision``;
+                                    ``streaming=true&count=N[&seed=S]`` reads only N rows
     ``FILE.parquet``                one parquet file
     ``FILE.jsonl``                  one JSON object a line
     ``FILE.json``                   one array of JSON objects
@@ -201,9 +211,12 @@ def locate(source: str) -> Location:
             f"{source} stands for problems that were given in Python; give them again: "
             "vaopd.train(config, output, data={..}, resume=True)"
         )
-    source, sample, of_hub = _options(source)
-    if source.startswith(HUB) or of_hub:
-        return _on_hub(source, sample, of_hub)
+    source, sample, of_hub, stream = _options(source)
+    if source.startswith(HUB) or of_hub or stream:
+        found = replace(_on_hub(source, sample, of_hub), stream=stream)
+        if stream and found.name == VIRL39K_NAME:
+            raise ProblemError(f"{found.name} has its images in one file; leave streaming out")
+        return found
     if source.startswith("package:"):
         name = source.removeprefix("package:")
         if name not in PACKAGED:
@@ -241,25 +254,59 @@ def _on_hub(source: str, sample: tuple[int, int] | None, options: dict[str, str]
     return Location(name, split, None, sample, options.get("config"), options.get("revision"))
 
 
-def _options(source: str) -> tuple[str, tuple[int, int] | None, dict[str, str]]:
-    """Return the source without its options: the sample with its seed, and those of the hub."""
+def stream_line(source: str) -> str:
+    """Return a line about the rows of a source that is streamed; '' if it is not."""
+    if source.startswith((GIVEN, "drawn:")):
+        return ""
+    location = locate(source)
+    if location.stream is None:
+        return ""
+    file = kept_file(location.hub.full, location.stream)
+    return f"{location.hub}: {location.stream}, are read once and kept in {file}"
+
+
+def _options(
+    source: str,
+) -> tuple[str, tuple[int, int] | None, dict[str, str], Stream | None]:
+    """Return the source without its options: sample with seed, those of the hub, the stream."""
     location, mark, query = source.rpartition("?")
     if not mark or os.path.exists(source):
-        return source, None, {}
+        return source, None, {}, None
     options = dict(parse_qsl(query, keep_blank_values=True))
     of_hub = {name: options.pop(name) for name in HUB_OPTIONS if options.get(name)}
+    stream = _stream(location, options) if "streaming" in options else None
     try:
         sample = None
-        if options or not of_hub:
+        if options or not (of_hub or stream):
             sample = int(options.pop("sample")), int(options.pop("seed", "42"))
     except (KeyError, ValueError):
         sample = (0, 0)
     if options or (sample is not None and sample[0] < 1):
         raise ConfigError(
             f"the options of {source} do not read as sample=N&seed=S; write for example "
-            f"{location}?sample=200&seed=42 (a name on the hub has {', '.join(HUB_OPTIONS)} too)"
+            f"{location}?sample=200&seed=42 (a name on the hub has {', '.join(HUB_OPTIONS)} too, "
+            "or streaming=true&count=N&seed=S in place of a sample)"
         )
-    return location, sample, of_hub
+    return location, sample, of_hub, stream
+
+
+def _stream(location: str, options: dict[str, str]) -> Stream:
+    """Take the options of a stream out of the others and return it."""
+    if "sample" in options:
+        raise ConfigError(
+            f"{location} has streaming and sample; leave sample out, count takes that many rows"
+        )
+    is_on, count, seed = (options.pop(name, None) for name in ("streaming", "count", "seed"))
+    try:
+        stream = Stream(int(count or 0), None if seed is None else int(seed))
+    except ValueError:
+        stream = Stream(0)
+    if is_on != "true" or stream.count < 1:
+        raise ConfigError(
+            f"{location} is to be streamed, but a stream has no length and a run needs one; write "
+            f"{location}?streaming=true&count=5000, and &seed=42 to shuffle it"
+        )
+    return stream
 
 
 def _split_suffix(source: str) -> tuple[str, str]:

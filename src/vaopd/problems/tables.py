@@ -6,6 +6,7 @@ Such a table is mapped from disk, so its images are read from there when they ar
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,19 +200,27 @@ def parquet_table(file: Path, columns: Mapping[str, str]) -> "datasets.Dataset":
 def _write_arrow(file: Path, columns: list[str], output: Path) -> None:
     """Write columns of a parquet file as a file of Arrow, of which few rows are in memory."""
     import pyarrow
-    import pyarrow.ipc
     import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(file, **BY_PARTS) as source:
+        schema = pyarrow.schema([source.schema_arrow.field(name) for name in columns])
+        with new_arrow(output, schema) as sink:
+            for batch in source.iter_batches(batch_size=BATCH_ROWS, columns=columns):
+                sink.write_batch(batch.select(columns).replace_schema_metadata(None))
+
+
+@contextmanager
+def new_arrow(output: Path, schema: Any) -> Iterator[Any]:
+    """Yield a writer of a file of Arrow, which gets its name when it is complete."""
+    import pyarrow
+    import pyarrow.ipc
 
     output.parent.mkdir(parents=True, exist_ok=True)
     # Several processes may write the same file.
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
-        with pyarrow.parquet.ParquetFile(file, **BY_PARTS) as source:
-            kinds = [source.schema_arrow.field(name) for name in columns]
-            schema = pyarrow.schema(kinds)
-            with pyarrow.ipc.new_stream(str(partial), schema) as sink:
-                for batch in source.iter_batches(batch_size=BATCH_ROWS, columns=columns):
-                    sink.write_batch(batch.select(columns).replace_schema_metadata(None))
+        with pyarrow.ipc.new_stream(str(partial), schema) as sink:
+            yield sink
         partial.replace(output)
         pyarrow.default_memory_pool().release_unused()
     finally:

@@ -96,6 +96,11 @@ def _requests(
         if problem is None:
             complete = Row(row.place, {"answer": None, **cells}, row.folder)
             problem = problem_of_row(complete, f"{path.stem}:{number}", str(path), "", rules)
+        if problem.is_text_only:
+            raise ProblemError(
+                f"{row.place}: problem {problem.id} has no image, so its response has no visual "
+                "advantage; leave the row out"
+            )
         yield ScoredRequest(problem, _response_ids(row, model), cells)
 
 

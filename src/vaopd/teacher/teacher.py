@@ -1,14 +1,14 @@
 """The interface of a teacher, in this process or on a server.
 
-H hidden width, V rows of the head.
+B rollouts, H hidden width, V rows of the head.
 """
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vaopd.models.prompts import EncodedPrompt
@@ -38,6 +38,32 @@ class TeacherScores:
 
     view_divergence: list[Float[Tensor, " _"]] | None = None
     """KL from the original to the degraded view at each position, nats; None if not requested."""
+
+    def only(self, rollouts: Bool[Tensor, " B"]) -> "TeacherScores":
+        """Return the scores of some of the rollouts."""
+        numbers = rollouts.nonzero()[:, 0].tolist()
+        parts = {one.name: getattr(self, one.name) for one in fields(self)}
+        return TeacherScores(
+            **{name: rows and [rows[n] for n in numbers] for name, rows in parts.items()}
+        )
+
+    @staticmethod
+    def joined(
+        first: "TeacherScores", second: "TeacherScores", places: Sequence[int]
+    ) -> "TeacherScores":
+        """Return the scores of two calls together; both have the same kinds of scores.
+
+        Args:
+            first: Scores of some rollouts.
+            second: Scores of the others.
+            places: Number of each rollout of the first call, then of the second.
+        """
+        order = sorted(range(len(places)), key=places.__getitem__)
+        parts: dict[str, Any] = {}
+        for name in (one.name for one in fields(first)):
+            rows, more = getattr(first, name), getattr(second, name)
+            parts[name] = rows and [[*rows, *more][n] for n in order]
+        return TeacherScores(**parts)
 
 
 @runtime_checkable

@@ -32,6 +32,9 @@ LENGTH_FACTOR = 4.0
 STOPS = {"zero_advantage"}
 """Warnings that end a run."""
 
+OF_IMAGES = {"no_advantage", "zero_advantage", "two_siblings"}
+"""Warnings about responses to problems with an image; others do not count for them."""
+
 WEIGHT_TOLERANCE = 1e-3
 """If two siblings differ by 0.001 nats or more, ``method.epsilon`` moves the weights by less."""
 
@@ -139,14 +142,22 @@ class Alarms:
         self.responses: dict[str, Counter[str]] = {"training": Counter(), "validation": Counter()}
         """Maps a warning to the number of consecutive responses that gave a reason for it."""
 
-    def watch_step(self, row: dict[str, Any], num_responses: int) -> None:
+    def watch_step(
+        self, row: dict[str, Any], num_responses: int, num_about_images: int | None = None
+    ) -> None:
         """Warn if a step and the steps before it give a reason; only in the main process.
+
+        Args:
+            row: The step's row of ``metrics.jsonl``.
+            num_responses: Number of its responses.
+            num_about_images: Of these, to problems with an image; None = all.
 
         Raises:
             TrainingError: The visual advantage was 0 at every token.
         """
         found = step_warnings(row, self.config) | self._length_warnings(row)
-        self._watch("training", row["step"], found, num_responses)
+        about = num_responses if num_about_images is None else num_about_images
+        self._watch("training", row["step"], found, (num_responses, about))
 
     def first_row(self) -> dict[str, Any]:
         """Return the numbers of the first step, from disk; empty before it."""
@@ -170,16 +181,25 @@ class Alarms:
     def watch_validation(self, step: int, result: ValidationResult, num_responses: int) -> None:
         """Warn if a validation and those before it give a reason; only in the main process."""
         found = validation_warnings(result, self.config)
-        self._watch("validation", step, found, num_responses)
+        self._watch("validation", step, found, (num_responses, num_responses))
 
     def raised(self) -> list[dict[str, Any]]:
         """Return the warnings so far: step, name, text."""
         # Read from disk: a resumed run has deleted the warnings of steps that it repeats.
         return read_rows(self.path) if self.path.is_file() else []
 
-    def _watch(self, source: str, step: int, found: dict[str, str], num_responses: int) -> None:
-        before = self.responses[source]
-        streaks = Counter({name: before[name] + num_responses for name in found})
+    def _watch(
+        self, source: str, step: int, found: dict[str, str], counts: tuple[int, int]
+    ) -> None:
+        before, (num_responses, num_about_images) = self.responses[source], counts
+        streaks = Counter(
+            {
+                name: before[name] + (num_about_images if name in OF_IMAGES else num_responses)
+                for name in found
+            }
+        )
+        if not num_about_images:  # the step says nothing about them
+            streaks |= Counter({name: before[name] for name in OF_IMAGES})
         self.responses[source] = streaks
         due = [name for name in found if streaks[name] >= ENOUGH_RESPONSES]
         known = {row["name"] for row in self.raised()} if due else set()

@@ -12,13 +12,19 @@ from rich.console import Console
 from vaopd.config import OnBadRow, RunConfig
 from vaopd.display import with_bar
 from vaopd.distributed.world import World
+from vaopd.errors import ConfigError
 from vaopd.problems.bad_rows import BadRow, bad_rows_error, listed
-from vaopd.problems.checks import damaged_images, without_answer, without_reference
+from vaopd.problems.checks import (
+    damaged_images,
+    without_answer,
+    without_image,
+    without_reference,
+)
 from vaopd.problems.drawn import DrawnProblems
-from vaopd.problems.manifest import MANIFEST, digest, manifest
+from vaopd.problems.manifest import MANIFEST, digest, manifest, num_text_only
 from vaopd.problems.problem import Problem
 from vaopd.problems.reading import reading_rules
-from vaopd.problems.sources import Source, read_source
+from vaopd.problems.sources import Source, read_source, stream_line
 from vaopd.records import read_json
 
 NOTHING: Mapping[str, Source] = MappingProxyType({})
@@ -115,6 +121,20 @@ class RunData:
         """Return how many rows of each part were left out."""
         return {part.key: len(part.skipped) for part in self.parts}
 
+    def num_text_only(self) -> dict[str, int]:
+        """Return how many problems of each part have no image."""
+        return {part.key: num_text_only(part.problems) for part in self.parts}
+
+    def lines(self) -> list[str]:
+        """Return the log lines about streams, rows left out and problems without an image."""
+        streams = [line for part in self.parts if (line := stream_line(part.source))]
+        return [*streams, *self.skipped_lines()] + [
+            f"data.{part.key}: {count} of {len(part.problems)} problems have no image "
+            "(data.allow_text_only=true); they have no visual advantage and uniform weights"
+            for part, count in zip(self.parts, self.num_text_only().values(), strict=True)
+            if count
+        ]
+
     def skipped_lines(self) -> list[str]:
         """Return the log lines about rows that were left out."""
         return [
@@ -166,6 +186,12 @@ def _read(config: RunConfig, given: Mapping[str, Source]) -> RunData:
             objects = given.get(key, source)
             problems, bad = read_source(objects, rules=reading_rules(config.data))
             parts.append(Part(key, source, problems).without(bad, policy))
+    train = parts[0]
+    if num_text_only(train.problems) == len(train.problems):
+        raise ConfigError(
+            f"no problem of data.train={train.source} has an image, and nothing can be learned "
+            "about images without one; mix text-only problems with others"
+        )
     return RunData(tuple(parts), policy, config.data.allow_overlap)
 
 
@@ -184,6 +210,7 @@ def _found(part: Part, config: RunConfig, console: Console) -> list[BadRow]:
     found: list[BadRow] = []
     if part.key == "validation":
         missing = without_answer(part.problems)
+        found += without_image(part.problems) if config.validation.pixelated else []
         # If no problem has an answer, the validation itself reports it.
         found += missing if len(missing) < len(part.problems) else []
     elif not config.method.needs.sampling:

@@ -61,6 +61,7 @@ class DataReport:
     with_answer: int
     with_references: int
     with_teacher_images: int
+    text_only: int
     images: int
     width: Spread | None
     height: Spread | None
@@ -82,6 +83,8 @@ class DataReport:
             f"answers: {self.with_answer}; references: {self.with_references}",
             f"images: {self.images}",
         ]
+        if self.text_only:
+            found.append(f"problems without an image: {self.text_only}")
         if self.with_teacher_images:
             found.append(f"problems with teacher_images: {self.with_teacher_images}")
         for name in ("width", "height", "prompt_tokens", "image_tokens"):
@@ -134,6 +137,7 @@ def survey(source: Source, data: DataConfig, model: str | None, console: Console
         refused=kinds_of(bad),
         with_answer=sum(one.answer is not None for one in problems),
         with_references=sum(bool(one.references) for one in problems),
+        text_only=sum(one.is_text_only for one in problems),
         with_teacher_images=sum(bool(one.teacher_images) for one in problems),
         images=len(sizes),
         width=spread([width for width, _ in sizes]),

@@ -107,7 +107,10 @@ def _config(
 ) -> "RunConfig":
     """Return the recipe whose section ``data`` reads the source."""
     from vaopd.config import load_config, parse_config, parse_overrides
+    from vaopd.problems.sources import stream_line
 
+    if line := stream_line(source):
+        typer.echo(line, err=True)
     for override in overrides:
         if override.startswith(("data.train=", "data.validation=")):
             raise ConfigError(f"--set {override} names another source than SOURCE; leave it out")

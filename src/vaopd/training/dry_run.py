@@ -6,7 +6,7 @@ from itertools import islice
 from vaopd.config import RunConfig
 from vaopd.errors import ProblemError
 from vaopd.problems.bad_rows import BadRow, bad_rows_error
-from vaopd.problems.checks import damaged_images, without_answer, without_reference
+from vaopd.problems.checks import damaged_images, without_answer, without_image, without_reference
 from vaopd.problems.files import count_rows
 from vaopd.problems.problem import Problem
 from vaopd.problems.reading import asked_line, placed_problems, reading_rules
@@ -49,6 +49,8 @@ def _source(key: str, source: str, config: RunConfig) -> tuple[int | None, str]:
         problems[0]
         return len(problems), f"data.{key}: {len(problems)} problems that are drawn"
     location = locate(source)
+    if location.stream is not None:
+        return location.stream.count, f"data.{key}: {location.stream}, of {location.hub.full}"
     if location.path is None:
         return None, f"data.{key}={source}, which is on the hub"
     rows = count_rows(location.path, location.split, config.data.columns or {})
@@ -57,7 +59,8 @@ def _source(key: str, source: str, config: RunConfig) -> tuple[int | None, str]:
     taken = location.chosen(rows)
     first = taken[:FIRST_ROWS]
     good, num_bad = _first_problems(location, f"data.{key}={source}", first, key, config)
-    sizes = " and ".join(f"{width} x {height}" for width, height in good[0].image_sizes())
+    shown = next((one for one in good if not one.is_text_only), good[0])
+    sizes = " and ".join(f"{w} x {h}" for w, h in shown.image_sizes()) or "in a later row"
     left_out = f" ({num_bad} are left out)" if num_bad else ""
     return len(taken), (
         f"data.{key}: {len(taken)} of {rows} rows of {location.path}; the first {len(first)} can "
@@ -78,6 +81,7 @@ def _first_problems(
     bad = [one for one in found if isinstance(one, BadRow)] + damaged_images(problems[:1])
     if key == "validation":
         bad += without_answer(problems)
+        bad += without_image(problems) if config.validation.pixelated else []
     elif not config.method.needs.sampling:
         bad += without_reference(problems)
     ids = {row.id for row in bad}

@@ -50,8 +50,7 @@ def step_metrics(
         "step": step,
         "loss": result.loss,
         f"{result.measure}/mean": divergence.mean().item(),
-        **advantage_summary(result.weights),
-        **weight_summary(result.weights, result.responses),
+        **weights_of_images(result.weights, result.responses),
         **policy_summary(result),
         "response/length": fmean(lengths),
         "response/tokens": sum(lengths),
@@ -69,6 +68,8 @@ def step_metrics(
     }
     if result.sent_bytes:
         row["push/bytes"] = result.sent_bytes
+    if (texts := result.responses.text_only) is not None:
+        row["data/text_only_share"] = fmean(texts)
     if result.noise_floor is not None:
         row["va/noise_floor"] = result.noise_floor
     # The student's accuracy is measured only on responses that the student wrote.
@@ -80,6 +81,16 @@ def step_metrics(
     if result.skipped_in_a_row:
         row["skipped_in_a_row"] = result.skipped_in_a_row
     return {key: value for key, value in row.items() if math.isfinite(value)}
+
+
+def weights_of_images(weights: Weights, responses: StepRollouts) -> dict[str, float]:
+    """Return what is said of advantage and weights: of problems with an image; {} without any."""
+    seen = responses.has_image
+    if not seen.any():
+        return {}
+    if not seen.all():
+        weights, responses = weights.only(seen), responses.with_image()
+    return {**advantage_summary(weights), **weight_summary(weights, responses)}
 
 
 def repeated_share(ids: Sequence[int]) -> float:
@@ -230,11 +241,12 @@ def rollout_rows(
             result.measure: _rounded(result.token_divergence[index]),
             "token_weight": _rounded(weights.token[index, :length]),
         }
+        has_image = not problem.is_text_only
         if result.scores is not None:
             row["original_logprobs"] = _rounded(result.scores.original_logprobs[index])
-            if result.scores.degraded_logprobs is not None:
+            if result.scores.degraded_logprobs is not None and has_image:
                 row["degraded_logprobs"] = _rounded(result.scores.degraded_logprobs[index])
-        if weights.advantage is not None and weights.high is not None:
+        if weights.advantage is not None and weights.high is not None and has_image:
             row["visual_advantage"] = _rounded(weights.advantage[index, :length])
             row["is_high"] = weights.high[index, :length].tolist()
         rows.append(row)

@@ -26,6 +26,7 @@ from vaopd.training.assignment import Shares
 from vaopd.training.grading import grades_of
 from vaopd.training.prefetch import Encoded, PromptsAhead
 from vaopd.training.references import reference_rollouts
+from vaopd.training.scoring import differences, teacher_scores
 from vaopd.training.stopwatch import Stopwatch
 
 
@@ -224,12 +225,14 @@ class Pipeline:
         ]
         own = [responses[i] for i in shares.problems]
         scores, noise_floor = None, None
-        if self.teacher is not None and self.method.needs.views > 0:
+        teacher, needs = self.teacher, self.method.needs
+        if teacher is not None and needs.views > 0:
             together = world.agree if self.scores_beside else world.agree_unless_sharded
-            scores = shares.all_scores(together(lambda: self._teacher_scores(views, own)))
-            if step == 1 and self.method.needs.views == 2:
-                differences = together(lambda: self._differences(views.teacher, own))
-                noise_floor = torch.cat(shares.everybodys(differences)).abs().mean().item()
+            scores = shares.all_scores(together(lambda: teacher_scores(teacher, views, own, needs)))
+            if step == 1 and needs.views == 2:
+                apart = together(lambda: differences(teacher, views.teacher, own))
+                sizes = torch.cat(shares.everybodys(apart)).abs()
+                noise_floor = sizes.mean().item() if len(sizes) else None
         watch.lap("score")
         return ScoredBatch(
             groups=groups,
@@ -262,6 +265,9 @@ class Pipeline:
             keys=self._keys(groups, step),
             rewards=rewards,
             sampled_logprobs=logprobs,
+            text_only=[problem.is_text_only for problem in problems]
+            if self.config.data.allow_text_only
+            else None,
         )
 
     def _views(self, problems: Sequence[Problem], world: World) -> Encoded:
@@ -313,32 +319,6 @@ class Pipeline:
         """Return the number of updates of the weights that sample a step."""
         # The teacher that off_policy_kd samples from never changes.
         return 0 if self.method.needs.responses == "teacher" else step - 1 - lag
-
-    def _teacher_scores(self, views: Encoded, responses: list[list[Tensor]]) -> TeacherScores:
-        assert self.teacher is not None, "only asked for where there is a teacher"
-        needs = self.method.needs
-        return self.teacher.score(
-            views.teacher,
-            views.degraded,
-            responses,
-            with_divergence=needs.view_divergence,
-            with_degraded_hidden=needs.degraded_hidden,
-        )
-
-    def _differences(
-        self, prompts: list[EncodedPrompt], responses: list[list[Tensor]]
-    ) -> list[Tensor]:
-        """Return the differences of two scores of the same view, in nats, by rollout."""
-        assert self.teacher is not None, "only asked for where there is a teacher"
-        # Copies: a message to a server cannot hold one tensor under two names.
-        copies = [
-            replace(one, image_inputs={k: v.clone() for k, v in one.image_inputs.items()})
-            for one in prompts
-        ]
-        twice = self.teacher.score(prompts, copies, responses, with_hidden=False)
-        assert twice.degraded_logprobs is not None, "the second view was given"
-        pairs = zip(twice.original_logprobs, twice.degraded_logprobs, strict=True)
-        return [first - second for first, second in pairs]
 
     def _keys(self, groups: list[list[Rollout]], step: int) -> list[str]:
         """Return the texts that decide ties, one for each rollout of the step."""

@@ -25,6 +25,8 @@ class RunResult:
     """Whether a request stopped the run before its last step; ``steps`` counts the steps taken."""
     skipped_rows: dict[str, int] = field(default_factory=dict)
     """Number of bad rows of ``train`` and of ``validation`` that were left out."""
+    text_only: dict[str, int] = field(default_factory=dict)
+    """Number of problems of ``train`` and of ``validation`` that have no image."""
 
 
 def describe(result: ValidationResult) -> str:
@@ -59,4 +61,5 @@ def summary(
         "warnings": warnings,
         "noise_floor": noise_floor,
         "skipped_rows": result.skipped_rows,
+        "text_only": result.text_only,
     }

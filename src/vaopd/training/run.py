@@ -255,6 +255,7 @@ class Run:
             skipped_steps=self.step.skips.total,
             is_stopped=done < self.steps,
             skipped_rows=self.data.num_skipped(),
+            text_only=self.data.num_text_only(),
         )
 
     def _take_steps(self, done: int, stop: StopRequest) -> int:
@@ -381,7 +382,7 @@ class Run:
 
     def _say_what_comes(self, done: int) -> None:
         about = self.validation_time.describe() if self.validation_time else None
-        said = [*self.data.skipped_lines(), *self.about_prompts, about, unready(self.config)]
+        said = [*self.data.lines(), *self.about_prompts, about, unready(self.config)]
         for line in (self._headline(done), unread_line(self.config), *said):
             if line:
                 self.display.say(line)

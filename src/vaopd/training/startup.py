@@ -85,9 +85,11 @@ def encode_first(data: RunData, config: RunConfig, encoder: PromptEncoder) -> No
         ConfigError: The method compares two views, and those of the first step are equal.
     """
     first = problems_of_step(data.train, 1, config.training)
-    if config.method.needs.views == 2 and not any(_views_differ(one, encoder) for one in first):
+    shown = [one for one in first if not one.is_text_only]
+    is_compared = config.method.needs.views == 2 and shown
+    if is_compared and not any(_views_differ(one, encoder) for one in shown):
         raise ConfigError(
-            f"the two views of all {len(first)} problems of the first step are equal at view.ratio="
+            f"the two views of all {len(shown)} problems of the first step are equal at view.ratio="
             f"{config.view.ratio}, so the visual advantage is 0 everywhere; lower view.ratio, or "
             "use images with detail that it removes"
         )
@@ -104,6 +106,14 @@ def _views_differ(problem: Problem, encoder: PromptEncoder) -> bool:
 
 def describe_prompts(measured: Sequence[Measured], data: DataConfig) -> list[str]:
     """Return the log lines about images and prompts, with warnings if there is a reason."""
+    lengths = [one.prompt.tokens for one in measured]
+    about = (
+        f"prompts: {median(lengths):.0f} tokens in the median, {max(lengths)} in the longest of "
+        f"{len(lengths)} looked at"
+    )
+    measured = [one for one in measured if one.stored]
+    if not measured:
+        return [about]
     middle = sorted(measured, key=lambda one: _area(one.stored[0]))[len(measured) // 2]
     (stored, fitted), visual = (middle.stored[0], middle.fitted[0]), middle.prompt.visual_tokens
     images = [pair for one in measured for pair in zip(one.stored, one.fitted, strict=True)]
@@ -117,11 +127,9 @@ def describe_prompts(measured: Sequence[Measured], data: DataConfig) -> list[str
         )
     if len(set(images)) > 1:
         became += f", the median of {len(images)} by area"
-    lengths = [one.prompt.tokens for one in measured]
     return [
         f"images: {became}, {visual} visual tokens",
-        f"prompts: {median(lengths):.0f} tokens in the median, {max(lengths)} in the longest of "
-        f"{len(lengths)} looked at",
+        about,
         *_warnings(images, data),
     ]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vaopd.config import PatchMask, TrainingConfig
 from vaopd.methods.base import StepRollouts, StudentStates, TeacherStates, Weights, seed_of
+from vaopd.methods.text_only import weigh
 from vaopd.models.packing import (
     MicroBatch,
     micro_batches,
@@ -102,7 +103,7 @@ class Step:
         batch = pipeline.take(problems, step, watch)
         # Loss weights are final before the first gradient.
         rollouts = self._with_scores(batch, problems, step)
-        weights = world.agree(lambda: self.method.weigh(rollouts, batch.scores))
+        weights = world.agree(lambda: weigh(self.method, rollouts, batch.scores))
         batch = replace(batch, constants=weights.constants)
         if coming and self.config.training.rollout_lag:
             # Start the next step before the student changes.

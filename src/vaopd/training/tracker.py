@@ -97,7 +97,7 @@ class Tracker:
         if result.noise_floor is not None:
             floor = f"{result.noise_floor:.2g} nats"
             self.say(f"noise floor of the visual advantage: {floor} (the original view, twice)")
-        self.alarms.watch_step(row, len(result.rollouts))
+        self.alarms.watch_step(row, len(result.rollouts), int(result.responses.has_image.sum()))
         if is_due(training.log_rollouts_every, step) and method.needs.sampling:
             folder = self.output / "rollouts"
             whose = "teacher" if method.needs.views == 2 else None

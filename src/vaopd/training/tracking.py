@@ -23,6 +23,9 @@ TOKEN_COLUMNS = {"tokens": "token", "visual_advantage": "visual_advantage", "is_
                  "kl": "kl", "nll": "nll", "token_weight": "token_weight"}  # fmt: skip
 """Columns of a rollout row with one entry a token, and their names in the table of tokens."""
 
+VIEWS = {"original": "images", "teacher's": "teacher_images", "degraded": "degraded_images"}
+"""Columns of a rollout row with paths of images, by the names of their views."""
+
 
 class Tracking(Callback):
     """Passes what a run records to the trackers of its recipe."""
@@ -69,11 +72,11 @@ class Tracking(Callback):
         """Send rollouts and their tokens as tables, and the images of both views."""
         shown = rows[:MOST_ROLLOUTS]
         rollouts = [{name: row.get(name) for name in ROLLOUT_COLUMNS} for row in shown]
-        tokens = [token for row in shown for token in token_rows(row)]
+        tokens = token_table(shown)
         images = {
             f"{row['problem_id']}, {view}": folder / path
             for row in shown
-            for view, key in (("original", "images"), ("degraded", "degraded_images"))
+            for view, key in VIEWS.items()
             for path in row.get(key, ())
         }
         self._each(step, lambda backend: backend.table("rollouts", rollouts, step))
@@ -115,6 +118,13 @@ def numbers_of(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and not isinstance(value, bool) and key != "step":
             found[prefix + key] = float(value)
     return found
+
+
+def token_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each token of rollouts; all have the same columns, also those of text."""
+    found = [token for row in rows for token in token_rows(row)]
+    names = list(dict.fromkeys(name for token in found for name in token))
+    return [{name: token.get(name) for name in names} for token in found]
 
 
 def token_rows(row: Mapping[str, Any]) -> list[dict[str, Any]]:

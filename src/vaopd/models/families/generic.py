@@ -36,7 +36,8 @@ class GenericFamily:
     def encode(self, problem: Problem, images: list[Image.Image]) -> EncodedPrompt:
         """Return the output of the model's processor for the chat prompt and its images."""
         text = self.chat_text(problem)
-        encoded = dict(self.processor(text=[text], images=[images], return_tensors="pt"))
+        given = {"images": [images]} if images else {}
+        encoded = dict(self.processor(text=[text], return_tensors="pt", **given))
         ids = encoded.pop("input_ids")[0]
         encoded.pop("attention_mask", None)
         return EncodedPrompt(

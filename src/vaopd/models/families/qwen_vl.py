@@ -63,11 +63,8 @@ class QwenVLFamily:
             ProblemError: The text contains a control token, or the image processor refuses an
                 image, such as a strip 200 times as long as wide.
         """
-        try:
-            pixels = self.image_processor(images=images, return_tensors="pt")
-        except ValueError as error:
-            raise refused_image(problem, error) from None
-        grids = pixels["image_grid_thw"]
+        inputs = self._image_inputs(problem, images) if images else {}
+        grids = inputs.get("image_grid_thw", torch.zeros(0, 3, dtype=torch.long))
         visual_tokens = (grids.prod(-1) // self.image_processor.merge_size**2).tolist()
         pieces = self._chat_pieces(problem, len(images))
         expanded = pieces[0]
@@ -86,10 +83,17 @@ class QwenVLFamily:
         return EncodedPrompt(
             problem_id=problem.id,
             input_ids=ids,
-            image_inputs={"pixel_values": pixels["pixel_values"], "image_grid_thw": grids},
+            image_inputs=inputs,
             position_ids=positions[:, 0],
             next_position=int(positions.max()) + 1,
         )
+
+    def _image_inputs(self, problem: Problem, images: list[Image.Image]) -> dict[str, Tensor]:
+        try:
+            found = self.image_processor(images=images, return_tensors="pt")
+        except ValueError as error:
+            raise refused_image(problem, error) from None
+        return {name: found[name] for name in IMAGE_INPUTS}
 
     def measure(
         self, problems: Sequence[Problem], sizes: Sequence[Sequence[Size]]
@@ -194,16 +198,18 @@ class QwenVLFamily:
         }
 
     def _images(self, prompts: Sequence[EncodedPrompt], ids: Tensor) -> dict[str, Tensor]:
-        for prompt in prompts:
+        """Return the images of all prompts; nothing if they are text alone."""
+        seen = [prompt for prompt in prompts if prompt.image_inputs]
+        for prompt in seen:
             if missing := sorted({*IMAGE_INPUTS} - prompt.image_inputs.keys()):
                 raise AlignmentError(f"problem {prompt.problem_id} has no {missing[0]}")
         inputs = {
-            name: torch.cat([prompt.image_inputs[name] for prompt in prompts])
-            for name in IMAGE_INPUTS
+            name: torch.cat([prompt.image_inputs[name] for prompt in seen])
+            for name in (IMAGE_INPUTS if seen else ())
         }
         # A sampled placeholder id would need a visual token that does not exist.
-        grids = inputs["image_grid_thw"]
-        visual_tokens = int(grids.prod(-1).sum()) // self.image_processor.merge_size**2
+        patches = int(inputs["image_grid_thw"].prod(-1).sum()) if seen else 0
+        visual_tokens = patches // self.image_processor.merge_size**2
         placeholders = int((ids == self.image_token_id).sum())
         if placeholders != visual_tokens:
             names = ", ".join(prompt.problem_id for prompt in prompts)
