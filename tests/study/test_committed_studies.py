@@ -17,7 +17,7 @@ def test_a_committed_study_follows_from_its_records_without_training(tmp_path: P
     folder = tmp_path / "gain"
     shutil.copytree(ROOT / "studies" / "gain", folder)
     (folder / "study.json").unlink()
-    command = ["study", "study_gain", "--tables", "target", "--output", str(folder)]
+    command = ["study", "study_gain", "--tables", "target,weight", "--output", str(folder)]
     done = subprocess.run(
         [sys.executable, "-m", "vaopd", *command, "--budget-minutes", "0.001"],
         capture_output=True,
@@ -25,7 +25,7 @@ def test_a_committed_study_follows_from_its_records_without_training(tmp_path: P
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "15 runs, 15 of them finished before" in done.stderr + done.stdout
+    assert "30 runs, 30 of them finished before" in done.stderr + done.stdout
     found, written = (
         json.loads((place / "study.json").read_text())
         for place in (folder, ROOT / "studies" / "gain")
@@ -40,11 +40,13 @@ def test_the_page_shows_the_numbers_of_the_committed_study():
     shown = {
         (one["arm"], one["metric"]): one for one in study["means"] if one["metric"] == "accuracy"
     }
-    for arm in ("base", "opd", "contrast", "sharpened"):
-        (row,) = [line for line in text.splitlines() if line.startswith(f"| {arm} |")][:1]
-        assert f"| {100 * shown[arm, 'accuracy']['mean']:.1f} (" in row
+    arms = ("base", "opd", "contrast", "sharpened", "va_opd", "no_suppress", "shuffled")
+    for arm in arms:
+        rows = [line for line in text.splitlines() if line.startswith(f"| {arm} | ")]
+        mean = f"{100 * shown[arm, 'accuracy']['mean']:.1f}"
+        assert any(f"| {mean} (" in row for row in rows), arm
     for one in study["comparisons"]:
-        if one["metric"] == "accuracy" and one["arm"] in ("contrast", "sharpened"):
+        if one["metric"] == "accuracy" and one["arm"] in arms[2:]:
             low, high = (f"{100 * one[key]:.1f}" for key in ("low", "high"))
             assert f"none ({low} to {high})" in text
 
