@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor
 
-from vaopd.config import RunConfig, parse_config
+from vaopd.config import Needs, RunConfig, parse_config
 from vaopd.config.methods import options_of
 from vaopd.errors import ConfigError, ProblemError
 from vaopd.methods import make_method
@@ -35,7 +36,9 @@ from vaopd.teacher.rollout_file import score_file
 from vaopd.teacher.teacher import TeacherScores
 from vaopd.training.alarms import Alarms
 from vaopd.training.metrics import weights_of_images
+from vaopd.training.prefetch import Encoded
 from vaopd.training.run import train
+from vaopd.training.scoring import differences, teacher_scores
 from vaopd.training.step import Step
 from vaopd.training.tracking import token_table
 
@@ -409,3 +412,13 @@ def test_a_server_gets_text_without_an_image(encoder: PromptEncoder):
     assert request.originals[0].input_ids.equal(prompt.input_ids)
     batch = encoder.family.collate([Group(request.originals[0], (response,))])
     assert "pixel_values" not in batch.inputs
+
+
+def test_a_process_without_problems_asks_a_teacher_whose_forwards_others_wait_for():
+    teacher = create_autospec(LocalTeacher, instance=True)
+    teacher.score.return_value = TeacherScores(
+        original_logprobs=[], degraded_logprobs=[], hidden=[]
+    )
+    assert differences(teacher, [], []) == []
+    teacher_scores(teacher, Encoded(student=[], teacher=[], degraded=[]), [], Needs(views=2))
+    assert teacher.score.call_count == 2

@@ -59,8 +59,9 @@ def differences(
     """
     shown = [i for i, prompt in enumerate(prompts) if prompt.images]
     total = sum(map(len, responses))
-    if not shown:
+    if prompts and not shown:
         return [torch.zeros(0)] * total
+    # Forwards of a sharded teacher are collectives, so a process without problems asks as well.
     originals = [prompts[i] for i in shown]
     # Copies: a message to a server cannot hold one tensor under two names.
     copies = [
@@ -69,7 +70,7 @@ def differences(
     ]
     twice = teacher.score(originals, copies, [responses[i] for i in shown], with_hidden=False)
     assert twice.degraded_logprobs is not None, "the second view was given"
-    found = [twice.original_logprobs[0].new_zeros(0)] * total
+    found = [one.new_zeros(0) for one in twice.original_logprobs[:1]] * total
     pairs = zip(twice.original_logprobs, twice.degraded_logprobs, strict=True)
     for number, (first, second) in zip(_rollouts(shown, responses), pairs, strict=True):
         found[number] = first - second
