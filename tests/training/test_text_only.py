@@ -416,6 +416,7 @@ def test_a_server_gets_text_without_an_image(encoder: PromptEncoder):
 
 def test_a_process_without_problems_asks_a_teacher_whose_forwards_others_wait_for():
     teacher = create_autospec(LocalTeacher, instance=True)
+    teacher.batch_tokens, teacher.share_prefix = 100, True
     teacher.score.return_value = TeacherScores(
         original_logprobs=[], degraded_logprobs=[], hidden=[]
     )
