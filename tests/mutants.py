@@ -143,8 +143,8 @@ MUTANTS = (
     Mutant(
         "checksums of a checkpoint not compared",
         "training/checkpoint.py",
-        "if found := checkpoint_damage(folder):",
-        'if found := "":',
+        "(found := checkpoint_damage(folder))",
+        '(found := "")',
         ("tests/training/test_checkpoint.py",),
     ),
     Mutant(
@@ -470,7 +470,7 @@ MUTANTS = (
     Mutant(
         "gradient_checkpointing never turned on",
         STUDENT,
-        "if own.gradient_checkpointing:",
+        "if config.student.gradient_checkpointing:",
         "if False:",
         effect("student.gradient_checkpointing-0"),
     ),

@@ -234,7 +234,7 @@ def test_a_buffer_on_several_gpus_holds_the_same_bytes_under_the_handle_of_each(
     uuid = "get_device_properties"
     monkeypatch.setattr(torch.cuda, uuid, lambda gpu: SimpleNamespace(uuid=f"gpu {gpu}"))
     monkeypatch.setattr(transfer, "reduce_tensor", lambda copy: (None, ("handle", len(copy))))
-    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", calls.append)
+    monkeypatch.setattr(transfer, "set_allocator", calls.append)
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     buffer = transfer.GpuBuffer(6, [1, 3])
     assert calls == [

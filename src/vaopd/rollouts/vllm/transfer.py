@@ -22,6 +22,9 @@ from vaopd.config import VllmConfig
 from vaopd.errors import ConfigError
 from vaopd.rollouts.vllm.weights import Snapshot, bytes_of_weights
 
+# The public function warns that it is deprecated, and names this one.
+set_allocator = torch._C._accelerator_setAllocatorSettings  # pyright: ignore
+
 SHARED_MEMORY = Path("/dev/shm")
 
 BUFFER_BYTES = 512 * 2**20
@@ -211,13 +214,12 @@ class GpuBuffer:
 @contextmanager
 def _plain_segments() -> Iterator[None]:
     """Allocate by cudaMalloc: others open expandable segments slowly, or not in a container."""
-    apply = torch._C._accelerator_setAllocatorSettings  # pyright: ignore
     settings = os.environ.get("PYTORCH_ALLOC_CONF", "")
-    apply("expandable_segments:False")
+    set_allocator("expandable_segments:False")
     try:
         yield
     finally:
-        apply(settings)
+        set_allocator(settings)
 
 
 def choose_transfer(options: VllmConfig, device: torch.device) -> WeightTransfer:
