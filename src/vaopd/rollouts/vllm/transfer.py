@@ -22,9 +22,6 @@ from vaopd.config import VllmConfig
 from vaopd.errors import ConfigError
 from vaopd.rollouts.vllm.weights import Snapshot, bytes_of_weights
 
-# The public function warns that it is deprecated, and names this one.
-set_allocator = torch._C._accelerator_setAllocatorSettings  # pyright: ignore
-
 SHARED_MEMORY = Path("/dev/shm")
 
 BUFFER_BYTES = 512 * 2**20
@@ -209,6 +206,12 @@ class GpuBuffer:
         del self.content, self.copies, self.handles
         torch.cuda.ipc_collect()
         del self.pools
+
+
+def set_allocator(settings: str) -> None:
+    """Change the settings of torch's allocator; those that are not named get their defaults."""
+    # The public function warns that it is deprecated, and names this one.
+    torch._C._accelerator_setAllocatorSettings(settings)  # pyright: ignore
 
 
 @contextmanager
