@@ -8,6 +8,7 @@ makes a 2B student and a 4B teacher in ``runs/real_size`` (13 GB), trains one st
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -98,11 +99,13 @@ def measure(folder: Path) -> dict[str, Any]:
     until_step = time.monotonic() - start
     if process.wait():
         raise SystemExit(f"the run ended with exit code {process.returncode}; see {output}")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     row = json.loads(metrics.read_text().splitlines()[0])
     return {
         "seconds": {
             "until the step is done": round(until_step, 1),
             "whole run": round(time.monotonic() - start, 1),
+            "whole run, of the processor": round(used.ru_utime + used.ru_stime, 1),
             **{key: value for key, value in row.items() if key.startswith("time/")},
         },
         "peak resident GiB until the step is done": round(peak / 2**30, 2),
