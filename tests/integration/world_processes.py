@@ -17,7 +17,7 @@ from vaopd.errors import VaopdError
 from vaopd.models.sharding import Sharding
 
 Work = Callable[[World], Any]
-PATIENCE_SECONDS = 300
+PATIENCE_SECONDS = 900
 
 
 def line_of(mark: str) -> str:
