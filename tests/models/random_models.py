@@ -43,6 +43,8 @@ def sharpen(model: Any, seed: int = 0) -> None:
                 weight.normal_(0, weight.shape[-1] ** -0.5, generator=generator)
             elif weight.ndim > 1:
                 weight.normal_(0, weight[0].numel() ** -0.5, generator=generator)
+            elif name.endswith("A_log"):  # decay of linear attention, drawn by the class itself
+                weight.uniform_(0, 2.5, generator=generator)
             elif name.endswith("bias"):
                 weight.normal_(0, 0.1, generator=generator)
 

