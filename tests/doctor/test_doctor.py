@@ -276,7 +276,7 @@ def test_sampling_elsewhere_needs_no_cache_here_but_the_weights_that_are_handed_
     assert "key-value cache" in ours.parts and "key-value cache" not in theirs.parts
     student = sizes_of(read_config("tiny:student"), real_config().student)
     assert theirs.parts["weights for vLLM"] == {"sample": 2 * student.total}
-    # The buffer is no larger than the weights, and these are smaller than the usual buffer.
+    # All weights fit into the buffer, so it is only as large as they are.
     assert theirs.parts["buffer for vLLM"] == {"sample": 2 * student.total}
     # Nothing is rounded, so nothing is copied; files are written from main memory.
     assert "weights for vLLM" not in on_a_gpu("student.dtype=float32").parts

@@ -43,7 +43,7 @@ def found(folder: Path, request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return launched(request.param, read_once, folder, KINDS, STUDENTS)
 
 
-def values_alone(model: VisionLanguageModel, found: dict[str, Any]) -> None:
+def assert_same_values(model: VisionLanguageModel, found: dict[str, Any]) -> None:
     """Compare a model that one process loaded with what several have together."""
     tensors = dict(model.model.named_parameters()) | dict(model.model.named_buffers())
     expected = {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
@@ -59,7 +59,7 @@ def test_processes_without_the_files_have_the_weights_of_the_one_that_reads(
 ):
     whole = folder / "whole" / kind
     model = load_model(str(whole), device=CPU, dtype=torch.float32, compute_dtype=torch.float32)
-    values_alone(model, found[0][kind])
+    assert_same_values(model, found[0][kind])
 
 
 def test_adapters_have_the_same_first_values_in_all_processes(
@@ -69,7 +69,7 @@ def test_adapters_have_the_same_first_values_in_all_processes(
     model = load_model(whole, device=CPU, dtype=half, compute_dtype=half)
     options = StudentConfig(model=whole, lora=LoraConfig(rank=4))
     adapters.choose_trainable(model.model, options, 42)
-    values_alone(model, found[0][" ".join(STUDENTS[1])])
+    assert_same_values(model, found[0][" ".join(STUDENTS[1])])
 
 
 def test_a_damaged_file_of_the_process_that_reads_ends_all(found: list[dict[str, Any]]):

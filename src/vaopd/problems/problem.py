@@ -129,7 +129,7 @@ class Problem:
 
     @property
     def is_text_only(self) -> bool:
-        """Whether there is no image; such problems have no visual advantage."""
+        """Whether the question is text alone; it then has no visual advantage."""
         return not self.images
 
     def for_teacher(self) -> "Problem":

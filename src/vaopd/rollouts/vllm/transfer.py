@@ -62,7 +62,7 @@ class WeightTransfer(Protocol):
         """Make every server load the weights; return how many bytes passed.
 
         Raises:
-            EngineError: A server refuses, or there is no space.
+            EngineError: A server refuses, or the disk is full.
         """
         ...
 
@@ -110,11 +110,11 @@ class IpcTransfer:
     """GPU memory of the trainer, which a vLLM on the same machine opens by CUDA IPC."""
 
     server_arguments: Sequence[str] = ("--weight-transfer-config", '{"backend": "ipc"}')
-    # Handles are pickled, and whoever may send a pickle may run code.
+    # Handles are pickles, and a process that can send a pickle can run code.
     is_private = True
 
     def __init__(self, share: Callable[[int, int], SharedBuffer]) -> None:
-        """Take a function that shares some bytes with a number of GPUs; see ``shared_by_gpus``."""
+        """Take a function that shares some bytes with a number of GPUs; such as ``GpuBuffer``."""
         self.share = share
         self.server_environment = {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
         self.is_open = False
