@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from vaopd.models.model import VisionLanguageModel
 from vaopd.models.prompts import Batch, EncodedPrompt, Group
@@ -125,8 +125,11 @@ def response_hidden_states(model: VisionLanguageModel, batch: Batch) -> Float[Te
     """Return the last hidden states that predict the batch's response tokens."""
     inputs = {name: tensor.to(model.device) for name, tensor in batch.inputs.items()}
     with model.autocast():
-        output = model.base(**inputs, use_cache=False)
-    return output.last_hidden_state[batch.rows.to(model.device), batch.positions.to(model.device)]
+        hidden = model.base(**inputs, use_cache=False).last_hidden_state
+    # All siblings of a row have the prompt's last position. The gradient of `hidden[rows, columns]`
+    # adds there in the order in which threads arrive; that of a lookup adds in order of the tokens.
+    places = batch.rows * hidden.shape[1] + batch.positions
+    return nn.functional.embedding(places.to(model.device), hidden.flatten(0, 1))
 
 
 def split_by_rollout(
