@@ -29,6 +29,7 @@ from vaopd.objective.weights import rollout_weights, token_weights
 from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.teacher.local import LocalTeacher
 from vaopd.training.assignment import Shares
+from vaopd.training.grading import GradedResponses
 from vaopd.training.pipeline import Pipeline, ScoredBatch
 from vaopd.training.step import Step
 
@@ -86,6 +87,7 @@ def update(step: Step, subjects: Subjects, part: slice) -> dict[str, Any]:
         responses=responses,
         rollouts=rollouts,
         scores=scores,
+        graded=GradedResponses([], [], step.student),
         lag=0,
     )
     loss, _ = step.accumulate(ready, weights.token)

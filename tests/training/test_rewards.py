@@ -13,6 +13,7 @@ from torch import Tensor
 from vaopd.config import RunConfig
 from vaopd.distributed.world import World
 from vaopd.errors import ConfigError, ProblemError
+from vaopd.grading.grades import Grade, grade
 from vaopd.methods import make_method
 from vaopd.methods.base import seed_of
 from vaopd.models import adapters
@@ -22,6 +23,7 @@ from vaopd.problems.problem import Problem
 from vaopd.records import read_json, read_rows, write_rows
 from vaopd.rollouts.sampler import Rollout, SamplingSettings
 from vaopd.teacher.local import LocalTeacher
+from vaopd.training import grading
 from vaopd.training.metrics import policy_summary
 from vaopd.training.pipeline import Pipeline
 from vaopd.training.reference import Reference, load_reference
@@ -284,3 +286,25 @@ def test_problems_without_an_answer_are_refused_before_a_model_is_loaded(
     config = make_config(*GRPO, f"data.train={tmp_path / 'data.jsonl'}", "student.model=nowhere")
     with pytest.raises(ProblemError, match="no answer to reward responses by"):
         train(config, tmp_path / "run", console=Console(quiet=True))
+
+
+def test_a_response_is_decoded_and_graded_once(
+    make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    graded: list[str] = []
+
+    def spy(text: str, answer: str, **options: bool) -> Grade:
+        graded.append(text)
+        return grade(text, answer, **options)
+
+    monkeypatch.setattr(grading, "grade", spy)
+    options = (*GRPO, "training.log_rollouts_every=1", "training.validate_every=null")
+    # For the rewards, the metrics and the records.
+    train(make_config(*options), tmp_path / "run", console=Console(quiet=True))
+    rows = [
+        row
+        for step in (1, 2)
+        for row in read_rows(tmp_path / f"run/rollouts/step_{step:06d}.jsonl")
+    ]
+    assert sorted(graded) == sorted(row["response"] for row in rows)
+    assert len(graded) == 2 * 2 * 3

@@ -282,6 +282,12 @@ def response_text(model: VisionLanguageModel, rollout: Rollout) -> str:
     return model.tokenizer.decode(list(rollout.response_ids), skip_special_tokens=True)
 
 
+def token_texts(model: VisionLanguageModel, rollouts: Sequence[Rollout]) -> dict[int, str]:
+    """Return the text of each id in the rollouts; an id that occurs often is decoded once."""
+    ids = {i for rollout in rollouts for i in rollout.response_ids}
+    return {i: model.tokenizer.decode([i]) for i in ids}
+
+
 def _degraded(
     encoder: PromptEncoder, problems: Sequence[Problem], originals: Sequence[EncodedPrompt]
 ) -> list[EncodedPrompt]:
@@ -316,7 +322,7 @@ def _rows(
     divergence: list[Tensor] | None = None,
 ) -> list[dict[str, Any]]:
     """Return a row for each response, with what was measured at its tokens."""
-    rows = []
+    rows, texts = [], token_texts(student, [rollout for _, rollout in answers.flat])
     for index, (problem, rollout) in enumerate(answers.flat):
         verdict = answers.grades[index]
         rows.append(
@@ -333,7 +339,7 @@ def _rows(
                 "is_unparsed": verdict.extracted is None,
                 "finish_reason": rollout.finish_reason,
                 "token_ids": list(rollout.response_ids),
-                "tokens": [student.tokenizer.decode([i]) for i in rollout.response_ids],
+                "tokens": [texts[i] for i in rollout.response_ids],
                 **(advantage.row(index) if advantage else {}),
                 **({"teacher_kl": _rounded(divergence[index])} if divergence else {}),
             }

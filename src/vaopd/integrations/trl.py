@@ -208,7 +208,6 @@ class VAOPDTrainer(Trainer):
         row = step_metrics(
             result,
             problems,
-            self.student,
             step=self.state.global_step + 1,
             learning_rate=self._get_learning_rate(),
             is_own_text=True,

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.stats import rankdata
 from torch import Tensor
 
-from vaopd.evaluation.validation import response_text
+from vaopd.evaluation.validation import token_texts
 from vaopd.methods.base import StepRollouts, Weights
 from vaopd.methods.papo import LARGEST_KL
 from vaopd.models.model import VisionLanguageModel
@@ -25,14 +25,12 @@ from vaopd.objective.policy import sampled_kl
 from vaopd.pictures import save_picture
 from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout
-from vaopd.training.grading import grades_of
 from vaopd.training.step_result import StepResult
 
 
 def step_metrics(
     result: StepResult,
     problems: Sequence[Problem],
-    student: VisionLanguageModel,
     *,
     step: int,
     learning_rate: float,
@@ -74,8 +72,7 @@ def step_metrics(
         row["va/noise_floor"] = result.noise_floor
     # The student's accuracy is measured only on responses that the student wrote.
     if is_own_text and any(problem.answer is not None for problem in problems):
-        found = grades_of(result.rollouts, problems, student)
-        grades = [g for g in found if g is not None]
+        grades = [g for g in result.graded.grades if g is not None]
         row["accuracy"] = fmean(g.is_correct for g in grades)
         row["response/unparsed_share"] = fmean(g.extracted is None for g in grades)
     if result.skipped_in_a_row:
@@ -213,10 +210,10 @@ def rollout_rows(
 ) -> list[dict[str, Any]]:
     """Return the rows of ``rollouts/step_NNNNNN.jsonl``: each response, token by token."""
     by_id = {problem.id: problem for problem in problems}
-    grades = grades_of(result.rollouts, problems, student)
+    texts = token_texts(student, result.rollouts)
     rows = []
     for index, rollout in enumerate(result.rollouts):
-        verdict = grades[index]
+        verdict = result.graded.grades[index]
         length = len(rollout.response_ids)
         weights = result.weights
         problem = by_id[rollout.problem_id]
@@ -227,7 +224,7 @@ def rollout_rows(
             "prompt": problem.prompt,
             **pictures[problem.id],
             "answer": problem.answer,
-            "response": response_text(student, rollout),
+            "response": result.graded.texts[index],
             "is_correct": verdict.is_correct if verdict else None,
             "finish_reason": rollout.finish_reason,
             **(
@@ -237,7 +234,7 @@ def rollout_rows(
             ),
             "rollout_weight": weights.rollout[index].item(),
             "token_ids": list(rollout.response_ids),
-            "tokens": [student.tokenizer.decode([i]) for i in rollout.response_ids],
+            "tokens": [texts[i] for i in rollout.response_ids],
             result.measure: _rounded(result.token_divergence[index]),
             "token_weight": _rounded(weights.token[index, :length]),
         }

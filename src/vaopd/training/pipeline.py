@@ -23,7 +23,7 @@ from vaopd.problems.problem import Problem
 from vaopd.rollouts.sampler import Rollout, Sampler, SamplingSettings
 from vaopd.teacher.teacher import Teacher, TeacherScores
 from vaopd.training.assignment import Shares
-from vaopd.training.grading import grades_of
+from vaopd.training.grading import GradedResponses
 from vaopd.training.prefetch import Encoded, PromptsAhead
 from vaopd.training.references import reference_rollouts
 from vaopd.training.scoring import differences, teacher_scores
@@ -62,6 +62,9 @@ class ScoredBatch:
 
     scores: TeacherScores | None
     """Scores of all rollouts; ``None`` if the method needs no scores of the teacher."""
+
+    graded: GradedResponses
+    """Texts and grades of all rollouts."""
 
     lag: int
     noise_floor: float | None = None
@@ -234,13 +237,16 @@ class Pipeline:
                 sizes = torch.cat(shares.everybodys(apart)).abs()
                 noise_floor = sizes.mean().item() if len(sizes) else None
         watch.lap("score")
+        flat = [rollout for group in groups for rollout in group]
+        graded = GradedResponses(flat, problems, self.student)
         return ScoredBatch(
             groups=groups,
             shares=shares,
             prompts=views.student,
             responses=own,
-            rollouts=self._step_rollouts(problems, groups, responses, step),
+            rollouts=self._step_rollouts(problems, graded, responses, self._keys(groups, step)),
             scores=scores,
+            graded=graded,
             lag=sampled.lag,
             noise_floor=noise_floor,
         )
@@ -248,21 +254,21 @@ class Pipeline:
     def _step_rollouts(
         self,
         problems: Sequence[Problem],
-        groups: list[list[Rollout]],
+        graded: GradedResponses,
         responses: list[list[Tensor]],
-        step: int,
+        keys: list[str],
     ) -> StepRollouts:
         """Return the responses of all processes with what is known of each without a model."""
-        flat = [rollout for group in groups for rollout in group]
-        rewards, logprobs = None, None
+        flat, rewards, logprobs = graded.rollouts, None, None
         if self.method.needs.rewards:
-            grades = grades_of(flat, problems, self.student)
-            rewards = torch.tensor([float(one is not None and one.is_correct) for one in grades])
+            rewards = torch.tensor(
+                [float(one is not None and one.is_correct) for one in graded.grades]
+            )
         if self.method.needs.sampled_logprobs and all(one.logprobs is not None for one in flat):
             logprobs = [torch.tensor(one.logprobs) for one in flat]
         return StepRollouts(
             responses=responses,
-            keys=self._keys(groups, step),
+            keys=keys,
             rewards=rewards,
             sampled_logprobs=logprobs,
             text_only=[problem.is_text_only for problem in problems]

@@ -122,6 +122,7 @@ class Step:
             weights=weights,
             responses=rollouts,
             rollouts=[rollout for group in batch.groups for rollout in group],
+            graded=batch.graded,
             scores=batch.scores,
             lag=batch.lag,
             gradient_statistics=statistics,

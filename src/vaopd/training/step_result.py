@@ -10,6 +10,7 @@ from torch import Tensor
 from vaopd.methods.base import StepRollouts, Weights
 from vaopd.rollouts.sampler import Rollout
 from vaopd.teacher.teacher import TeacherScores
+from vaopd.training.grading import GradedResponses
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -31,6 +32,9 @@ class StepResult:
     """The responses as the method weighed them."""
 
     rollouts: list[Rollout]
+    graded: GradedResponses
+    """Texts and grades of the rollouts."""
+
     scores: TeacherScores | None
     gradient_norm: float = math.nan
     """Before clipping; not a number until the gradient is applied."""

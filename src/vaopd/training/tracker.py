@@ -81,7 +81,6 @@ class Tracker:
         row = step_metrics(
             result,
             problems,
-            self.student,
             step=step,
             learning_rate=learning_rate,
             is_own_text=method.needs.responses == "student",
