@@ -68,6 +68,35 @@ REWARDS = ("tests/training/test_rewards.py",)
 POLICY = ("tests/objective/test_policy.py",)
 
 MUTANTS = (
+    # Rows that join others, and sums whose order must not depend on threads.
+    Mutant(
+        "rows that join lie at the first columns",
+        "rollouts/cache.py",
+        "both[len(first) :, ..., length - second.shape[-2] :, :] = second",
+        "both[len(first) :, ..., : second.shape[-2], :] = second",
+        ("tests/rollouts/test_refilling.py",),
+    ),
+    Mutant(
+        "rows that join see columns without a token",
+        "rollouts/decoding.py",
+        "(width - one.mask.shape[1], 0), value=False)",
+        "(width - one.mask.shape[1], 0), value=True)",
+        ("tests/rollouts/test_refilling.py",),
+    ),
+    Mutant(
+        "rows that begin later take the numbers of the tokens of the others",
+        "rollouts/decoding.py",
+        "return self.uniforms.gather(1, self.drawn[:, None])[:, 0]",
+        "return self.uniforms[:, int(self.counts.max())]",
+        ("tests/rollouts/test_refilling.py",),
+    ),
+    Mutant(
+        "gradients of the prompt's last position are added in the order of threads",
+        "models/packing.py",
+        "return nn.functional.embedding(places.to(model.device), hidden.flatten(0, 1))",
+        "return hidden.flatten(0, 1)[places.to(model.device)]",
+        ("tests/training/test_thread_order.py",),
+    ),
     # Weights for vLLM, and products of bfloat16.
     Mutant(
         "a chunk of weights that overwrites the one before",

@@ -10,8 +10,9 @@ from vaopd.models.loading import load_model
 from vaopd.models.model import VisionLanguageModel
 from vaopd.models.packing import micro_batches, response_hidden_states, split_by_rollout
 from vaopd.models.prompts import EncodedPrompt
+from vaopd.rollouts.drawing import draw_tokens
 from vaopd.rollouts.sampler import SamplingSettings, sampling_noise
-from vaopd.rollouts.transformers import TransformersSampler, draw_tokens
+from vaopd.rollouts.transformers import TransformersSampler
 from vaopd.teacher.vision_cache import cache_vision
 
 ROUNDING = 1e-4

@@ -15,31 +15,15 @@ from vaopd.models.model import VisionLanguageModel
 from vaopd.models.packing import micro_batches, response_hidden_states, split_by_rollout
 from vaopd.models.prompts import EncodedPrompt
 from vaopd.problems.drawn import DrawnProblems
-from vaopd.rollouts import transformers
+from vaopd.rollouts import cache
+from vaopd.rollouts.drawing import draw_tokens
 from vaopd.rollouts.sampler import Rollout, SamplingSettings, sampling_noise
-from vaopd.rollouts.transformers import TransformersSampler, cache_argument, draw_tokens
+from vaopd.rollouts.transformers import TransformersSampler, cache_argument
 
 DRAWN = SamplingSettings(
     num_rollouts=3, temperature=0.8, top_p=0.95, max_new_tokens=12, seed=3, stream="step 1"
 )
 GREEDY = dataclasses.replace(DRAWN, temperature=0.0, top_p=1.0)
-
-
-@pytest.fixture(scope="module")
-def model() -> VisionLanguageModel:
-    """A tiny model with weights of unit gain, whose responses differ and end by themselves."""
-    cpu = torch.device("cpu")
-    model = load_model(
-        "tiny:new-student", device=cpu, dtype=torch.float32, compute_dtype=torch.float32
-    )
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in model.model.parameters():
-            if weight.ndim > 1:
-                weight.normal_(0, weight[0].numel() ** -0.5, generator=generator)
-    # Every eighth id ends a response, or random weights would hardly ever stop.
-    model.model.generation_config.eos_token_id = list(range(0, 600, 8))
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +242,7 @@ def test_long_responses_move_the_cache_seldom_and_change_nothing(model, prompts,
     assert max(lengths) == 90
     sizes = []
 
-    class Watched(transformers.RoomyLayer):
+    class Watched(cache.RoomyLayer):
         def update(self, *given, **options):
             before = self.room
             result = super().update(*given, **options)
@@ -266,14 +250,14 @@ def test_long_responses_move_the_cache_seldom_and_change_nothing(model, prompts,
                 sizes.extend(part.shape[-2] for part in self.room)
             return result
 
-    monkeypatch.setattr(transformers, "RoomyLayer", Watched)
+    monkeypatch.setattr(cache, "RoomyLayer", Watched)
     assert tokens(TransformersSampler(model).sample(prompts, settings)) == expected
     longest = max(len(prompt) for prompt in prompts)
     assert max(sizes) == longest + 90  # never beyond the longest row there can be
     # Keys and values of each layer move when room runs out, twice, and when rows have left.
     layers = model.model.config.text_config.num_hidden_layers
     assert len(sizes) <= 2 * layers * (2 + len(lengths))
-    monkeypatch.setattr(transformers, "RoomyLayer", lambda limit: DynamicLayer())
+    monkeypatch.setattr(cache, "RoomyLayer", lambda limit: DynamicLayer())
     assert tokens(TransformersSampler(model).sample(prompts, settings)) == expected
 
 
