@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from vaopd import load_config, train
-from vaopd.models import loading
+from vaopd.models import attention, loading
 from vaopd.models.model import VisionLanguageModel
 from vaopd.teacher import local
 from vaopd.training import export, student
@@ -41,6 +41,14 @@ def on_stand_in(*args: Any, device_: Any = None, **options: Any) -> VisionLangua
     return loaded
 
 
+def outside_modes(*lengths: int) -> Any:
+    """Make the mask without a tensor as on a GPU: torch cannot make it under a dispatch mode."""
+    with _disable_current_modes():
+        return lower_right(*lengths)
+
+
+lower_right = attention.causal_lower_right
+attention.causal_lower_right = outside_modes  # pyright: ignore
 load_on_cpu = loading.load_model
 student.load_model = local.load_model = on_stand_in  # pyright: ignore
 

@@ -61,14 +61,19 @@ class PackedRow:
         return [self.prompt, *(span.size for span in self.spans), self.padding]
 
     def on(self, device: torch.device) -> "PackedRow":
-        """Return the row with the masks that the kernels of a device need, made there."""
-        spans = (
-            span
-            if device.type == "cuda" and len(span.lengths) == 1
-            else replace(span, mask=_span_mask(self.prompt, span.lengths, device))
-            for span in self.spans
+        """Return the row with the spans and masks that the kernels of a device need, made there.
+
+        On a GPU each sibling is a span: flash attention then needs no mask, computes no pair of two
+        siblings, and reads fewer key-value heads than query heads. With a mask, torch takes a
+        kernel that copies keys and values for every query head.
+        """
+        if device.type == "cuda":
+            lengths = (length for span in self.spans for length in span.lengths)
+            return replace(self, spans=tuple(SiblingSpan((length,)) for length in lengths))
+        masked = (
+            replace(span, mask=_span_mask(self.prompt, span.lengths, device)) for span in self.spans
         )
-        return replace(self, spans=tuple(spans))
+        return replace(self, spans=tuple(masked))
 
 
 @dataclass(frozen=True, eq=False)
