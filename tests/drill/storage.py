@@ -80,7 +80,9 @@ def grow(folder: Path) -> None:
 
 
 def kilobytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) // 1024
+    """Return what the files take; those that are linked, such as the model of a run, count once."""
+    found = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return sum({(file.st_dev, file.st_ino): file.st_size for file in found}.values()) // 1024
 
 
 def refused(child: Child) -> str:
