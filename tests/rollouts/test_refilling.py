@@ -117,19 +117,26 @@ def test_the_rows_never_need_more_than_the_budget(model, prompts, watch):
 
 
 def test_columns_that_no_row_uses_are_dropped(model, prompts, expected, watch, monkeypatch):
-    dropped = []
-    drop = RoomyLayer.drop_columns
+    dropped, limits = [], []
+    drop, add = RoomyLayer.drop_columns, RoomyLayer.add_rows
 
     def spy(layer: RoomyLayer, count: int) -> None:
         dropped.append(count)
         drop(layer, count)
 
+    def spy_on_limit(layer: RoomyLayer, other: RoomyLayer, limit: int) -> None:
+        limits.append(limit)
+        add(layer, other, limit)
+
+    monkeypatch.setattr(RoomyLayer, "add_rows", spy_on_limit)
     monkeypatch.setattr(RoomyLayer, "drop_columns", spy)
     # Two prompts at a time, many times: all columns together would be far wider.
     sampler = TransformersSampler(model, batch_tokens=budget(2))
     assert flat(sampler.sample(prompts * 2, SETTINGS)) == flat(expected) * 2
     assert sum(dropped) > 0
     assert max(watch.columns) < len(watch.rows)
+    widest = LONGEST + SETTINGS.max_new_tokens
+    assert max(limits) <= widest + max(ROOM, widest // 4)
 
 
 def test_complete_prompts_are_handed_out_before_all_have_ended(model, prompts, expected):

@@ -328,7 +328,9 @@ class SamplingConfig(Section):
     """Only for ``engine=vllm`` and ``auto``."""
 
     batch_tokens: FreeOnResume[PositiveInt] = 131_072
-    """Tokens in the key-value cache at most: rollouts decoded together x (prompt + new tokens)."""
+    """Tokens in the key-value cache: rollouts decoded together x (prompt + new tokens). With more
+    prompts than fit together, others join as responses end, and the cache takes up to a quarter
+    more."""
 
 
 class ValidationConfig(Section):

@@ -69,7 +69,10 @@ class Decoding:
 
     counts: np.ndarray
     limit: int
-    """Columns of the widest cache."""
+    """Columns of the longest prompt with the longest response."""
+
+    spare: int = 0
+    """Columns that the cache may have beyond ``limit``, once rows have joined."""
 
     @staticmethod
     def begin(
@@ -164,7 +167,7 @@ class Decoding:
 
     def add_column(self) -> Bool[Tensor, "B L"]:
         """Make the mask one column wider, for the last tokens, and return it."""
-        if self.mask.shape[1] >= self.limit:
+        if self.mask.shape[1] >= self.limit + self.spare:
             self._drop_unused_columns()
         self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=True)
         self.cached = self.cached + 1
@@ -183,11 +186,11 @@ class Decoding:
     def join(self, other: "Decoding") -> None:
         """Add the rows of another call, which have no token yet."""
         self._drop_unused_columns()
-        limit = max(self.limit, other.limit)
-        # Columns of rows that left are dropped when this many more are in use, and not at every
-        # token, because the whole cache is copied then.
-        self.limit = limit + max(ROOM, limit // 4)
-        self.cache.add_rows(other.cache, self.limit)
+        self.limit = max(self.limit, other.limit)
+        # Columns of rows that left are dropped when there are so many, and not at every token,
+        # because the whole cache is copied then.
+        self.spare = max(ROOM, self.limit // 4)
+        self.cache.add_rows(other.cache, self.limit + self.spare)
         width = max(self.mask.shape[1], other.mask.shape[1])
         wide = [
             torch.nn.functional.pad(one.mask, (width - one.mask.shape[1], 0), value=False)
