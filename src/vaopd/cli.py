@@ -289,7 +289,14 @@ def main() -> None:
         if not isinstance(error, PeerError):
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except (OSError, MemoryError, RuntimeError) as error:
+    except KeyboardInterrupt:
+        print(
+            "interrupted; train --resume or the same study goes on from the newest checkpoint",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
+    # A panic of a library in Rust is not an Exception.
+    except BaseException as error:
         if debug or not (isinstance(error, OSError) or is_out_of_memory(error)):
             raise
         if is_out_of_memory(error):
@@ -301,12 +308,6 @@ def main() -> None:
         reason = error.strerror or error
         print(f"error: {reason}{place}; check space, permissions and the path", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print(
-            "interrupted; train --resume or the same study goes on from the newest checkpoint",
-            file=sys.stderr,
-        )
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -58,9 +58,18 @@ class EngineError(VaopdError, RuntimeError):
     """A server or judge cannot be reached, refuses the request, or gives an invalid answer."""
 
 
-OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "std::bad_alloc",
-                 "failed to map segment", "can't start new thread")  # fmt: skip
-"""Words in the errors of torch and of the system; torch has no exception type for a CPU."""
+OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "Cannot allocate memory",  # safetensors
+    "std::bad_alloc",
+    "failed to map segment",
+    "can't start new thread",
+    "thread pool has not been initialized",  # tokenizers
+    "could not create a primitive",  # oneDNN
+)
+"""Words in the errors of libraries and of the system; torch has no exception type for a CPU."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

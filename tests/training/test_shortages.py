@@ -18,6 +18,10 @@ from vaopd.training.step import Step
 CPU = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: x"
 
 
+class PanicException(BaseException):
+    """A panic of a library in Rust, which pyo3 does not make an Exception."""
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -26,10 +30,13 @@ CPU = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't 
         MemoryError(),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
         ImportError("x.so: failed to map segment from shared object"),
+        RuntimeError("unable to mmap 4342400 bytes from file <x>: Cannot allocate memory (12)"),
+        RuntimeError("could not create a primitive"),
+        PanicException("The global thread pool has not been initialized.: ThreadPoolBuildError"),
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_every_kind_of_lack_of_memory_is_told_with_a_remedy(error: Exception, tmp_path: Path):
+def test_every_kind_of_lack_of_memory_is_told_with_a_remedy(error: BaseException, tmp_path: Path):
     assert is_out_of_memory(error)
     remedy = r"^memory ran out \(.+\); start again with a lower training.micro_batch_tokens"
     with pytest.raises(TrainingError, match=remedy), shortage_explained(tmp_path):
@@ -48,10 +55,17 @@ def test_a_full_disk_is_told_with_what_is_used(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "error",
-    [RuntimeError("shape mismatch"), FileNotFoundError(errno.ENOENT, "x"), TrainingError("memory")],
+    [
+        RuntimeError("shape mismatch"),
+        FileNotFoundError(errno.ENOENT, "x"),
+        TrainingError("memory"),
+        KeyboardInterrupt(),
+        SystemExit(3),
+        BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
+    ],
     ids=lambda error: type(error).__name__,
 )
-def test_other_errors_stay_as_they_are(error: Exception, tmp_path: Path):
+def test_other_errors_stay_as_they_are(error: BaseException, tmp_path: Path):
     with pytest.raises(type(error)) as raised, shortage_explained(tmp_path):
         raise error
     assert raised.value is error

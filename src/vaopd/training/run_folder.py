@@ -165,7 +165,8 @@ def shortage_explained(output: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, MemoryError, ImportError, OSError) as error:
+    # A panic of a library in Rust is not an Exception.
+    except BaseException as error:
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise not_written("the run", output, error) from error
         if not is_out_of_memory(error):
