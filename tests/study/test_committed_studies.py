@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+CELL = re.compile(r"\| (none|[+-]?[\d.]+) \((-?[\d.]+) to (-?[\d.]+)\)")
+"""An estimate with its interval in a table."""
 
 
 @pytest.mark.slow
@@ -17,7 +19,14 @@ def test_a_committed_study_follows_from_its_records_without_training(tmp_path: P
     folder = tmp_path / "gain"
     shutil.copytree(ROOT / "studies" / "gain", folder)
     (folder / "study.json").unlink()
-    command = ["study", "study_gain", "--tables", "target,weight", "--output", str(folder)]
+    command = [
+        "study",
+        "study_gain",
+        "--tables",
+        "target,weight,divergence",
+        "--output",
+        str(folder),
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "vaopd", *command, "--budget-minutes", "0.001"],
         capture_output=True,
@@ -25,7 +34,7 @@ def test_a_committed_study_follows_from_its_records_without_training(tmp_path: P
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "30 runs, 30 of them finished before" in done.stderr + done.stdout
+    assert "55 runs, 55 of them finished before" in done.stderr + done.stdout
     found, written = (
         json.loads((place / "study.json").read_text())
         for place in (folder, ROOT / "studies" / "gain")
@@ -35,20 +44,32 @@ def test_a_committed_study_follows_from_its_records_without_training(tmp_path: P
 
 
 def test_the_page_shows_the_numbers_of_the_committed_study():
-    text = (ROOT / "docs" / "study.md").read_text()
     study = json.loads((ROOT / "studies" / "gain" / "study.json").read_text())
-    shown = {
-        (one["arm"], one["metric"]): one for one in study["means"] if one["metric"] == "accuracy"
-    }
-    arms = ("base", "opd", "contrast", "sharpened", "va_opd", "no_suppress", "shuffled")
-    for arm in arms:
-        rows = [line for line in text.splitlines() if line.startswith(f"| {arm} | ")]
-        mean = f"{100 * shown[arm, 'accuracy']['mean']:.1f}"
-        assert any(f"| {mean} (" in row for row in rows), arm
-    for one in study["comparisons"]:
-        if one["metric"] == "accuracy" and one["arm"] in arms[2:]:
-            low, high = (f"{100 * one[key]:.1f}" for key in ("low", "high"))
-            assert f"none ({low} to {high})" in text
+    means, gaps = (
+        [one for one in study[part] if one["metric"] == "accuracy"]
+        for part in ("means", "comparisons")
+    )
+    assert (len(means), len(gaps)) == (11, 8)
+    for one in means:
+        assert shown(one["arm"], one["mean"], one["low"], one["high"]), one
+    for one in gaps:
+        contains_zero = one["low"] < 0 < one["high"]
+        # The page writes none for a difference that is not distinguishable.
+        middle = None if contains_zero else one["difference"]
+        assert shown(one["arm"], middle, one["low"], one["high"]), one
+
+
+def shown(arm: str, middle: float | None, low: float, high: float) -> bool:
+    """Return whether a row of an arm has an estimate with its interval, rounded to 0.1 points."""
+    wanted = [low, high] if middle is None else [middle, low, high]
+    for row in (ROOT / "docs" / "study.md").read_text().splitlines():
+        if row.startswith((f"| {arm} |", f"| {arm} (")):
+            for found in CELL.findall(row):
+                numbers = [float(text) for text in found if text != "none"]
+                pairs = list(zip(numbers, wanted, strict=False))
+                if len(numbers) == len(wanted) and all(abs(a - 100 * b) < 0.0501 for a, b in pairs):
+                    return True
+    return False
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "studies").rglob("*.json")), ids=lambda f: f.name)
