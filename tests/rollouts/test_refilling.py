@@ -171,3 +171,10 @@ def test_two_prompts_of_one_problem_keep_their_places(model, prompts, expected):
     once = TransformersSampler(model).sample(prompts[:2], short)
     sampler = TransformersSampler(model, batch_tokens=budget(1))
     assert flat(sampler.sample([*prompts[:2], *prompts[:2]], short)) == flat(once) * 2
+
+
+def test_a_model_without_an_end_fills_every_response(model, prompts, monkeypatch):
+    monkeypatch.setattr(VisionLanguageModel, "eos_token_ids", property(lambda _: []))
+    short = dataclasses.replace(SETTINGS, max_new_tokens=3)
+    groups = TransformersSampler(model, batch_tokens=budget(2)).sample(prompts, short)
+    assert {(len(ids), reason) for _, _, ids, reason in flat(groups)} == {(3, "length")}

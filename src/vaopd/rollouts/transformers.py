@@ -183,7 +183,7 @@ class TransformersSampler:
         self, decoding: Decoding, enough: int, settings: SamplingSettings
     ) -> Iterator[tuple[int, Rollout]]:
         """Add tokens until at most ``enough`` rows go on; yield the responses that end."""
-        ends = torch.tensor(self.model.eos_token_ids, device=self.model.device)
+        ends = torch.tensor(self.model.eos_token_ids, dtype=torch.long, device=self.model.device)
         rows, step = len(decoding), 0
         while len(decoding) > enough or step == 0:
             ids = self._draw(decoding.hidden, decoding.next_uniforms(), settings)
