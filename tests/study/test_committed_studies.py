@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -57,6 +58,23 @@ def test_the_page_shows_the_numbers_of_the_committed_study():
         # The page writes none for a difference that is not distinguishable.
         middle = None if contains_zero else one["difference"]
         assert shown(one["arm"], middle, one["low"], one["high"]), one
+
+
+def test_what_the_page_says_of_single_seeds_follows_from_the_committed_study():
+    study = json.loads((ROOT / "studies" / "gain" / "study.json").read_text())
+    points = {
+        (one["arm"], one["seed"]): 100 * one["value"]
+        for one in study["rows"]
+        if (one["table"], one["metric"]) == ("target", "accuracy")
+    }
+
+    def over(arm: str, other: str, seeds: range) -> list[float]:
+        return [points[arm, seed] - points[other, seed] for seed in seeds]
+
+    assert sum(gain > 0 for gain in over("contrast", "opd", range(10))) == 9
+    assert fmean(over("contrast", "opd", range(5, 10))) == pytest.approx(1.3)
+    assert fmean(over("sharpened", "opd", range(5, 10))) == pytest.approx(-0.8)
+    assert fmean(over("contrast", "sharpened", range(10))) == pytest.approx(1.375)
 
 
 def shown(arm: str, middle: float | None, low: float, high: float) -> bool:
